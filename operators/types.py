@@ -1,0 +1,245 @@
+"""The data that crosses module borders: segments in, events out, session state in between.
+
+All of it is plain ``msgspec`` structs, so the same definition serves the JSON on Kafka topics, the
+msgpack frames between the event loop and the device process, and the engine. Times in names ending
+``_ms`` are integer milliseconds. Wherever the operator has no knowledge of its own (topic names,
+wall-clock time of emission) a field has a neutral default which ``pipelines`` fills in.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Literal
+
+import msgspec
+
+EVENT_NAMESPACE = uuid.UUID("6f1c0a52-6b1f-5d0e-9a53-2f0c2d1f7a10")
+
+SegmentType = Literal["segment", "session_start", "session_end", "speaker_revision"]
+Trigger = Literal["tokens", "interval", "topic_shift", "request", "session_end"]
+ItemKind = Literal["topic", "decision", "action_item", "open_question"]
+ItemState = Literal["open", "done", "superseded"]
+Restored = Literal["none", "snapshot", "replay"]
+
+
+def event_id(stream_id: str, task: str, epoch: int, revision: int) -> str:
+    """The id of an output event: the same four facts always give the same id (RFC 4122, v5)."""
+    return str(uuid.uuid5(EVENT_NAMESPACE, f"{stream_id}\x1f{task}\x1f{epoch}\x1f{revision}"))
+
+
+class Speaker(msgspec.Struct, frozen=True):
+    id: str | None = None
+    name: str | None = None
+
+
+class Segment(msgspec.Struct, frozen=True, kw_only=True):
+    """One utterance of a transcript, or a mark of the stream's life (``type``).
+
+    ``seq`` and ``segment_id`` are filled by the codec when the producer gave none.
+    Only ``is_final`` text enters the KV cache.
+    """
+
+    stream_id: str
+    type: SegmentType = "segment"
+    text: str = ""
+    seq: int | None = None
+    segment_id: str = ""
+    revision: int = 0
+    is_final: bool = True
+    end_of_turn: bool = True
+    speaker: Speaker | None = None
+    start_ms: int | None = None
+    end_ms: int | None = None
+    language: str | None = None
+    confidence: float | None = None
+    tenant: str | None = None
+    emitted_at_ms: int | None = None
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """Where in the transcript an item was seen."""
+
+    segment_id: str
+    start_ms: int | None = None
+    end_ms: int | None = None
+    speaker: str | None = None
+
+
+class LedgerItem(msgspec.Struct, frozen=True, kw_only=True):
+    """One durable fact about the stream. Frozen once written; replaced, never edited in place."""
+
+    id: str
+    kind: ItemKind
+    text: str
+    owner: str | None = None
+    due: str | None = None
+    state: ItemState = "open"
+    last_changed_revision: int = 0
+    evidence: tuple[Evidence, ...] = ()
+
+
+class Covers(msgspec.Struct, frozen=True):
+    """The newest segment of which all tokens were visible to a successful summary branch."""
+
+    to_seq: int = -1
+    to_segment_id: str = ""
+    to_ms: int | None = None
+    lag_ms: int | None = None
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Which input records an event came from (offsets inclusive)."""
+
+    topic: str = ""
+    partition: int = -1
+    first_offset: int = -1
+    last_offset: int = -1
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    name: str = ""
+    draft: str = "none"
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens spent on one output. ``drafted``/``accepted`` count speculative draft tokens."""
+
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    verifies: int = 0
+    finish_reason: str = "stop"
+
+
+class KvInfo(msgspec.Struct, frozen=True):
+    """The stream's cache when the event was made. All numbers are tokens."""
+
+    sink: int = 0
+    window: int = 0
+    evicted_total: int = 0
+    restored: Restored = "none"
+
+
+class Stability(msgspec.Struct, frozen=True):
+    """How much of the text shown before was taken back (normalized erasure = deleted / length)."""
+
+    deleted_tokens: int = 0
+    normalized_erasure: float = 0.0
+
+
+class SummaryEvent(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="insight.summary.v1"
+):
+    stream_id: str
+    epoch: int
+    revision: int
+    event_id: str = ""
+    status: Literal["partial", "final"] = "partial"
+    text: str = ""
+    items: tuple[LedgerItem, ...] = ()
+    covers: Covers = Covers()
+    source: Source = Source()
+    trigger: Trigger = "tokens"
+    model: ModelInfo = ModelInfo()
+    usage: Usage = Usage()
+    kv: KvInfo = KvInfo()
+    stability: Stability = Stability()
+    degraded: tuple[str, ...] = ()
+    emitted_at_ms: int = 0
+
+
+class TranslationEvent(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="insight.translation.v1"
+):
+    """A translation of one unit (segment). ``committed`` never changes; ``tail`` may."""
+
+    stream_id: str
+    epoch: int
+    revision: int
+    target_lang: str
+    unit_id: str
+    event_id: str = ""
+    source_lang: str | None = None
+    source_text: str = ""
+    committed: str = ""
+    tail: str = ""
+    is_final: bool = True
+    source_segment_ids: tuple[str, ...] = ()
+    policy: str = "final"
+    covers: Covers = Covers()
+    source: Source = Source()
+    model: ModelInfo = ModelInfo()
+    usage: Usage = Usage()
+    stability: Stability = Stability()
+    degraded: tuple[str, ...] = ()
+    emitted_at_ms: int = 0
+
+
+Event = SummaryEvent | TranslationEvent
+
+
+class WindowSegment(msgspec.Struct, frozen=True, kw_only=True):
+    """A final segment (or part of a long one) whose tokens may still be inside the window."""
+
+    segment_id: str
+    seq: int
+    text: str
+    tokens: int
+    offset: int = -1
+    last_part: bool = True
+    speaker: str | None = None
+    start_ms: int | None = None
+    end_ms: int | None = None
+
+
+class SessionState(msgspec.Struct, frozen=True, kw_only=True):
+    """All a new process needs to go on with a stream: the value of the compacted session topic.
+
+    Bounded: the ledger by its budget, ``window`` by the ring, ``last_output`` by one text per task.
+    ``cursor`` is the ticket (input offset) of the last segment fully done; replayed input at or
+    below it is skipped. ``revisions`` holds the last revision issued per task ("summary",
+    "translation:fr", …).
+    """
+
+    stream_id: str
+    schema: Literal["insight.session.v1"] = "insight.session.v1"
+    epoch: int = 0
+    ended: bool = False
+    cursor: int = -1
+    next_seq: int = 0
+    revisions: dict[str, int] = {}
+    items: tuple[LedgerItem, ...] = ()
+    next_item: int = 1
+    window: tuple[WindowSegment, ...] = ()
+    covered_seq: int = -1
+    covered_segment_id: str = ""
+    covered_ms: int | None = None
+    uncovered_tokens: int = 0
+    tokens_total: int = 0
+    last_output: dict[str, str] = {}
+    degraded: tuple[str, ...] = ()
+    snapshot: str | None = None
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A segment that will not be processed: goes to the dead-letter topic with its reason."""
+
+    ticket: int
+    stage: str
+    reason: str
+    message: str
+
+
+class Emission(msgspec.Struct, kw_only=True):
+    """What one step produced for one stream, with the state that goes with it.
+
+    ``done`` and ``failed`` carry the tickets given to ``feed``, in feed order. Publishing ``events``
+    and ``state`` and acknowledging ``done`` belong together (one transaction).
+    """
+
+    stream_id: str
+    state: SessionState
+    events: list[Event] = []
+    done: list[int] = []
+    failed: list[Failure] = []
