@@ -1,0 +1,159 @@
+"""What is measured: one line per metric, its labels and its buckets.
+
+The table is the only place where a metric is declared. ``pipelines.metrics`` builds the Prometheus
+objects from it, the device's beats are checked against it, and the test of the dashboards reads the
+names that result. Seconds for times, tokens for sizes; no stream id is ever a label, because the
+number of streams has no bound.
+
+``name`` is written as the engine's observer says it: without the ``longstream_`` prefix and without
+the ``_total`` suffix. ``source`` says which side may write it: ``loop`` (the event loop, through the
+methods of ``Metrics``) or ``device`` (arriving in beats).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+SECONDS_SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SECONDS_LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
+SECONDS_END_TO_END = (
+    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0),
+    *(60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0),
+)
+TOKENS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0)
+ERASURE = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One metric. ``labels`` are its own; ``worker`` and ``model`` are added to all of them."""
+
+    kind: Kind
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    source: Literal["loop", "device"] = "loop"
+
+
+def _device(
+    kind: Kind, name: str, help: str, *labels: str, buckets: tuple[float, ...] = ()
+) -> Spec:
+    return Spec(kind, name, help, labels, buckets, "device")
+
+
+LOOP_SPECS = (
+    Spec("counter", "segments_consumed", "Segments read from the input topic.", ("final",)),
+    Spec("counter", "outputs_published", "Events the broker acknowledged.", ("status", "task")),
+    Spec("counter", "dead_letters", "Records put on the dead-letter topic.", ("stage", "reason")),
+    Spec("counter", "retries", "Attempts repeated after a fault.", ("stage",)),
+    Spec("counter", "duplicate_inputs", "Inputs skipped because they were already done."),
+    Spec("counter", "rebalances", "Assignments of partitions received from the group."),
+    Spec("counter", "commits", "Commits (transactions or offset commits) that succeeded."),
+    Spec("histogram", "commit_seconds", "Time one commit took.", (), SECONDS_SHORT),
+    Spec("counter", "device_restarts", "Times the device process was started again."),
+    Spec("gauge", "device_up", "1 while the device process runs with its model loaded."),
+    Spec(
+        "gauge",
+        "last_progress_timestamp_seconds",
+        "Unix time of the last input finished or work done by the device; 0 before the first.",
+    ),
+    Spec("gauge", "queue_depth", "Segments read and not finished."),
+    Spec(
+        "gauge",
+        "coverage_lag_seconds",
+        "Age of the oldest final segment read and not covered by a summary, over all streams.",
+    ),
+    Spec(
+        "gauge",
+        "commit_watermark_gap_messages",
+        "Messages between the highest offset finished and the offset committed.",
+        ("topic", "partition"),
+    ),
+    Spec(
+        "gauge",
+        "consumer_lag_messages",
+        "Messages between the end of the partition and the offset committed.",
+        ("topic", "partition"),
+    ),
+    Spec(
+        "gauge",
+        "consumer_lag_seconds",
+        "Age of the oldest message of the partition not committed; 0 when there is none.",
+        ("topic", "partition"),
+    ),
+    Spec(
+        "histogram",
+        "end_to_end_latency_seconds",
+        "From the newest input of an event to the broker's acknowledgement of that event.",
+        ("task",),
+        SECONDS_END_TO_END,
+    ),
+    Spec("counter", "unknown_metrics", "Values in device beats that no metric takes."),
+)
+
+DEVICE_SPECS = (
+    _device(
+        "counter", "prompt_tokens", "Tokens read by the model, generated ones excluded.", "task"
+    ),
+    _device("counter", "generation_tokens", "Tokens generated.", "task"),
+    _device("counter", "kv_evicted_tokens", "Transcript tokens that left the window."),
+    _device("counter", "kv_restores", "Streams brought back into a slot.", "kind"),
+    _device(
+        "counter", "spec_decode_drafts", "Verify forwards with at least one draft token.", "task"
+    ),
+    _device("counter", "spec_decode_draft_tokens", "Draft tokens proposed.", "task"),
+    _device("counter", "spec_decode_accepted_tokens", "Draft tokens accepted.", "task", "drafter"),
+    _device(
+        "counter",
+        "spec_decode_accepted_tokens_per_pos",
+        "Draft tokens accepted, by place in the draft (0 = first).",
+        "position",
+    ),
+    _device("counter", "observations_dropped", "Values lost because a beat was full."),
+    _device("gauge", "active_streams", "Streams that are open."),
+    _device("gauge", "resident_streams", "Streams whose KV cache is in device memory."),
+    _device("gauge", "kv_slots", "KV cache slots."),
+    _device("gauge", "kv_slots_used", "KV cache slots in use."),
+    _device("gauge", "kv_bytes", "Bytes reserved for KV cache and branch scratch."),
+    _device("histogram", "step_seconds", "One step of the engine.", buckets=SECONDS_SHORT),
+    _device("histogram", "batch_tokens", "Tokens of all rows in one forward.", buckets=TOKENS),
+    _device("histogram", "prefill_seconds", "One ingest forward.", buckets=SECONDS_SHORT),
+    _device(
+        "histogram",
+        "queue_wait_seconds",
+        "From a segment fed to the engine to its first token read.",
+        buckets=SECONDS_LONG,
+    ),
+    _device(
+        "histogram",
+        "time_to_first_token_seconds",
+        "From a branch forked to its first generated token.",
+        "task",
+        buckets=SECONDS_LONG,
+    ),
+    _device(
+        "histogram",
+        "inter_token_latency_seconds",
+        "Time per generated token after the first.",
+        "task",
+        buckets=SECONDS_SHORT,
+    ),
+    _device(
+        "histogram",
+        "summary_normalized_erasure",
+        "Tokens of the previous summary taken back, as a share of its length.",
+        buckets=ERASURE,
+    ),
+    _device(
+        "histogram",
+        "translation_normalized_erasure",
+        "Tokens of the previous translation taken back, as a share of its length.",
+        buckets=ERASURE,
+    ),
+)
+
+SPECS = LOOP_SPECS + DEVICE_SPECS
