@@ -1,8 +1,8 @@
-"""Prometheus metrics of a worker: what the event loop counts, and what the device process reports.
+"""Prometheus metrics of a worker: what the event loop counts, what the device process reports.
 
-Names and labels come from ``pipelines.metric_catalogue``. The engine knows nothing of Prometheus: in
-the device process a ``BeatObserver`` collects, beats carry the deltas over, ``apply_beat`` adds them
-here. A value the catalogue does not know is counted and logged once, never an exception: a metric
+Names and labels come from ``pipelines.metric_catalogue``. The engine knows nothing of Prometheus:
+in the device process a ``BeatObserver`` collects, beats carry the deltas over, ``apply_beat`` adds
+them here. A value the catalogue does not know is counted and logged once, never an exception: a metric
 must not be able to stop a pipeline.
 """
 
@@ -40,7 +40,7 @@ MAX_LOGGED = 100
 log = logging.getLogger(__name__)
 
 # A second series per counter and histogram saying when it was made: nobody here reads them.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _DEVICE = {spec.name: spec for spec in DEVICE_SPECS}
 
@@ -99,8 +99,8 @@ class _Family:
 class Metrics:
     """All metrics of one worker. Used from the event loop's thread; reading is safe from any.
 
-    ``registry`` defaults to a fresh one, so that two workers in one test do not meet. ``worker`` and
-    ``model`` become labels of every series.
+    ``registry`` defaults to a fresh one, so that two workers in one test do not meet. ``worker``
+    and ``model`` become labels of every series.
     """
 
     def __init__(
