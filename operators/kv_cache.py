@@ -1,0 +1,249 @@
+"""The KV cache: fixed-size slots (sink tokens + ring) per stream, scratch regions for branches.
+
+    slot of a stream, per layer                     region of a branch, per layer
+    ┌────────────┬───────────────────────────┐      ┌──────────────────────┐
+    │ S sinks    │ ring of R = W + slack     │      │ B scratch tokens     │
+    │ pinned     │ transcript, wraps around  │      │ instruction + answer │
+    └────────────┴───────────────────────────┘      └──────────────────────┘
+
+Positions are absolute and never change: sinks sit at 0…S-1, transcript token k at S+k. Token at
+position p lies in the ring at ``S + (p - S) mod R``. What a query may see is a rule on positions
+(:func:`visible`), not on what happens to lie in memory, so evicting costs nothing and rolling back
+is a subtraction. StreamingLLM (Xiao et al. 2023, arXiv 2309.17453), section 3.2.
+
+The cache holds tensors and arithmetic only; who may write when is decided by the scheduler.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from operators.errors import CapacityError, ConfigError
+
+
+@dataclass(frozen=True)
+class KvShape:
+    """What the model contributes to the size of the cache."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class KvLayout:
+    """Sizes in tokens: S sinks, W window, slack, B branch scratch."""
+
+    sinks: int
+    window: int
+    slack: int
+    branch_tokens: int
+
+    @property
+    def ring(self) -> int:
+        return self.window + self.slack
+
+    @property
+    def slot_tokens(self) -> int:
+        return self.sinks + self.ring
+
+
+def token_bytes(shape: KvShape, dtype: torch.dtype) -> int:
+    """Bytes of one token's keys and values over all layers."""
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * dtype.itemsize
+
+
+def bytes_per_stream(
+    shape: KvShape, layout: KvLayout, dtype: torch.dtype, *, slots: int, branches: int
+) -> int:
+    """KV bytes of one stream: its slot and its share of the branch regions (rounded up)."""
+    scratch = -(-branches * layout.branch_tokens // slots)
+    return token_bytes(shape, dtype) * (layout.slot_tokens + scratch)
+
+
+@dataclass(eq=False)
+class StreamSlot:
+    """A stream's place in the cache. ``length`` counts all tokens ever appended (sinks included),
+    so it is also the absolute position of the next token (the *frontier*)."""
+
+    index: int
+    length: int = 0
+
+
+@dataclass(eq=False)
+class Branch:
+    """A fork of a stream: sees the window as it was at ``fork``, writes to its own region."""
+
+    stream: StreamSlot
+    region: int
+    fork: int
+    length: int = 0
+
+
+class KvCache:
+    """Storage for all slots and branch regions of one model on one device.
+
+    ``keys[layer]``/``values[layer]``: ``[slots, kv_heads, S + R, head_dim]``;
+    ``branch_keys[layer]``/``branch_values[layer]``: ``[branches, kv_heads, B, head_dim]``.
+    Allocated once, zeroed, never grown.
+    """
+
+    def __init__(
+        self,
+        shape: KvShape,
+        layout: KvLayout,
+        *,
+        slots: int,
+        branches: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.shape, self.layout, self.dtype, self.device = shape, layout, dtype, device
+        self.slots, self.branches = slots, branches
+
+        def pool(count: int, tokens: int) -> list[Tensor]:
+            size = (count, shape.kv_heads, tokens, shape.head_dim)
+            return [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)]
+
+        self.keys = pool(slots, layout.slot_tokens)
+        self.values = pool(slots, layout.slot_tokens)
+        self.branch_keys = pool(branches, layout.branch_tokens)
+        self.branch_values = pool(branches, layout.branch_tokens)
+        self._free_slots = list(range(slots - 1, -1, -1))
+        self._free_regions = list(range(branches - 1, -1, -1))
+        self._open: dict[StreamSlot, list[Branch]] = {}
+
+    # --- accounting --------------------------------------------------------------------------
+
+    @property
+    def nbytes(self) -> int:
+        pools = (self.keys, self.values, self.branch_keys, self.branch_values)
+        return sum(t.nbytes for pool in pools for t in pool)
+
+    @property
+    def free_slots(self) -> int:
+        return len(self._free_slots)
+
+    @property
+    def free_regions(self) -> int:
+        return len(self._free_regions)
+
+    def open_branches(self, stream: StreamSlot) -> list[Branch]:
+        return self._open.get(stream, [])
+
+    # --- slots and branches ------------------------------------------------------------------
+
+    def allocate(self) -> StreamSlot:
+        """Take a free slot; raises :class:`CapacityError` when none is left."""
+        if not self._free_slots:
+            raise CapacityError(f"all {self.slots} slots hold a stream; raise `slots` or wait")
+        stream = StreamSlot(self._free_slots.pop())
+        self._open[stream] = []
+        return stream
+
+    def release(self, stream: StreamSlot) -> None:
+        """Give the slot back, with every branch still open on it."""
+        for branch in list(self._open[stream]):
+            self.drop(branch)
+        del self._open[stream]
+        self._free_slots.append(stream.index)
+
+    def fork(self, stream: StreamSlot) -> Branch:
+        """Open a branch at the stream's frontier; raises :class:`CapacityError` when none is free.
+
+        The stream itself is not touched, now or by anything the branch does later.
+        """
+        if not self._free_regions:
+            raise CapacityError(f"all {self.branches} branch regions are in use; wait for one")
+        branch = Branch(stream, self._free_regions.pop(), fork=stream.length)
+        self._open[stream].append(branch)
+        return branch
+
+    def drop(self, branch: Branch) -> None:
+        """Throw the branch away. Leaves no trace in the stream."""
+        self._open[branch.stream].remove(branch)
+        self._free_regions.append(branch.region)
+
+    # --- room --------------------------------------------------------------------------------
+
+    def ingest_room(self, stream: StreamSlot) -> int:
+        """How many tokens may be appended to the stream in one block right now.
+
+        A block never exceeds ``slack``: it may only overwrite what its own first query cannot see.
+        While branches are open the frontier may run at most ``slack`` past the oldest fork, for
+        one token more would overwrite the oldest token that branch still sees.
+        """
+        slack = self.layout.slack
+        forks = [b.fork for b in self._open[stream]]
+        return min([slack, *(fork + slack - stream.length for fork in forks)])
+
+    def branch_room(self, branch: Branch) -> int:
+        """How many tokens the branch's scratch region still takes."""
+        return self.layout.branch_tokens - branch.length
+
+    # --- positions and memory ----------------------------------------------------------------
+
+    def ring_index(self, start: int, count: int) -> Tensor:
+        """Memory indices within a slot of positions ``start … start+count-1``: ``[count]`` long."""
+        pos = torch.arange(start, start + count, device=self.device)
+        s, r = self.layout.sinks, self.layout.ring
+        return torch.where(pos < s, pos, s + (pos - s) % r)
+
+    def positions(self, end: int) -> Tensor:
+        """Which absolute position each used memory index holds once the frontier is ``end``.
+
+        ``[used]`` long, ``used = min(end, S + R)``.
+        """
+        s, r = self.layout.sinks, self.layout.ring
+        index = torch.arange(min(end, s + r), device=self.device)
+        last = end - 1
+        return torch.where(index < s, index, last - (last - index) % r)
+
+    # --- moving a slot between device and host ------------------------------------------------
+
+    def export(self, stream: StreamSlot) -> Tensor:
+        """Copy a slot to host memory: ``[2, layers, kv_heads, used, head_dim]``; the slot stays."""
+        used = min(stream.length, self.layout.slot_tokens)
+        stacked = [
+            torch.stack([layer[stream.index, :, :used] for layer in pool])
+            for pool in (self.keys, self.values)
+        ]
+        return torch.stack(stacked).to("cpu", copy=True)
+
+    def restore(self, stream: StreamSlot, tensors: Tensor, length: int) -> None:
+        """Fill a slot from :meth:`export`'s tensor. Mutates the slot; raises ConfigError on shape."""
+        used = min(length, self.layout.slot_tokens)
+        want = (2, self.shape.layers, self.shape.kv_heads, used, self.shape.head_dim)
+        if tuple(tensors.shape) != want or tensors.dtype != self.dtype:
+            raise ConfigError(
+                f"KV snapshot is {tuple(tensors.shape)} {tensors.dtype}, this cache needs "
+                f"{want} {self.dtype}: it was made with another model, layout or dtype"
+            )
+        for layer in range(self.shape.layers):
+            self.keys[layer][stream.index, :, :used] = tensors[0, layer].to(self.device)
+            self.values[layer][stream.index, :, :used] = tensors[1, layer].to(self.device)
+        stream.length = length
+
+    def check_integrity(self) -> None:
+        """Every slot and region is either free or held exactly once (asserted; for tests and idle)."""
+        held = [s.index for s in self._open]
+        assert sorted(held + self._free_slots) == list(range(self.slots))
+        regions = [b.region for branches in self._open.values() for b in branches]
+        assert sorted(regions + self._free_regions) == list(range(self.branches))
+
+
+def visible(key_pos: Tensor, query_pos: Tensor, layout: KvLayout) -> Tensor:
+    """StreamingLLM's rule: sinks, and the last W tokens before the query, and the query itself.
+
+    ``key_pos`` ``[keys]``, ``query_pos`` ``[queries]`` → bool ``[queries, keys]``.
+    """
+    key, query = key_pos[None, :], query_pos[:, None]
+    return (key <= query) & ((key < layout.sinks) | (key >= query - layout.window))
+
+
+def visible_to_branch(key_pos: Tensor, fork: int, layout: KvLayout) -> Tensor:
+    """What every token of a branch forked at ``fork`` sees of its stream: bool ``[keys]``."""
+    return (key_pos < fork) & ((key_pos < layout.sinks) | (key_pos >= fork - layout.window))

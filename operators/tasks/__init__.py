@@ -1,0 +1,1 @@
+"""What streams are asked for: rolling summaries (a ledger) and translations, and their prompts."""

@@ -1,0 +1,195 @@
+"""The ledger: a stream's durable memory, a bounded list of items with evidence.
+
+Sinks and window alone would summarise the last paragraphs. What lasts is explicit text: items of
+four kinds, written once and then frozen. An update adds what is new; when the ledger outgrows its
+budget the oldest items are merged. Everything here is plain data and text, no model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from operators.text import repeated_trigram_share, trigrams, words
+from operators.types import Evidence, ItemKind, LedgerItem
+
+_LINE = re.compile(
+    r"^\s*(?:[-*•]|\d+[.)])?\s*\**(TOPIC|DECISION|ACTION|QUESTION)S?\b\**"
+    r"\s*(?:\(([^)]{1,60})\))?\s*\**:\**\s*(.+)$",
+    re.IGNORECASE,
+)
+_KINDS: dict[str, ItemKind] = {
+    "TOPIC": "topic",
+    "DECISION": "decision",
+    "ACTION": "action_item",
+    "QUESTION": "open_question",
+}
+_LABELS = {kind: label for label, kind in _KINDS.items()}
+_NOBODY = {"", "who", "none", "unknown", "n/a", "nobody", "someone"}
+MAX_ITEM_CHARS = 280
+_STOPWORDS = frozenset(
+    "about after again also been before being both could does doing down each from further have "
+    "having here into itself just more most once only other over same should some such than that "
+    "their them then there these they this those through under until very want wants were what "
+    "when where which while will with would your discuss discusses discussed discussing discussion "
+    "meeting mention mentions mentioned people speaker talk talked topic transcript".split()
+)
+
+
+@dataclass(frozen=True)
+class Note:
+    """One parsed line of a model's answer."""
+
+    kind: ItemKind
+    text: str
+    owner: str | None = None
+
+
+def parse_notes(answer: str, limit: int) -> list[Note]:
+    """Read the lines of an update; lines in no known form and repeated ones are dropped.
+
+    Lines that are mostly a repetition of themselves (a loop) are dropped too.
+    """
+    notes: list[Note] = []
+    for line in answer.splitlines():
+        match = _LINE.match(line)
+        if not match:
+            continue
+        label, owner, text = match.groups()
+        text = " ".join(text.split())[:MAX_ITEM_CHARS].strip(" *")
+        if len(words(text)) < 3 or repeated_trigram_share(text) > 0.2:
+            continue
+        name = (owner or "").strip()
+        kind = _KINDS[label.upper()]
+        wanted = kind == "action_item" and name.lower() not in _NOBODY
+        notes.append(Note(kind, text, name if wanted else None))
+    return notes[:limit]
+
+
+def content_words(text: str) -> set[str]:
+    """Words that carry meaning, cut to a crude stem so that 'designs' supports 'design'."""
+    return {w[:6] for w in words(text) if len(w) > 3 and w not in _STOPWORDS}
+
+
+def similarity(a: str, b: str) -> float:
+    """Overlap of content words: shared over the smaller set (1.0 = one contains the other)."""
+    left, right = content_words(a), content_words(b)
+    return len(left & right) / min(len(left), len(right)) if left and right else 0.0
+
+
+def support(text: str, source: Iterable[str]) -> float:
+    """Share of the item's content words found in the source texts."""
+    want = content_words(text)
+    have: set[str] = set()
+    for piece in source:
+        have |= content_words(piece)
+    return len(want & have) / len(want) if want else 0.0
+
+
+def copied(text: str, source: str) -> bool:
+    """Whether the item is a stretch of transcript passed off as a summary: most of its trigrams
+    stand in one and the same segment."""
+    mine, theirs = trigrams(words(text)), set(trigrams(words(source)))
+    return len(mine) >= 4 and sum(t in theirs for t in mine) / len(mine) > 0.6
+
+
+def find_evidence(text: str, segments: Sequence[tuple[Evidence, str]]) -> tuple[Evidence, ...]:
+    """The up to two segments that share most content words with the item, in transcript order."""
+    want = content_words(text)
+    scored = [(len(want & content_words(said)), at) for at, (_, said) in enumerate(segments)]
+    best = sorted((s for s in scored if s[0] > 0), key=lambda s: (-s[0], s[1]))[:2]
+    return tuple(segments[at][0] for _, at in sorted(best, key=lambda s: s[1]))
+
+
+@dataclass(frozen=True)
+class Update:
+    """Outcome of one update: the new ledger, and how many answer lines were refused and why."""
+
+    items: tuple[LedgerItem, ...]
+    added: int
+    duplicate: int = 0
+    ungrounded: int = 0
+    copied: int = 0
+
+
+def add_notes(
+    items: tuple[LedgerItem, ...],
+    notes: Sequence[Note],
+    segments: Sequence[tuple[Evidence, str]],
+    *,
+    revision: int,
+    next_id: int,
+    min_support: float = 0.5,
+) -> Update:
+    """Append what is new; existing items are frozen.
+
+    A note is refused when an item of the ledger already says it, when less than ``min_support`` of
+    its content words occur in the window's ``segments``, or when it is a copied stretch of one.
+    """
+    said = [text for _, text in segments]
+    kept = list(items)
+    duplicate = ungrounded = verbatim = 0
+    for note in notes:
+        if any(similarity(note.text, item.text) >= 0.7 for item in kept):
+            duplicate += 1
+        elif support(note.text, said) < min_support:
+            ungrounded += 1
+        elif any(copied(note.text, text) for text in said):
+            verbatim += 1
+        else:
+            kept.append(
+                LedgerItem(
+                    id=f"i{next_id + len(kept) - len(items)}",
+                    kind=note.kind,
+                    text=note.text,
+                    owner=note.owner,
+                    last_changed_revision=revision,
+                    evidence=find_evidence(note.text, segments),
+                )
+            )
+    return Update(tuple(kept), len(kept) - len(items), duplicate, ungrounded, verbatim)
+
+
+def merge_notes(
+    items: tuple[LedgerItem, ...],
+    old: int,
+    notes: Sequence[Note],
+    *,
+    revision: int,
+    next_id: int,
+) -> tuple[LedgerItem, ...]:
+    """Replace the ``old`` oldest items by the merged ``notes``, which must be fewer and grounded in
+    them; otherwise drop the older half of those items. Either way the ledger gets shorter."""
+    sources = items[:old]
+    said = [item.text for item in sources]
+    good = [n for n in notes if support(n.text, said) >= 0.6]
+    if not good or len(good) >= old:
+        return items[(old + 1) // 2 :]
+    merged = tuple(
+        LedgerItem(
+            id=f"i{next_id + at}",
+            kind=note.kind,
+            text=note.text,
+            owner=note.owner,
+            last_changed_revision=revision,
+            evidence=_evidence_of(note.text, sources),
+        )
+        for at, note in enumerate(good)
+    )
+    return merged + items[old:]
+
+
+def _evidence_of(text: str, sources: Sequence[LedgerItem]) -> tuple[Evidence, ...]:
+    """Evidence of the two source items closest to a merged line."""
+    close = sorted(sources, key=lambda item: -similarity(text, item.text))[:2]
+    return tuple(dict.fromkeys(e for item in close for e in item.evidence))[:3]
+
+
+def render(items: Sequence[LedgerItem]) -> str:
+    """The ledger as the model reads and writes it, one line per item; "(none)" when empty."""
+    lines = []
+    for item in items:
+        owner = f" ({item.owner})" if item.owner else ""
+        lines.append(f"{_LABELS[item.kind]}{owner}: {item.text}")
+    return "\n".join(lines) or "(none)"

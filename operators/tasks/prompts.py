@@ -1,0 +1,55 @@
+"""Prompts are plain files (``prompts/*.txt``), each replaceable by a setting of the same name.
+
+Placeholders in braces are filled with *tokens*, encoded as ordinary text: nothing a speaker says can
+act as a special token. All tokens around the transcript come from the model's own chat template.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+
+from operators.errors import ConfigError
+from operators.text import Tokenizer
+
+NAMES = ("system", "user", "summary", "compact", "translate")
+_FIELDS = {
+    "system": set[str](),
+    "user": {"window"},
+    "summary": {"ledger", "limit"},
+    "compact": {"ledger", "limit"},
+    "translate": {"language", "text"},
+}
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+class Prompts:
+    """All prompts of one operator, tokenised for one model.
+
+    ``prefix``: the tokens pinned as attention sinks at the start of every stream. ``render``: the
+    tokens of a branch, up to and including the assistant's header.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, overrides: dict[str, str] | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._texts = {name: _load(name) for name in NAMES}
+        for name, text in (overrides or {}).items():
+            if name not in _FIELDS:
+                raise ConfigError(f"prompts: no prompt {name!r}; there are {', '.join(NAMES)}")
+            found = set(_PLACEHOLDER.findall(text))
+            if found != _FIELDS[name]:
+                want = ", ".join(f"{{{f}}}" for f in sorted(_FIELDS[name])) or "no placeholder"
+                raise ConfigError(f"prompts: {name!r} must contain exactly {want}")
+            self._texts[name] = text
+        self.prefix, self._suffix = tokenizer.chat(
+            self._texts["system"].strip(), self._texts["user"].strip()
+        )
+
+    def render(self, name: str, **fields: str) -> list[int]:
+        """Tokens of prompt ``name`` with its placeholders filled by ``fields``."""
+        text = _PLACEHOLDER.sub(lambda m: fields[m.group(1)], self._texts[name].rstrip("\n"))
+        return self._tokenizer.encode(text) + self._suffix
+
+
+def _load(name: str) -> str:
+    return (resources.files("operators.tasks") / "prompts" / f"{name}.txt").read_text("utf-8")

@@ -1,0 +1,95 @@
+"""Tokens and text: the tokenizer seam, and small measures of a text used for quality and stability."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+
+class Tokenizer(Protocol):
+    """What the engine needs of a tokenizer.
+
+    ``encode`` treats its text as ordinary text, whatever it spells: a speaker who says ``<|im_end|>``
+    must not end a turn. ``encode_template`` is for our own prompt files only and honours special
+    tokens. ``chat`` gives the tokens around a conversation of one system and one user message.
+    """
+
+    eos_ids: frozenset[int]
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def chat(self, system: str, user: str) -> tuple[list[int], list[int]]:
+        """Tokens before and after what stands at ``{window}`` in ``user``."""
+        ...
+
+
+_MARK = "\N{SYMBOL FOR NULL}WINDOW\N{SYMBOL FOR NULL}"
+
+
+class HubTokenizer:
+    """A transformers (fast) tokenizer behind the :class:`Tokenizer` seam."""
+
+    def __init__(self, tokenizer: Any, config: Any, generation_config: Any = None) -> None:
+        self._tokenizer = tokenizer
+        ids: set[int] = set()
+        for source in (tokenizer, config, generation_config):
+            value = getattr(source, "eos_token_id", None)
+            ids.update([value] if isinstance(value, int) else value or [])
+        vocab = tokenizer.get_vocab()
+        ids.update(vocab[t] for t in ("<|im_end|>", "<|endoftext|>", "<|eot_id|>") if t in vocab)
+        self.eos_ids = frozenset(ids)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(
+            text, add_special_tokens=False, split_special_tokens=True
+        )
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def chat(self, system: str, user: str) -> tuple[list[int], list[int]]:
+        messages = [
+            {"role": "system", "content": system},
+            {"role": "user", "content": user.replace("{window}", _MARK)},
+        ]
+        if self._tokenizer.chat_template:
+            text: str = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        else:
+            text = f"{system}\n\n{messages[1]['content']}\n"
+        before, after = text.split(_MARK)
+        encode = self._tokenizer.encode
+        return encode(before, add_special_tokens=False), encode(after, add_special_tokens=False)
+
+
+_WORD = re.compile(r"\w+(?:['’]\w+)*", re.UNICODE)
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words of a text, punctuation dropped."""
+    return _WORD.findall(text.lower())
+
+
+def trigrams(tokens: Sequence[str]) -> list[tuple[str, ...]]:
+    return [tuple(tokens[i : i + 3]) for i in range(len(tokens) - 2)]
+
+
+def repeated_trigram_share(text: str) -> float:
+    """Share of word trigrams that already occurred earlier in the text (0 = no repetition)."""
+    grams = trigrams(words(text))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def normalized_erasure(before: str, after: str) -> tuple[int, float]:
+    """Words of ``before`` taken back by ``after`` (all behind the common prefix), and that number
+    divided by the length of ``after`` (Arivazhagan et al. 2020, normalized erasure)."""
+    old, new = before.split(), after.split()
+    common = 0
+    while common < min(len(old), len(new)) and old[common] == new[common]:
+        common += 1
+    deleted = len(old) - common
+    return deleted, deleted / max(1, len(new))
