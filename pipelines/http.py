@@ -48,13 +48,23 @@ class Readiness:
     """Partitions assigned to this worker."""
     model: str | None = None
     """Name of the loaded model; None while it is not loaded, or its process is gone."""
-    in_flight: int = 0
-    """Segments read and not finished; 0 = idle."""
     stopping: bool = False
-    _last_progress: float = field(default=float("nan"), repr=False)
+    _in_flight: int = field(default=0, init=False, repr=False)
+    _last_progress: float = field(default=0.0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._last_progress = self.clock()
+
+    @property
+    def in_flight(self) -> int:
+        """Segments read and not finished; 0 = idle. Leaving 0 starts the wait for progress anew."""
+        return self._in_flight
+
+    @in_flight.setter
+    def in_flight(self, segments: int) -> None:
+        if self._in_flight == 0 and segments > 0:
+            self._last_progress = self.clock()
+        self._in_flight = segments
 
     def progress(self) -> None:
         """Something was finished just now."""

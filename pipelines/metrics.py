@@ -2,8 +2,8 @@
 
 Names and labels come from ``pipelines.metric_catalogue``. The engine knows nothing of Prometheus:
 in the device process a ``BeatObserver`` collects, beats carry the deltas over, ``apply_beat`` adds
-them here. A value the catalogue does not know is counted and logged once, never an exception: a metric
-must not be able to stop a pipeline.
+them here. A value the catalogue does not know is counted and logged once, never an exception: a
+metric must not be able to stop a pipeline.
 """
 
 from __future__ import annotations
