@@ -1,0 +1,207 @@
+"""The device process: one model, one thread, fed through a socket. Started by ``pipelines.device``.
+
+    python -m pipelines.device_main FD
+
+Frames in and out as in :mod:`pipelines.protocol`. The loop: (1) take the commands that wait, (2) one
+``operator.step()``, (3) send what it emitted. A second, small thread sends a Beat every half second,
+also while the model loads and during a long step: ``steps`` says whether the engine moves, the beat
+itself only that the process lives.
+
+The process ends when its socket does, when its parent dies (Linux: also by a signal from the
+kernel), on Stop, and on any fault: it never tries to go on with a state it cannot vouch for.
+Ctrl-C and SIGTERM are the parent's business and ignored here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from typing import Protocol
+
+from operators.config import OperatorConfig
+from operators.errors import ConfigError, ModelError
+from operators.observer import Observer
+from operators.types import Emission, Segment, SessionState
+from pipelines import protocol
+from pipelines.beats import BeatObserver
+from pipelines.frames import FrameReader, frame
+
+BEAT_SECONDS = 0.5
+TEST_OPERATOR = "LONGSTREAM_TEST_OPERATOR"
+"""Tests only: "module:function" that makes the operator when Load says ``toy``."""
+
+
+class Operator(Protocol):
+    """What the loop needs of ``operators.stream_operator.StreamOperator``."""
+
+    def open(self, stream_id: str, state: SessionState | None = None) -> None: ...
+    def feed(self, segment: Segment, ticket: int) -> None: ...
+    def drop(self, stream_id: str) -> None: ...
+    def step(self) -> list[Emission]: ...
+    def has_work(self) -> bool: ...
+    def idle_until(self) -> float | None: ...
+
+
+class Stopped(Exception):
+    """The parent said Stop, or its end of the socket is closed."""
+
+
+class Device:
+    """The loop around an operator."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._frames = FrameReader(protocol.Command)
+        self._send_lock = threading.Lock()
+        self._observer = BeatObserver()
+        self._operator: Operator | None = None
+        self._steps = 0
+        self._busy = True  # loading counts
+
+    def run(self) -> int:
+        """Serve until stopped; the exit code of the process."""
+        threading.Thread(target=self._beat_forever, daemon=True, name="beats").start()
+        try:
+            while True:
+                self._once()
+        except Stopped:
+            return 0
+        except BaseException as error:
+            traceback.print_exc(file=sys.stderr)
+            with contextlib.suppress(OSError):
+                self._send(protocol.Fatal(_kind(error), f"{type(error).__name__}: {error}"))
+            return 1
+
+    def _once(self) -> None:
+        # 1. commands; with nothing to compute, sleep until one arrives or a trigger is due.
+        for command in self._receive(self._wait_seconds()):
+            self._obey(command)
+        operator = self._operator
+        if operator is None:
+            return
+        self._busy = operator.has_work()
+        due = operator.idle_until()
+        if not self._busy and (due is None or due > time.monotonic()):
+            return
+        # 2. one step; 3. its results.
+        emissions = operator.step()
+        self._steps += 1
+        for emission in emissions:
+            self._send(protocol.Output(emission))
+        self._busy = operator.has_work()
+
+    def _wait_seconds(self) -> float | None:
+        operator = self._operator
+        if operator is None:
+            return None
+        if operator.has_work():
+            return 0.0
+        due = operator.idle_until()
+        return None if due is None else max(0.0, due - time.monotonic())
+
+    def _obey(self, command: protocol.Command) -> None:
+        if isinstance(command, protocol.Load):
+            self._load(command)
+            return
+        if isinstance(command, protocol.Stop):
+            raise Stopped
+        assert self._operator is not None, "the first command must be Load"
+        if isinstance(command, protocol.Open):
+            self._operator.open(command.stream_id, command.state)
+        elif isinstance(command, protocol.Feed):
+            self._operator.feed(command.segment, command.ticket)
+        else:
+            self._operator.drop(command.stream_id)
+            self._send(protocol.Dropped(command.stream_id, command.generation))
+
+    def _load(self, load: protocol.Load) -> None:
+        config = OperatorConfig.from_dict(load.config)
+        self._operator, ready = make_operator(load, config, self._observer, self._progress)
+        self._busy = False
+        self._send(ready)
+
+    def _progress(self, message: str) -> None:
+        self._send(protocol.Progress(message))
+
+    def _receive(self, timeout: float | None) -> list[protocol.Command]:
+        readable, _, _ = select.select([self._sock], [], [], timeout)
+        if not readable:
+            return []
+        data = self._sock.recv(1 << 20)
+        if not data:
+            raise Stopped
+        return list(self._frames.feed(data))
+
+    def _send(self, report: protocol.Report) -> None:
+        with self._send_lock:
+            self._sock.sendall(frame(report))
+
+    def _beat_forever(self) -> None:
+        while True:
+            counters, gauges, observations = self._observer.drain()
+            beat = protocol.Beat(
+                steps=self._steps,
+                busy=self._busy,
+                counters=counters,
+                gauges=gauges,
+                observations=observations,
+            )
+            try:
+                self._send(beat)
+            except OSError:
+                os._exit(0)  # the parent is gone, and a step may take long to notice
+            time.sleep(BEAT_SECONDS)
+
+
+def make_operator(
+    load: protocol.Load, config: OperatorConfig, observer: Observer, progress: object
+) -> tuple[Operator, protocol.Ready]:
+    """Load the model and build the engine. Raises ModelError or ConfigError."""
+    if load.toy:
+        module, _, name = os.environ.get(TEST_OPERATOR, "").partition(":")
+        if not name:
+            raise ConfigError(f"a toy device needs {TEST_OPERATOR}=module:function")
+        made: tuple[Operator, protocol.Ready] = getattr(importlib.import_module(module), name)(
+            load, config, observer
+        )
+        return made
+    from pipelines.device_model import load_operator  # imports torch: only here
+
+    return load_operator(load, config, observer, progress)  # type: ignore[arg-type]
+
+
+def _kind(error: BaseException) -> str:
+    if isinstance(error, ConfigError):
+        return "config"
+    return "model" if isinstance(error, ModelError) else "device"
+
+
+def die_with_parent() -> None:
+    """Linux: have the kernel kill this process when the thread that started it ends."""
+    pr_set_pdeathsig = 1
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def main() -> int:
+    for ignored in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ignored, signal.SIG_IGN)
+    die_with_parent()
+    with socket.socket(fileno=int(sys.argv[1])) as sock:
+        return Device(sock).run()
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    # Not sys.exit: interpreter teardown would wait for the beat thread and native thread pools.
+    os._exit(code)

@@ -1,0 +1,52 @@
+"""Which offsets of one partition are finished, and how far the partition may be committed."""
+
+from __future__ import annotations
+
+
+class Watermark:
+    """Offsets of one partition between "read" and "finished".
+
+    Offsets are read in rising order. Those that were never read (transaction markers, compacted
+    records) do not count: the watermark is the smallest offset read and not finished, or one past
+    the highest read. Memory: one entry per open offset.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[int, None] = {}  # insertion order = rising offsets
+        self._highest = -1
+        self._highest_finished = -1
+
+    def __len__(self) -> int:
+        """Offsets read and not finished."""
+        return len(self._open)
+
+    @property
+    def value(self) -> int | None:
+        """The offset to commit (where a restart goes on); None before any was read."""
+        if self._open:
+            return next(iter(self._open))
+        return self._highest + 1 if self._highest >= 0 else None
+
+    @property
+    def gap(self) -> int:
+        """Messages between the highest finished offset and the watermark (0 = in step)."""
+        return max(0, self._highest_finished + 1 - (self.value or 0))
+
+    def is_open(self, offset: int) -> bool:
+        return offset in self._open
+
+    def is_finished(self, offset: int) -> bool:
+        """True for an offset that was read and finished, whether or not it can be committed."""
+        return offset <= self._highest and offset not in self._open
+
+    def read(self, offset: int) -> None:
+        """Begin an offset. Raises ValueError unless it is above all begun before."""
+        if offset <= self._highest:
+            raise ValueError(f"offset {offset} read after {self._highest}")
+        self._highest = offset
+        self._open[offset] = None
+
+    def finish(self, offset: int) -> None:
+        """End an open offset. Raises KeyError for one that is not open."""
+        del self._open[offset]
+        self._highest_finished = max(self._highest_finished, offset)
