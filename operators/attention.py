@@ -51,7 +51,7 @@ class _RowView:
     end: int
     slot: int
     used: int
-    mask: Tensor | None  # additive fp32 [n, used (+ own scratch)], None when all is visible
+    mask: Tensor  # additive fp32 [n, used (+ own scratch)]
     write: Tensor | slice
     rotate_sinks: bool
     region: int = -1
@@ -163,17 +163,15 @@ class AttentionPlan:
             end = row.start + n
             pos = cache.positions(end)
             query = torch.arange(row.start, end, device=device)
-            mask = _additive(visible(pos, query, layout))
+            mask = _additive(visible(pos, query, layout, row.stream.origin))
             write = cache.ring_index(row.start, n)
-            return _RowView(
-                begin, begin + n, row.stream.index, len(pos), mask, write, saturated
-            )
+            return _RowView(begin, begin + n, row.stream.index, len(pos), mask, write, saturated)
         branch = row.branch
         pos = cache.positions(row.stream.length)
         scratch = branch.length + n
         own = torch.arange(scratch, device=device)[None, :]
         query = torch.arange(branch.length, scratch, device=device)[:, None]
-        seen = visible_to_branch(pos, branch.fork, layout)[None, :].expand(n, -1)
+        seen = visible_to_branch(pos, branch.fork, layout, row.stream.origin)[None, :].expand(n, -1)
         return _RowView(
             begin,
             begin + n,

@@ -1,11 +1,11 @@
 """The exceptions longstream raises on purpose.
 
-    LongstreamError
-    ├── ConfigError          a setting is wrong; the message says which and what would be right
-    ├── ModelError           the model cannot be loaded or is of a kind we cannot run exactly
-    ├── SegmentError         one input segment is refused; the stream goes on (dead letter)
-    ├── CapacityError        no slot or branch region is free; the caller has to wait
-    └── DeviceError          the device process died, hung or failed; nothing unacknowledged is done
+LongstreamError
+├── ConfigError          a setting is wrong; the message says which and what would be right
+├── ModelError           the model cannot be loaded or is of a kind we cannot run exactly
+├── SegmentError         one input segment is refused; the stream goes on (dead letter)
+├── CapacityError        no slot or branch region is free; the caller has to wait
+└── DeviceError          the device process died, hung or failed; nothing unacknowledged is done
 """
 
 

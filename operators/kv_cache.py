@@ -67,10 +67,13 @@ def bytes_per_stream(
 @dataclass(eq=False)
 class StreamSlot:
     """A stream's place in the cache. ``length`` counts all tokens ever appended (sinks included),
-    so it is also the absolute position of the next token (the *frontier*)."""
+    so it is also the absolute position of the next token (the *frontier*). ``origin`` is the position
+    of the first transcript token: S, or later for a stream that goes on where an older one stopped,
+    with nothing in its ring yet."""
 
     index: int
     length: int = 0
+    origin: int = 0
 
 
 @dataclass(eq=False)
@@ -235,15 +238,18 @@ class KvCache:
         assert sorted(regions + self._free_regions) == list(range(self.branches))
 
 
-def visible(key_pos: Tensor, query_pos: Tensor, layout: KvLayout) -> Tensor:
+def visible(key_pos: Tensor, query_pos: Tensor, layout: KvLayout, origin: int = 0) -> Tensor:
     """StreamingLLM's rule: sinks, and the last W tokens before the query, and the query itself.
 
-    ``key_pos`` ``[keys]``, ``query_pos`` ``[queries]`` → bool ``[queries, keys]``.
+    ``key_pos`` ``[keys]``, ``query_pos`` ``[queries]`` → bool ``[queries, keys]``. Nothing between
+    the sinks and ``origin`` was ever written.
     """
     key, query = key_pos[None, :], query_pos[:, None]
-    return (key <= query) & ((key < layout.sinks) | (key >= query - layout.window))
+    oldest = torch.clamp(query - layout.window, min=origin)
+    return (key <= query) & ((key < layout.sinks) | (key >= oldest))
 
 
-def visible_to_branch(key_pos: Tensor, fork: int, layout: KvLayout) -> Tensor:
+def visible_to_branch(key_pos: Tensor, fork: int, layout: KvLayout, origin: int = 0) -> Tensor:
     """What every token of a branch forked at ``fork`` sees of its stream: bool ``[keys]``."""
-    return (key_pos < fork) & ((key_pos < layout.sinks) | (key_pos >= fork - layout.window))
+    oldest = max(fork - layout.window, origin)
+    return (key_pos < fork) & ((key_pos < layout.sinks) | (key_pos >= oldest))

@@ -82,7 +82,7 @@ class DecoderModel:
         dtype_generation: str = "fp32",
         device: str = "cpu",
     ) -> None:
-        config = network.config
+        config: Any = network.config
         check_supported(config)
         self.name, self.tokenizer, self.device = name, tokenizer, torch.device(device)
         self.dtypes = {"ingest": dtype_ingest, "generation": dtype_generation}
@@ -94,7 +94,7 @@ class DecoderModel:
         self.shape = KvShape(config.num_hidden_layers, kv_heads, head_dim)
         self.vocab_size = int(config.vocab_size)
         self._config = config
-        network.config._attn_implementation = ATTENTION_NAME
+        config._attn_implementation = ATTENTION_NAME
         network = network.to(self.device, self.dtype).eval()
         network.requires_grad_(False)
         self._networks: dict[str, Any] = {"ingest": network, "generation": network}

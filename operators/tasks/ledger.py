@@ -28,12 +28,16 @@ _KINDS: dict[str, ItemKind] = {
 _LABELS = {kind: label for label, kind in _KINDS.items()}
 _NOBODY = {"", "who", "none", "unknown", "n/a", "nobody", "someone"}
 MAX_ITEM_CHARS = 280
-_STOPWORDS = frozenset(
-    "about after again also been before being both could does doing down each from further have "
-    "having here into itself just more most once only other over same should some such than that "
-    "their them then there these they this those through under until very want wants were what "
-    "when where which while will with would your discuss discusses discussed discussing discussion "
-    "meeting mention mentions mentioned people speaker talk talked topic transcript".split()
+_STOPWORDS = frozenset(  # words that support nothing: common ones, and minutes' own vocabulary
+    word
+    for line in (
+        "about after again also been before being both could does doing down each from further have",
+        "having here into itself just more most once only other over same should some such than that",
+        "their them then there these they this those through under until very want wants were what",
+        "when where which while will with would your discuss discusses discussed discussing discussion",
+        "meeting mention mentions mentioned people speaker talk talked topic transcript",
+    )
+    for word in line.split()
 )
 
 

@@ -1,0 +1,139 @@
+"""One answer in the making: a branch, its prompt, its drafts, its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from operators.attention import Row
+from operators.drafting import Drafter, DraftLength
+from operators.kv_cache import Branch, KvCache
+from operators.types import Usage
+from operators.verify import accept_greedy
+
+_LOOP_TOKENS = 24
+
+
+@dataclass(eq=False)
+class Generation:
+    """A greedy answer on a branch; lives from the fork until ``finish_reason`` is set.
+
+    Each turn is either a stretch of prompt (role ingest) or a verify block ``[pending, *drafts]``
+    (role generation). ``output`` never holds a token the target model did not choose itself.
+    """
+
+    task: str
+    prompt: Sequence[int]
+    max_tokens: int
+    eos_ids: frozenset[int]
+    make_drafter: Callable[[], Drafter | None]
+    draft_length: DraftLength
+    due_at: float = 0.0
+    on_finish: Callable[[Generation], None] | None = None
+
+    branch: Branch | None = None
+    prefilled: int = 0
+    pending: int | None = None
+    output: list[int] = field(default_factory=list)
+    finish_reason: str = ""
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    drafted: int = 0
+    accepted: int = 0
+    verifies: int = 0
+    _drafter: Drafter | None = None
+    _drafts: list[int] = field(default_factory=list)
+
+    @property
+    def drafter_name(self) -> str:
+        return self._drafter.name if self._drafter is not None else "none"
+
+    @property
+    def prefilling(self) -> bool:
+        return self.prefilled < len(self.prompt)
+
+    def start(self, branch: Branch) -> None:
+        self.branch = branch
+        self._drafter = self.make_drafter()
+
+    def prompt_row(self, budget: int) -> Row:
+        """The next stretch of prompt; asks for logits only when it is the last."""
+        assert self.branch is not None
+        tokens = self.prompt[self.prefilled : self.prefilled + budget]
+        last = self.prefilled + len(tokens) == len(self.prompt)
+        return Row(self.branch.stream, tokens, self.branch, want=1 if last else 0)
+
+    def verify_row(self, cache: KvCache, max_draft: int) -> Row:
+        """``[pending, *drafts]`` with logits at every place. Remembers the drafts for judging."""
+        assert self.branch is not None
+        assert self.pending is not None
+        room = min(
+            cache.branch_room(self.branch) - 1, self.max_tokens - len(self.output) - 1, max_draft
+        )
+        k = max(0, min(self.draft_length.next(), room))
+        self._drafts = self._drafter.propose(k) if self._drafter is not None and k else []
+        tokens = [self.pending, *self._drafts]
+        return Row(self.branch.stream, tokens, self.branch, want=len(tokens))
+
+    def prompt_done(self, tokens: int, logits: Tensor | None) -> int:
+        """Take note of a prefilled stretch; with its logits the first token follows. Returns how
+        many tokens were generated (0 or 1)."""
+        self.prefilled += tokens
+        if logits is None:
+            return 0
+        return len(self._judge([], logits))
+
+    def verified(self, logits: Tensor) -> tuple[int, list[int]]:
+        """Judge the last verify block by ``logits`` ``[k+1, vocab]``: roll the rejected part of the
+        branch back, extend the output. Returns (accepted drafts, new tokens)."""
+        assert self.branch is not None
+        drafts = self._drafts
+        before = self.accepted
+        tokens = self._judge(drafts, logits)
+        # Rollback: the block wrote pending + k tokens, pending + accepted of them stand.
+        self.branch.length -= len(drafts) - (self.accepted - before)
+        self.draft_length.update(len(drafts), self.accepted - before)
+        return self.accepted - before, tokens
+
+    def _judge(self, drafts: list[int], logits: Tensor) -> list[int]:
+        if not bool(torch.isfinite(logits).all()):
+            self.finish_reason = "nonfinite"
+            return []
+        verdict = accept_greedy(logits, drafts, self.eos_ids)
+        self.verifies += 1
+        self.drafted += len(drafts)
+        self.accepted += verdict.accepted
+        tokens = verdict.tokens[: self.max_tokens - len(self.output)]
+        self.output.extend(tokens)
+        if self._drafter is not None:
+            self._drafter.accept(tokens)
+        self.pending = tokens[-1] if tokens else None
+        if verdict.stopped:
+            self.finish_reason = "stop"
+        elif len(self.output) >= self.max_tokens:
+            self.finish_reason = "length"
+        elif is_looping(self.output):
+            self.finish_reason = "repetition"
+        return tokens
+
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=len(self.prompt),
+            output_tokens=len(self.output),
+            drafted=self.drafted,
+            accepted=self.accepted,
+            verifies=self.verifies,
+            finish_reason=self.finish_reason,
+        )
+
+
+def is_looping(output: Sequence[int]) -> bool:
+    """Whether the output ends in a stretch of ``_LOOP_TOKENS`` tokens that repeats with a period of
+    at most half of it: greedy decoding never leaves such a loop, so going on is pointless."""
+    if len(output) < _LOOP_TOKENS:
+        return False
+    tail = output[-_LOOP_TOKENS:]
+    return any(tail[p:] == tail[:-p] for p in range(1, _LOOP_TOKENS // 2 + 1))

@@ -1,0 +1,257 @@
+"""What is known of one stream: its queue, what lies in its window, its coverage, its ledger.
+
+Bookkeeping only, no tensors computed here. The rules that keep the promise "covered means seen":
+
+* forks happen only between parts (a segment, or a piece of a long one), at a frontier that depends
+  on the stream alone, never on load: ingest stops at a due fork until it has been opened;
+* a part starts only if everything uncovered would still be visible to a branch forked behind it;
+  otherwise an update is forced first;
+* coverage moves to the fork of an update only when that update succeeded.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from operators.drafting import DraftLength, NgramIndex
+from operators.generation import Generation
+from operators.kv_cache import KvLayout, StreamSlot
+from operators.types import (
+    Covers,
+    Emission,
+    Event,
+    Evidence,
+    Failure,
+    LedgerItem,
+    Restored,
+    Segment,
+    SessionState,
+    Trigger,
+    WindowSegment,
+)
+
+
+@dataclass(eq=False)
+class Work:
+    """A segment on its way: done when all its parts are in and every answer it owes is out."""
+
+    ticket: int
+    segment: Segment
+    parts_left: int = 0
+    owed: int = 0
+    answers: dict[str, list[Generation]] = field(default_factory=dict)  # by language, in order
+    build: Callable[[Work], list[Event]] | None = None
+    failure: Failure | None = None
+    accepted_at: float = 0.0
+
+    @property
+    def done(self) -> bool:
+        return self.failure is not None or (self.parts_left == 0 and self.owed == 0)
+
+
+@dataclass(eq=False)
+class Part:
+    """A piece of transcript that enters the window as a whole. ``start``/``end``: absolute positions
+    once ingest has begun; ``said`` is its text without the speaker."""
+
+    text: str
+    said: str
+    tokens: Sequence[int]
+    info: WindowSegment
+    work: Work | None = None
+    start: int = -1
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.tokens)
+
+
+@dataclass(eq=False)
+class Session:
+    """One stream's state in the engine. ``slot`` is None while parked or not yet admitted;
+    ``parked`` then holds its KV in host memory and ``parked_length`` its frontier."""
+
+    stream_id: str
+    layout: KvLayout
+    index: NgramIndex
+    epoch: int = 0
+    ended: bool = False
+    slot: StreamSlot | None = None
+    parked: Tensor | None = None
+    parked_length: int = 0
+    last_used: float = 0.0
+
+    queue: deque[Part | Work] = field(default_factory=deque)  # a bare Work is a session_end mark
+    works: deque[Work] = field(default_factory=deque)
+    current: Part | None = None
+    current_done: int = 0
+    window: deque[Part] = field(default_factory=deque)
+    due: deque[Generation] = field(default_factory=deque)
+    running: list[Generation] = field(default_factory=list)
+    summary_running: bool = False
+    ending: Work | None = None
+
+    covered: int = 0  # absolute position: all transcript before it was visible to a good update
+    last_fork: int = 0  # frontier of the last update's fork, successful or not
+    last_fork_at: float = 0.0
+    covers: Covers = field(default_factory=Covers)
+    update_failures: int = 0
+    requested: Trigger | None = None
+
+    cursor: int = -1
+    next_seq: int = 0
+    settled_seq: int = 0  # next_seq as of cursor
+    revisions: dict[str, int] = field(default_factory=dict)
+    items: tuple[LedgerItem, ...] = ()
+    next_item: int = 1
+    tokens_total: int = 0
+    last_output: dict[str, str] = field(default_factory=dict)
+    draft_lengths: dict[str, DraftLength] = field(default_factory=dict)
+    restored: Restored = "none"
+    degraded: tuple[str, ...] = ()
+
+    events: list[Event] = field(default_factory=list)
+    finished: list[int] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+
+    # --- frontier and coverage ---------------------------------------------------------------
+
+    @property
+    def frontier(self) -> int:
+        return self.slot.length if self.slot is not None else self.parked_length
+
+    @property
+    def between_parts(self) -> bool:
+        """True where a fork may happen: prefix in, no part half ingested."""
+        return self.current is None and self.frontier >= self.layout.sinks
+
+    @property
+    def uncovered_tokens(self) -> int:
+        return max(0, self.frontier - max(self.covered, self.layout.sinks))
+
+    @property
+    def evicted_total(self) -> int:
+        return max(0, self.tokens_total - self.layout.window)
+
+    def fits(self, part: Part) -> bool:
+        """Whether all uncovered tokens stay visible to a branch forked behind ``part``."""
+        covered = max(self.covered, self.layout.sinks)
+        return self.frontier + len(part.tokens) <= covered + self.layout.window
+
+    def cover(self, fork: int) -> None:
+        """Everything before ``fork`` has been seen by a successful update."""
+        self.covered = fork
+        self.covers = self.covers_up_to(self.next_seq)
+
+    def covers_up_to(self, seq: int) -> Covers:
+        """The newest segment up to ``seq`` of which all parts lie before ``covered``."""
+        best = self.covers if self.covers.to_seq <= seq else Covers()
+        for part in self.window:
+            info = part.info
+            inside = part is not self.current and part.end <= self.covered
+            if inside and info.last_part and best.to_seq < info.seq <= seq:
+                best = Covers(info.seq, info.segment_id, info.end_ms or best.to_ms)
+        return best
+
+    def begin(self, part: Part) -> None:
+        self.current, self.current_done, part.start = part, 0, self.frontier
+        self.window.append(part)
+
+    def advance(self, tokens: Sequence[int]) -> Part | None:
+        """Note that ``tokens`` of the current part are in the cache; returns it when complete."""
+        part = self.current
+        assert part is not None
+        self.index.extend(tokens)
+        self.current_done += len(tokens)
+        self.tokens_total += len(tokens)
+        while self.window and self.window[0].end <= self.frontier - self.layout.window:
+            self.window.popleft()
+        if self.current_done < len(part.tokens):
+            return None
+        self.current = None
+        return part
+
+    def visible_parts(self, since: int) -> list[tuple[Evidence, str]]:
+        """Evidence and text of the parts in the window that end behind position ``since``."""
+        found = []
+        for part in self.window:
+            if part.end > since and part is not self.current:
+                info = part.info
+                where = Evidence(info.segment_id, info.start_ms, info.end_ms, info.speaker)
+                found.append((where, part.said))
+        return found
+
+    def restore_covers(self, state: SessionState) -> None:
+        self.covers = Covers(state.covered_seq, state.covered_segment_id, state.covered_ms)
+
+    # --- revisions, emission, state ------------------------------------------------------------
+
+    def next_revision(self, task: str) -> int:
+        self.revisions[task] = self.revisions.get(task, 0) + 1
+        return self.revisions[task]
+
+    def settle(self) -> None:
+        """Move finished work from the head of the line to the outbox, in feed order."""
+        while self.works and self.works[0].done:
+            work = self.works.popleft()
+            if work.failure is not None:
+                self.failed.append(work.failure)
+            else:
+                if work.build is not None:  # here, so that revisions follow feed order
+                    self.events.extend(work.build(work))
+                self.finished.append(work.ticket)
+            self.cursor = max(self.cursor, work.ticket)
+            if work.segment.seq is not None:
+                self.settled_seq = max(self.settled_seq, work.segment.seq + 1)
+
+    def take_emission(self) -> Emission | None:
+        """What there is to publish now, with the state that belongs to it; empties the outbox."""
+        if not (self.events or self.finished or self.failed):
+            return None
+        emission = Emission(
+            stream_id=self.stream_id,
+            state=self.state(),
+            events=self.events,
+            done=self.finished,
+            failed=self.failed,
+        )
+        self.events, self.finished, self.failed = [], [], []
+        return emission
+
+    def state(self) -> SessionState:
+        """The stream as of ``cursor``: segments behind it are left out, they will be fed again."""
+        whole = [p for p in self.window if p is not self.current]
+        parts = [] if self.ended else [p for p in whole if p.info.offset <= self.cursor]
+        ahead = sum(len(p.tokens) for p in whole if p.info.offset > self.cursor)
+        ahead += self.current_done if self.current is not None else 0
+        uncovered = sum(len(p.tokens) for p in parts if p.end > self.covered)
+        covers = self.covers_up_to(self.settled_seq - 1)
+        return SessionState(
+            stream_id=self.stream_id,
+            epoch=self.epoch,
+            ended=self.ended,
+            cursor=self.cursor,
+            next_seq=self.settled_seq,
+            revisions=dict(self.revisions),
+            items=self.items,
+            next_item=self.next_item,
+            window=tuple(p.info for p in parts),
+            covered_seq=covers.to_seq,
+            covered_segment_id=covers.to_segment_id,
+            covered_ms=covers.to_ms,
+            uncovered_tokens=uncovered,
+            tokens_total=self.tokens_total - ahead,
+            last_output=dict(self.last_output),
+            degraded=self.degraded,
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Nothing queued, half done or owed: the slot could be given to another stream."""
+        return not (
+            self.queue or self.current or self.due or self.running or self.ending or self.requested
+        )

@@ -1,0 +1,528 @@
+"""The operator: endless text in, summaries and translations out, one bounded state per stream.
+
+    operator = StreamOperator(load_model(path), OperatorConfig(targets=("fr",)), clock=time.monotonic)
+    operator.open("meeting-1")
+    operator.feed(Segment(stream_id="meeting-1", text="Good morning.", segment_id="a"), ticket=0)
+    while operator.has_work():
+        for emission in operator.step():
+            print(emission.events, emission.done)
+
+One step is three calls: plan the rows, run them, take note of what came out. Single-threaded; the
+caller owns the loop. Nothing here waits, sleeps, or knows where text comes from.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+from torch import Tensor
+
+from operators.attention import Row
+from operators.config import OperatorConfig
+from operators.drafting import NgramIndex
+from operators.errors import CapacityError, ConfigError, DeviceError, SegmentError
+from operators.generation import Generation
+from operators.kv_cache import KvLayout, bytes_per_stream
+from operators.model import DecoderModel
+from operators.observer import Observer
+from operators.scheduler import Scheduler, StepPlan
+from operators.session import Part, Session, Work
+from operators.tasks.prompts import Prompts
+from operators.tasks.summary import Snapshot, SummaryTask
+from operators.tasks.translation import TranslationTask, split_text
+from operators.types import (
+    Emission,
+    Failure,
+    ModelInfo,
+    Segment,
+    SessionState,
+    SummaryEvent,
+    Trigger,
+    WindowSegment,
+)
+
+MAX_UPDATE_FAILURES = 3
+RECENT_IDS = 1024
+
+
+class StreamOperator:
+    """See the module's docstring. Errors: ConfigError when sizes do not fit each other or the model,
+    SegmentError/CapacityError from :meth:`feed`, DeviceError from :meth:`step`."""
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        config: OperatorConfig,
+        *,
+        clock: Callable[[], float],
+        observer: Observer | None = None,
+    ) -> None:
+        self.model, self.config = model, config
+        self._observer, self._clock = observer or Observer(), clock
+        self._tokenizer = model.tokenizer
+        self._prompts = Prompts(model.tokenizer, config.prompts)
+        self.layout = KvLayout(
+            len(self._prompts.prefix), config.window, config.slack, config.branch_tokens
+        )
+        self._check_branch_size()
+        self.cache = model.new_cache(self.layout, slots=config.slots, branches=config.branches)
+        info = ModelInfo(model.name, config.drafter)
+        self._summary = SummaryTask(config, self._prompts, model.tokenizer, info)
+        self._translation = TranslationTask(config, self._prompts, model.tokenizer, info)
+        self._sessions: dict[str, Session] = {}
+        self._recent: dict[str, OrderedDict[str, int]] = {}
+        prefix = self._make_prefix()
+        self._scheduler = Scheduler(self.cache, config, prefix, len(self._prompts.prefix))
+        self._steps = 0
+
+    # --- what it takes -----------------------------------------------------------------------
+
+    @property
+    def bytes_per_stream(self) -> int:
+        """KV bytes of one stream: slot plus its share of branch scratch. Fixed, computed beforehand."""
+        return bytes_per_stream(
+            self.model.shape,
+            self.layout,
+            self.model.dtype,
+            slots=self.config.slots,
+            branches=self.config.branches,
+        )
+
+    def _check_branch_size(self) -> None:
+        config, b = self.config, self.config.branch_tokens
+        empty = len(self._prompts.render("summary", ledger="", limit="4"))
+        need = empty + config.ledger_tokens + config.summary_tokens
+        if need > b:
+            raise ConfigError(
+                f"branch_tokens={b}: a summary update needs {need} (instruction {empty} + "
+                f"ledger_tokens {config.ledger_tokens} + summary_tokens {config.summary_tokens})"
+            )
+        if config.targets:
+            empty = len(self._prompts.render("translate", language="", text=""))
+            need = empty + 4 * config.translation_unit_tokens + 24
+            if need > b:
+                raise ConfigError(
+                    f"branch_tokens={b}: a translation needs {need} (instruction {empty} + "
+                    f"4 x translation_unit_tokens {config.translation_unit_tokens} + 24)"
+                )
+
+    def _make_prefix(self) -> Tensor:
+        """Run the pinned prefix once; every stream starts from a copy of it."""
+        slot = self.cache.allocate()
+        tokens = self._prompts.prefix
+        while slot.length < len(tokens):
+            end = slot.length + self.layout.slack
+            self.model.forward("ingest", self.cache, [Row(slot, tokens[slot.length : end])])
+        prefix = self.cache.export(slot)
+        self.cache.release(slot)
+        return prefix
+
+    # --- streams in and out ------------------------------------------------------------------
+
+    def open(self, stream_id: str, state: SessionState | None = None) -> None:
+        """Make a stream known; with ``state`` it continues from there.
+
+        The window's text is run through the model again: an approximation of the lost KV (which
+        also carried evicted context), marked ``restored: replay`` in what follows.
+        """
+        if stream_id in self._sessions:
+            self.drop(stream_id)
+        session = self._new_session(stream_id, state.epoch if state else 0)
+        self._sessions[stream_id] = session
+        self._recent[stream_id] = OrderedDict()
+        if state is not None:
+            self._continue(session, state)
+        self._gauge_streams()
+
+    def _new_session(self, stream_id: str, epoch: int) -> Session:
+        index = NgramIndex(self.config.window)
+        session = Session(stream_id, self.layout, index, epoch=epoch)
+        session.covered = session.last_fork = session.parked_length = self.layout.sinks
+        session.last_fork_at = session.last_used = self._clock()
+        return session
+
+    def _continue(self, session: Session, state: SessionState) -> None:
+        session.ended, session.cursor = state.ended, state.cursor
+        session.next_seq = session.settled_seq = state.next_seq
+        session.revisions = dict(state.revisions)
+        session.items, session.next_item = state.items, state.next_item
+        session.last_output = dict(state.last_output)
+        session.degraded = state.degraded
+        parts = [
+            Part(info.text, _unquote(info), self._tokenizer.encode(info.text), info)
+            for info in state.window
+        ]
+        total = sum(len(p.tokens) for p in parts)
+        while parts and total > self.config.window:
+            total -= len(parts.pop(0).tokens)
+        session.tokens_total = max(0, state.tokens_total - total)
+        session.covered += max(0, total - state.uncovered_tokens)
+        session.last_fork = session.covered
+        session.restore_covers(state)
+        session.queue.extend(parts)
+        for part in parts:
+            self._remember(session.stream_id, part.info.segment_id, 0)
+        if parts:
+            session.restored = "replay"
+            self._observer.count("kv_restores", kind="replay")
+
+    def drop(self, stream_id: str) -> None:
+        """Forget the stream at once, whatever it was doing. Nothing more is emitted about it."""
+        session = self._sessions.pop(stream_id, None)
+        self._recent.pop(stream_id, None)
+        if session is not None and session.slot is not None:
+            self.cache.release(session.slot)
+        self._gauge_streams()
+
+    def request_summary(self, stream_id: str) -> None:
+        """Ask for an update at the next place where one is possible."""
+        self._sessions[stream_id].requested = "request"
+
+    def feed(self, segment: Segment, ticket: int) -> None:
+        """Queue one segment of an open stream; its ``ticket`` comes back in an emission.
+
+        Tickets of a stream must grow. Raises SegmentError for a segment that is refused (the ticket
+        is then not taken), CapacityError when the stream's queue is full (try again later),
+        KeyError when the stream is not open.
+        """
+        session = self._sessions[segment.stream_id]
+        if len(session.queue) >= self.config.max_queue:
+            raise CapacityError(f"stream {segment.stream_id}: {self.config.max_queue} in the queue")
+        size = len(segment.text.encode())
+        if size > self.config.max_text_bytes:
+            raise SegmentError(
+                "text_too_large", f"{size} bytes of text, at most {self.config.max_text_bytes}"
+            )
+        if session.ended and segment.type != "session_end":
+            session = self._start_again(session)
+        work = Work(ticket, segment, accepted_at=self._clock())
+        session.works.append(work)
+        if segment.type == "session_end":
+            work.owed = 1
+            session.queue.append(work)
+        elif segment.type == "segment" and segment.is_final and segment.text.strip():
+            if self._is_repeat(segment):
+                self._observer.count("duplicate_inputs")
+            else:
+                self._enqueue(session, work)
+
+    def _start_again(self, session: Session) -> Session:
+        """A stream that had ended begins a new epoch with an empty memory."""
+        fresh = self._new_session(session.stream_id, session.epoch + 1)
+        fresh.works, fresh.events = session.works, session.events
+        fresh.finished, fresh.failed = session.finished, session.failed
+        fresh.cursor = session.cursor
+        self._sessions[session.stream_id] = fresh
+        self._recent[session.stream_id] = OrderedDict()
+        return fresh
+
+    def _is_repeat(self, segment: Segment) -> bool:
+        """Whether this very segment (same id) has been taken before. A corrected final is not taken
+        into the cache either: what was said stays as it was first heard."""
+        seen = self._recent[segment.stream_id]
+        return bool(segment.segment_id) and segment.segment_id in seen
+
+    def _remember(self, stream_id: str, segment_id: str, revision: int) -> None:
+        recent = self._recent[stream_id]
+        recent[segment_id] = revision
+        while len(recent) > RECENT_IDS:
+            recent.popitem(last=False)
+
+    def _enqueue(self, session: Session, work: Work) -> None:
+        """Cut the segment into parts of at most W/2 tokens and queue them."""
+        segment = work.segment
+        seq = segment.seq if segment.seq is not None else session.next_seq
+        work.segment = segment = msgspec.structs.replace(segment, seq=seq)
+        session.next_seq = max(session.next_seq, seq + 1)
+        if segment.segment_id:
+            self._remember(segment.stream_id, segment.segment_id, segment.revision)
+        name = (segment.speaker.name or segment.speaker.id or "") if segment.speaker else ""
+        label = f"{name[:80]}: " if name else ""
+        if len(self._tokenizer.encode(label)) > self.config.window // 4:
+            label = ""  # a name must not fill the window
+        room = self.config.window // 2 - len(self._tokenizer.encode(label)) - 2
+        said = " ".join(segment.text.split())
+        pieces = split_text(said, max(4, room), lambda t: len(self._tokenizer.encode(t)))
+        work.parts_left = len(pieces)
+        work.build = partial(self._translation.events, session)
+        for at, piece in enumerate(pieces):
+            text = f"{label}{piece}\n"
+            tokens = self._tokenizer.encode(text)
+            info = WindowSegment(
+                segment_id=segment.segment_id,
+                seq=seq,
+                text=text,
+                tokens=len(tokens),
+                offset=work.ticket,
+                last_part=at == len(pieces) - 1,
+                speaker=name or None,
+                start_ms=segment.start_ms,
+                end_ms=segment.end_ms,
+            )
+            session.queue.append(Part(text, piece, tokens, info, work))
+
+    # --- the step ----------------------------------------------------------------------------
+
+    def has_work(self) -> bool:
+        """Whether a step would do anything now."""
+        now = self._clock()
+        return any(
+            not s.idle or s.works or s.events or self._interval_due(s, now)
+            for s in self._sessions.values()
+        )
+
+    def idle_until(self) -> float | None:
+        """Clock time of the next update that is due by time alone, or None."""
+        every = self.config.update_interval_s
+        times = [s.last_fork_at + every for s in self._sessions.values() if s.uncovered_tokens]
+        return min(times, default=None) if every else None
+
+    def step(self) -> list[Emission]:
+        """Run one forward per role at most; return what is ready to be published.
+
+        Raises DeviceError when the model fails for good; whatever was not returned is not done.
+        """
+        began = self._clock()
+        sessions = list(self._sessions.values())
+        for session in sessions:
+            self._make_due(session, began)
+        self._scheduler.admit(sessions, began)
+        plan = self._scheduler.plan(sessions, self._start_part)
+        if plan:
+            self._run(plan)
+            self._steps += 1
+            self._observer.observe("step_seconds", self._clock() - began)
+        for session in sessions:
+            self._make_due(session, began)
+            session.settle()
+        emissions = [e for s in sessions if (e := s.take_emission()) is not None]
+        for emission in emissions:
+            self._retire(emission)
+        self._gauge()
+        return emissions
+
+    def _run(self, plan: StepPlan) -> None:
+        """Forward the rows of each role and hand every row's logits to its owner."""
+        began = self._clock()
+        ingest = [row for row, _ in plan.prompts] + [row for row, _ in plan.blocks]
+        if ingest:
+            tokens = sum(len(row.tokens) for row in ingest)
+            logits = self.model.forward("ingest", self.cache, ingest)
+            self._observer.count("prompt_tokens", tokens)
+            self._observer.observe("prefill_seconds", self._clock() - began)
+            at = 0
+            for row, generation in plan.prompts:
+                generated = generation.prompt_done(
+                    len(row.tokens), logits[at : at + 1] if row.want else None
+                )
+                at += row.want
+                if row.want:
+                    self._observer.count("generation_tokens", generated)
+                    generation.first_token_at = generation.last_token_at = self._clock()
+                    waited = generation.first_token_at - generation.due_at
+                    self._observer.observe("time_to_first_token_seconds", waited)
+                self._finish_if_done(generation)
+            for row, session in plan.blocks:
+                self._ingested(session, row)
+        if plan.verifies:
+            rows = [row for row, _ in plan.verifies]
+            logits = self.model.forward("generation", self.cache, rows)
+            at = 0
+            for row, generation in plan.verifies:
+                block = logits[at : at + row.want]
+                at += row.want
+                self._verified(generation, len(row.tokens) - 1, block)
+        every = len(ingest) and sum(len(r.tokens) for r in ingest)
+        every += sum(len(r.tokens) for r, _ in plan.verifies)
+        self._observer.observe("batch_tokens", every)
+
+    def _verified(self, generation: Generation, drafted: int, logits: Tensor) -> None:
+        accepted, tokens = generation.verified(logits)
+        now = self._clock()
+        if generation.last_token_at is not None and tokens:
+            each = (now - generation.last_token_at) / len(tokens)
+            self._observer.observe("inter_token_latency_seconds", each)
+        generation.last_token_at = now
+        self._observer.count("generation_tokens", len(tokens))
+        if drafted:
+            self._observer.count("spec_decode_drafts")
+            self._observer.count("spec_decode_draft_tokens", drafted)
+            self._observer.count(
+                "spec_decode_accepted_tokens", accepted, drafter=generation.drafter_name
+            )
+            for position in range(accepted):
+                self._observer.count("spec_decode_accepted_tokens_per_pos", position=str(position))
+        self._finish_if_done(generation)
+
+    def _finish_if_done(self, generation: Generation) -> None:
+        if generation.finish_reason and generation.on_finish is not None:
+            generation.on_finish(generation)
+
+    def _close(self, session: Session, generation: Generation) -> None:
+        """Throw the branch away; the stream's memory is as before the fork."""
+        assert generation.branch is not None
+        self.cache.drop(generation.branch)
+        session.running.remove(generation)
+
+    # --- ingest ------------------------------------------------------------------------------
+
+    def _start_part(self, session: Session) -> Part | None:
+        """Take the next part off the queue, if the rules allow it now (see operators.session)."""
+        if session.due or session.ending or not session.queue:
+            return None
+        head = session.queue[0]
+        if isinstance(head, Work) or not session.fits(head):
+            return None
+        if self._update_wanted(session):
+            return None  # an update is due here and waits for the running one to finish
+        session.queue.popleft()
+        return head
+
+    def _ingested(self, session: Session, row: Row) -> None:
+        session.last_used = self._clock()
+        evicted = session.evicted_total
+        part = session.advance(row.tokens)
+        self._observer.count("kv_evicted_tokens", session.evicted_total - evicted)
+        if part is None or part.work is None:
+            return
+        work = part.work
+        work.parts_left -= 1
+        if part.info.last_part:
+            self._observer.observe("queue_wait_seconds", self._clock() - work.accepted_at)
+        finish = partial(self._translated, session, work)
+        for generation in self._translation.generations(session, part, finish):
+            generation.due_at = self._clock()
+            session.due.append(generation)
+
+    def _translated(self, session: Session, work: Work, generation: Generation) -> None:
+        self._close(session, generation)
+        work.owed -= 1
+        if generation.finish_reason == "nonfinite":
+            work.failure = Failure(
+                work.ticket, "translate", "nonfinite_logits", "the model gave no finite numbers"
+            )
+
+    # --- summary updates ---------------------------------------------------------------------
+
+    def _update_wanted(self, session: Session) -> Trigger | None:
+        """Which trigger, if any, asks for an update at the current frontier."""
+        fresh = session.frontier - session.last_fork
+        if session.ending is not None:
+            return "session_end"
+        if session.requested is not None:
+            return session.requested
+        if fresh >= self.config.update_tokens:
+            return "tokens"
+        head = session.queue[0] if session.queue else None
+        if isinstance(head, Part) and not session.fits(head):
+            return "tokens"
+        return "interval" if self._interval_due(session, self._clock()) else None
+
+    def _interval_due(self, session: Session, now: float) -> bool:
+        every = self.config.update_interval_s
+        return bool(every and session.uncovered_tokens and now - session.last_fork_at >= every)
+
+    def _make_due(self, session: Session, now: float) -> None:
+        """Start what the session's rules ask for at this frontier: the end mark, an update."""
+        head = session.queue[0] if session.queue else None
+        if isinstance(head, Work) and session.between_parts and session.works[0] is head:
+            session.ending = head
+            session.queue.popleft()
+        if session.summary_running or not session.between_parts or session.due:
+            return
+        trigger = self._update_wanted(session)
+        if trigger is None:
+            return
+        session.requested = None
+        snapshot = self._summary.snapshot(session, trigger)
+        session.last_fork, session.last_fork_at = session.frontier, now
+        if session.uncovered_tokens == 0:
+            if trigger == "session_end":
+                self._end(session, snapshot, None)
+            return
+        session.summary_running = True
+        if self._summary.needs_compaction(session):
+            finish = partial(self._compacted, session, snapshot)
+            generation = self._summary.compaction(session, finish)
+        else:
+            generation = self._summary.update(session, partial(self._updated, session, snapshot))
+        generation.due_at = now
+        session.due.append(generation)
+
+    def _compacted(self, session: Session, snapshot: Snapshot, generation: Generation) -> None:
+        """The older items are merged; the update proper follows on the same fork."""
+        assert generation.branch is not None
+        self._summary.compacted(session, generation)
+        update = self._summary.update(session, partial(self._updated, session, snapshot))
+        update.due_at = generation.due_at
+        generation.branch.length = 0  # the region is used again from its start
+        session.running.remove(generation)
+        update.start(generation.branch)
+        session.running.append(update)
+
+    def _updated(self, session: Session, snapshot: Snapshot, generation: Generation) -> None:
+        self._close(session, generation)
+        session.summary_running = False
+        if generation.finish_reason == "nonfinite":
+            session.update_failures += 1
+            session.degraded = ("update_failed",)
+            session.last_fork = session.covered
+            if session.ending is not None or session.update_failures >= MAX_UPDATE_FAILURES:
+                raise DeviceError(
+                    f"{session.update_failures} summary updates of one stream gave no finite "
+                    "numbers: try dtype fp32, or another model"
+                )
+            return
+        session.update_failures = 0
+        if snapshot.trigger == "session_end":
+            self._end(session, snapshot, generation)
+        else:
+            session.events.append(self._finish_summary(session, snapshot, generation))
+
+    def _finish_summary(
+        self, session: Session, snapshot: Snapshot, generation: Generation | None
+    ) -> SummaryEvent:
+        event = self._summary.finish(session, snapshot, generation)
+        erasure = event.stability.normalized_erasure
+        self._observer.observe("summary_normalized_erasure", erasure)
+        return event
+
+    def _end(self, session: Session, snapshot: Snapshot, generation: Generation | None) -> None:
+        """Publish the final revision; the stream's end mark is then done and its slot free."""
+        work = session.ending
+        assert work is not None
+        event = self._finish_summary(session, snapshot, generation)
+        work.build = lambda _: [event]
+        work.owed = 0
+        session.ending, session.ended = None, True
+        if session.slot is not None:
+            self.cache.release(session.slot)
+            session.slot = None
+
+    # --- after the step ----------------------------------------------------------------------
+
+    def _retire(self, emission: Emission) -> None:
+        session = self._sessions.get(emission.stream_id)
+        if session is not None and session.ended and not session.works:
+            session.window.clear()
+
+    def _gauge_streams(self) -> None:
+        self._observer.gauge("active_streams", sum(not s.ended for s in self._sessions.values()))
+
+    def _gauge(self) -> None:
+        used = self.config.slots - self.cache.free_slots
+        self._observer.gauge("resident_streams", used)
+        self._observer.gauge("kv_slots_used", used)
+        self._observer.gauge("kv_slots", self.config.slots)
+        self._observer.gauge("kv_bytes", self.cache.nbytes)
+        self._gauge_streams()
+
+
+def _unquote(info: WindowSegment) -> str:
+    """The said words of a window line (without the speaker's name)."""
+    label = f"{(info.speaker or '')[:80]}: "
+    text = info.text.rstrip("\n")
+    return text[len(label) :] if info.speaker and text.startswith(label) else text

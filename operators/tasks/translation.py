@@ -1,0 +1,137 @@
+"""Translation of every final segment into any number of languages, each answer on its own branch.
+
+A branch sees the conversation so far and is given the very words to translate. Long segments are
+translated in pieces that end at sentences where possible, so that a branch's scratch suffices.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from operators.config import LANGUAGES, OperatorConfig
+from operators.generation import Generation
+from operators.session import Part, Session, Work
+from operators.tasks.prompts import Prompts
+from operators.tasks.summary import draft_length, make_drafter
+from operators.text import Tokenizer
+from operators.types import (
+    Event,
+    ModelInfo,
+    Source,
+    TranslationEvent,
+    Usage,
+    event_id,
+)
+
+_SENTENCE_END = re.compile(r"(?<=[.!?…。！？])\s+")
+
+
+def split_text(text: str, limit: int, count: Callable[[str], int]) -> list[str]:
+    """Pieces of at most ``limit`` tokens (by ``count``): whole sentences packed together where that
+    is possible, else cut near the middle at a space. Joined by spaces they give the text back
+    (up to white space at the seams)."""
+    if count(text) <= limit or len(text) < 2:
+        return [text]
+    sentences = _SENTENCE_END.split(text)
+    if len(sentences) == 1:
+        middle = len(text) // 2
+        cut = text.rfind(" ", 1, middle)
+        if cut < 1:
+            cut = text.find(" ", middle)
+        cut = cut if cut > 0 else middle
+        halves = [text[:cut].strip(), text[cut:].strip()]
+        return [p for half in halves if half for p in split_text(half, limit, count)]
+    pieces: list[str] = []
+    for sentence in sentences:
+        joined = f"{pieces[-1]} {sentence}" if pieces else sentence
+        if pieces and count(joined) <= limit:
+            pieces[-1] = joined
+        else:
+            pieces.append(sentence)
+    return [p for piece in pieces for p in split_text(piece, limit, count)]
+
+
+class TranslationTask:
+    """Makes the generations a part owes and turns finished ones into events."""
+
+    def __init__(
+        self, config: OperatorConfig, prompts: Prompts, tokenizer: Tokenizer, model: ModelInfo
+    ) -> None:
+        self._config, self._prompts = config, prompts
+        self._tokenizer, self._model = tokenizer, model
+
+    def generations(
+        self, session: Session, part: Part, on_finish: Callable[[Generation], None]
+    ) -> list[Generation]:
+        """One generation per language and piece of ``part``; entered in its work. Mutates the work."""
+        work = part.work
+        assert work is not None
+        made: list[Generation] = []
+        limit = self._config.translation_unit_tokens
+        pieces = split_text(part.said, limit, lambda t: len(self._tokenizer.encode(t)))
+        for code in self._config.targets:
+            if work.segment.language == code:
+                continue
+            for piece in pieces:
+                generation = self._generation(session, code, piece, on_finish)
+                work.answers.setdefault(code, []).append(generation)
+                made.append(generation)
+        work.owed += len(made)
+        return made
+
+    def _generation(
+        self, session: Session, code: str, text: str, on_finish: Callable[[Generation], None]
+    ) -> Generation:
+        task = f"translation:{code}"
+        prompt = self._prompts.render("translate", language=LANGUAGES[code], text=text)
+        source_tokens = len(self._tokenizer.encode(text))
+        room = self._config.branch_tokens - len(prompt)
+        return Generation(
+            task=task,
+            prompt=prompt,
+            max_tokens=min(room, 3 * source_tokens + 16),
+            eos_ids=self._tokenizer.eos_ids,
+            make_drafter=lambda: make_drafter(self._config, session, prompt, []),
+            draft_length=draft_length(self._config, session, task),
+            on_finish=on_finish,
+        )
+
+    def events(self, session: Session, work: Work) -> list[Event]:
+        """The finished translations of one segment, one event per language, in settings' order."""
+        return [self._event(session, work, code, made) for code, made in work.answers.items()]
+
+    def _event(
+        self, session: Session, work: Work, code: str, made: list[Generation]
+    ) -> TranslationEvent:
+        task = f"translation:{code}"
+        revision = session.next_revision(task)
+        reasons = {g.finish_reason for g in made}
+        cut = sorted(reasons - {"stop"})
+        pieces = [self._tokenizer.decode(g.output).strip() for g in made]
+        segment = work.segment
+        usages = [g.usage() for g in made]
+        return TranslationEvent(
+            stream_id=session.stream_id,
+            epoch=session.epoch,
+            revision=revision,
+            event_id=event_id(session.stream_id, task, session.epoch, revision),
+            target_lang=code,
+            unit_id=segment.segment_id,
+            source_lang=segment.language,
+            source_text=segment.text,
+            committed=" ".join(p for p in pieces if p),
+            source_segment_ids=(segment.segment_id,),
+            covers=session.covers,
+            source=Source(first_offset=work.ticket, last_offset=work.ticket),
+            model=self._model,
+            usage=Usage(
+                prompt_tokens=sum(u.prompt_tokens for u in usages),
+                output_tokens=sum(u.output_tokens for u in usages),
+                drafted=sum(u.drafted for u in usages),
+                accepted=sum(u.accepted for u in usages),
+                verifies=sum(u.verifies for u in usages),
+                finish_reason=cut[0] if cut else "stop",
+            ),
+            degraded=tuple(f"cut_by_{reason}" for reason in cut),
+        )

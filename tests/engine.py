@@ -1,0 +1,86 @@
+"""Helpers shared by the engine's tests: a toy DecoderModel and a driver for bare cache rows."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from operators.attention import Row
+from operators.kv_cache import Branch, KvCache, KvLayout, StreamSlot
+from operators.model import DecoderModel
+from tests.toy import ByteTokenizer, toy_model
+
+SINKS = [3, 1, 4, 1, 5]
+
+
+class ToyTokenizer(ByteTokenizer):
+    """The byte tokenizer behind the engine's tokenizer seam; a plain-text chat frame."""
+
+    eos_ids = frozenset({ByteTokenizer.eos_id})
+
+    def chat(self, system: str, user: str) -> tuple[list[int], list[int]]:
+        before, after = f"{system[:4]}|{user}".split("{window}")
+        return self.encode(before[:6]), self.encode(after + "\n>")
+
+
+def toy_decoder(arch: str = "llama", **kw: Any) -> DecoderModel:
+    """A fresh fp32 toy model (its own weights object, so tests may patch it)."""
+    return DecoderModel(toy_model(arch, **kw), ToyTokenizer(), name=f"toy-{arch}")
+
+
+def layout(window: int = 24, slack: int = 8, branch: int = 24, sinks: int = 5) -> KvLayout:
+    return KvLayout(sinks=sinks, window=window, slack=slack, branch_tokens=branch)
+
+
+class Driver:
+    """Appends tokens to streams and branches row by row and returns logits ``[n, vocab]`` of each."""
+
+    def __init__(self, model: DecoderModel, shape: KvLayout, slots: int = 4, branches: int = 4):
+        self.model, self.layout = model, shape
+        self.cache: KvCache = model.new_cache(shape, slots=slots, branches=branches)
+
+    def stream(self, sinks: Sequence[int], offset: int = 0) -> StreamSlot:
+        slot = self.cache.allocate()
+        for at in range(0, len(sinks), self.layout.slack):
+            self.run([Row(slot, sinks[at : at + self.layout.slack])])
+        slot.length += offset
+        slot.origin = slot.length if offset else 0
+        return slot
+
+    def run(self, rows: list[Row]) -> list[Tensor]:
+        for row in rows:
+            row.want = len(row.tokens)
+        logits = self.model.forward("ingest", self.cache, rows)
+        return list(torch.split(logits, [len(r.tokens) for r in rows]))
+
+    def feed(
+        self, slot: StreamSlot, tokens: Sequence[int], rng: random.Random | None = None
+    ) -> Tensor:
+        """Append ``tokens`` in blocks: random sizes with ``rng``, one by one without."""
+        out, at = [], 0
+        while at < len(tokens):
+            room = self.cache.ingest_room(slot)
+            n = rng.randint(1, room) if rng else 1
+            out += self.run([Row(slot, tokens[at : at + n])])
+            at += n
+        return torch.cat(out)
+
+    def append(self, branch: Branch, tokens: Sequence[int]) -> Tensor:
+        return self.run([Row(branch.stream, tokens, branch)])[0]
+
+
+def random_tokens(count: int, seed: int, vocab: int = 256) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(vocab) for _ in range(count)]
+
+
+def assert_same_logits(got: Tensor, want: Tensor) -> None:
+    """Invariant 1's bar: no argmax mismatch and max |Δlogit| ≤ 1e-3 (fp32)."""
+    assert got.shape == want.shape
+    worst = (got - want).abs().max().item()
+    assert worst <= 1e-3, f"max |Δlogit| = {worst:.2e}"
+    assert torch.equal(got.argmax(-1), want.argmax(-1))
