@@ -1,0 +1,108 @@
+"""One real Kafka for the whole pytest session, and topics of its own for each test.
+
+There is no ``__init__.py`` beside this file on purpose: it would make this folder the package
+``kafka`` and hide kafka-python.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+with warnings.catch_warnings():
+    # kafka-python reads its message schemas, once, when it is imported, by functions of
+    # importlib.resources that Python 3.11 and 3.12 call deprecated (3.13 took that back). Nothing
+    # of ours to change, and nothing else is ignored: only this import, only this text.
+    warnings.filterwarnings("ignore", "(read|open)_text is deprecated", DeprecationWarning)
+    import kafka as _  # noqa: F401
+
+from pipelines import broker
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.kafka)
+
+
+@pytest.fixture(scope="session")
+def kafka_broker() -> Iterator[broker.Broker]:
+    """The session's broker. Do not kill it: other tests use it; start one of your own for that."""
+    try:
+        found = broker.from_environment()
+    except broker.BrokerError as error:
+        # An address that was given but does not answer is a mistake, not a missing Kafka.
+        if (
+            os.environ.get("LONGSTREAM_REQUIRE_KAFKA") == "1"
+            or "LONGSTREAM_BOOTSTRAP" in os.environ
+        ):
+            pytest.fail(f"a real Kafka is required: {error}", pytrace=False)
+        pytest.skip(f"no real Kafka: {error}")
+    with found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def kafka(kafka_broker: broker.Broker) -> str:
+    """``host:port`` of a real Kafka."""
+    return kafka_broker.bootstrap
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Names nobody else uses: those of the defaults behind ``prefix``. Not created yet."""
+
+    bootstrap: str
+    prefix: str
+
+    def name(self, default: str) -> str:
+        """``transcripts.segments.v1`` as this test has to call it."""
+        assert default in {spec.name for spec in broker.TOPICS}, f"no such topic: {default}"
+        return self.prefix + default
+
+    @property
+    def segments(self) -> str:
+        return self.name("transcripts.segments.v1")
+
+    @property
+    def summaries(self) -> str:
+        return self.name("insights.summaries.v1")
+
+    @property
+    def latest(self) -> str:
+        return self.name("insights.summaries.latest.v1")
+
+    @property
+    def translations(self) -> str:
+        return self.name("insights.translations.v1")
+
+    @property
+    def sessions(self) -> str:
+        return self.name("insights.sessions.v1")
+
+    @property
+    def dlq(self) -> str:
+        return self.name("insights.dlq.v1")
+
+    @property
+    def specs(self) -> list[broker.TopicSpec]:
+        return [replace(spec, name=self.prefix + spec.name) for spec in broker.TOPICS]
+
+    def create(self, partitions: int = broker.DEFAULT_PARTITIONS) -> Topics:
+        """Create all of them on the broker; returns self."""
+        broker.create_topics(self.bootstrap, self.specs, partitions)
+        return self
+
+
+@pytest.fixture
+def topics(kafka: str) -> Topics:
+    """Topic names of this test alone; call ``.create(partitions)`` to make them."""
+    return Topics(kafka, f"t{uuid.uuid4().hex[:8]}.")
