@@ -50,6 +50,8 @@ class NgramIndex:
     def _expire(self) -> None:
         """Forget the oldest token and the n-grams that began with it and did not recur."""
         for n, table in self._last_seen.items():
+            if len(self._tokens) <= n:
+                continue
             gram = self._slice(self._first, self._first + n)
             if table.get(gram) == self._first:
                 del table[gram]

@@ -1,0 +1,199 @@
+"""Speculation changes speed, never text: any drafter, any k, across wraps and rollbacks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from operators.drafting import (
+    CombinedDrafter,
+    Drafter,
+    DraftLength,
+    NgramDrafter,
+    NgramIndex,
+    PreviousOutputDrafter,
+)
+from operators.generation import Generation, is_looping
+from operators.kv_cache import StreamSlot
+from operators.verify import accept_greedy
+from tests.engine import SINKS, Driver, ToyTokenizer, layout, random_tokens, toy_decoder
+from tests.reference import StreamReference
+from tests.toy import toy_model
+
+EOS = ToyTokenizer.eos_ids
+
+
+class JunkDrafter:
+    """Proposes random tokens, and now and then the truth, so that every outcome occurs."""
+
+    name = "junk"
+
+    def __init__(self, truth: Sequence[int], seed: int) -> None:
+        self.truth, self.at, self.rng = list(truth), 0, random.Random(seed)
+
+    def propose(self, k: int) -> list[int]:
+        draft = self.truth[self.at : self.at + k]
+        draft += [self.rng.randrange(256) for _ in range(k - len(draft))]
+        if self.rng.random() < 0.6 and draft:
+            draft[self.rng.randrange(len(draft))] = self.rng.randrange(256)
+        return draft
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        self.at += len(tokens)
+
+
+def generate(
+    driver: Driver,
+    slot: StreamSlot,
+    prompt: list[int],
+    drafter: Drafter | None,
+    k: int,
+    count: int = 40,
+    eos: frozenset[int] = EOS,
+) -> Generation:
+    """Run one answer to its end with verify blocks of up to k drafts; drops its branch."""
+    generation = Generation(
+        "test", prompt, count, eos, lambda: drafter, DraftLength(k, start=k, probe_after=2)
+    )
+    generation.start(driver.cache.fork(slot))
+    while generation.prefilling:
+        row = generation.prompt_row(7)
+        logits = driver.model.forward("ingest", driver.cache, [row])
+        generation.prompt_done(len(row.tokens), logits if row.want else None)
+    while not generation.finish_reason:
+        row = generation.verify_row(driver.cache, k)
+        generation.verified(driver.model.forward("generation", driver.cache, [row]))
+    driver.cache.drop(generation.branch)
+    return generation
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 16])
+@pytest.mark.parametrize("kind", ["junk", "oracle", "ngram", "previous", "combined"])
+def test_any_drafter_and_length_gives_plain_greedy_text(kind: str, k: int) -> None:
+    driver = Driver(toy_decoder(), layout(branch=64))
+    reference = StreamReference(toy_model(), SINKS, window=24)
+    slot, rng, index = driver.stream(SINKS), random.Random(1), NgramIndex(24)
+    accepted = 0
+    for turn in range(4):
+        history = random_tokens(31, seed=turn)  # wraps the ring again and again
+        driver.feed(slot, history, rng)
+        reference.ingest(history)
+        index.extend(history)
+        prompt = random_tokens(9, seed=50 + turn)
+        want = reference.fork().greedy(prompt, 40, eos_id=next(iter(EOS)))
+        text = [t for t in want if t not in EOS]
+        drafter: Drafter = {
+            "junk": JunkDrafter(text, seed=turn),
+            "oracle": PreviousOutputDrafter(text),
+            "ngram": NgramDrafter(index, prompt, 64),
+            "previous": PreviousOutputDrafter(text[:7] + [0] + text[9:]),
+            "combined": CombinedDrafter(
+                [PreviousOutputDrafter(text[::2]), NgramDrafter(index, prompt, 64)]
+            ),
+        }[kind]
+        got = generate(driver, slot, prompt, drafter, k)
+        loops = got.finish_reason == "repetition"
+        assert got.output == (text[: len(got.output)] if loops else text)
+        accepted += got.accepted
+    if kind in ("junk", "oracle", "previous"):
+        assert accepted > 0, "nothing was ever accepted: the test would prove nothing"
+
+
+def test_accepting_everything_takes_one_forward_per_k_plus_one_tokens() -> None:
+    driver = Driver(toy_decoder(), layout(branch=64))
+    slot = driver.stream(SINKS)
+    driver.feed(slot, random_tokens(40, seed=3), random.Random(1))
+    prompt = random_tokens(5, seed=4)
+    never = frozenset[int]()
+    plain = generate(driver, slot, prompt, None, 0, count=21, eos=never)
+    drafter = PreviousOutputDrafter(plain.output)
+    fast = generate(driver, slot, prompt, drafter, 4, count=21, eos=never)
+    assert fast.output == plain.output
+    assert plain.verifies == len(plain.output) == 21
+    assert fast.verifies == 5  # the prompt's own token, then 4 blocks of 4 drafts and a bonus
+
+
+def test_nothing_behind_an_end_token_inside_a_block_is_kept() -> None:
+    logits = torch.full((4, 300), -1.0)
+    eos = next(iter(EOS))
+    for at, token in enumerate([7, eos, 9, 11]):
+        logits[at, token] = 1.0
+    verdict = accept_greedy(logits, [7, eos, 9], EOS)
+    assert (verdict.tokens, verdict.accepted, verdict.stopped) == ([7], 1, True)
+
+
+def test_first_wrong_draft_ends_the_block_and_the_target_speaks() -> None:
+    logits = torch.full((4, 300), -1.0)
+    for at, token in enumerate([7, 8, 9, 10]):
+        logits[at, token] = 1.0
+    verdict = accept_greedy(logits, [7, 5, 9], EOS)
+    assert (verdict.tokens, verdict.accepted, verdict.stopped) == ([7, 8], 1, False)
+
+
+def test_non_finite_logits_end_a_generation_as_failed() -> None:
+    generation = Generation("test", [1], 5, EOS, lambda: None, DraftLength(0))
+    generation.prompt_done(1, torch.full((1, 300), torch.nan))
+    assert generation.finish_reason == "nonfinite"
+    assert generation.output == []
+
+
+def test_loops_are_noticed() -> None:
+    assert is_looping([9] * 24)
+    assert is_looping([5, 6, 7, 8] * 10)
+    assert not is_looping(list(range(60)))
+    assert not is_looping([1, 2] * 5)
+
+
+# --- drafters --------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    tokens=st.lists(st.integers(0, 3), max_size=120),
+    window=st.integers(1, 30),
+    k=st.integers(1, 6),
+)
+def test_ngram_index_equals_a_plain_search_and_stays_small(
+    tokens: list[int], window: int, k: int
+) -> None:
+    """Longest match first, most recent of equals, nothing outside the window, bounded entries."""
+    index = NgramIndex(window, sizes=(3, 2))
+    index.extend(tokens)
+    kept = tokens[-window:]
+    assert len(index) == len(kept)
+    assert index.entries <= 2 * window
+    tail = tokens[-3:]
+    want: tuple[int, list[int]] = (0, [])
+    for n in (3, 2):
+        places = [
+            i for i in range(len(kept) - n) if len(tail) >= n and kept[i : i + n] == tail[-n:]
+        ]
+        if places:
+            at = places[-1] + n
+            want = (n, kept[at : at + k])
+            break
+    assert index.lookup(tail, k) == want
+
+
+def test_previous_output_drafter_finds_its_place_again() -> None:
+    drafter = PreviousOutputDrafter([1, 2, 3, 4, 5, 6, 7, 8])
+    assert drafter.propose(3) == [1, 2, 3]
+    drafter.accept([1, 2, 99])
+    assert drafter.propose(3) == []
+    drafter.accept([4, 5])
+    assert drafter.propose(3) == [6, 7, 8]
+
+
+def test_draft_length_grows_shrinks_switches_off_and_probes_again() -> None:
+    length = DraftLength(8, start=4, probe_after=3)
+    length.update(4, 4)
+    assert length.next() == 8
+    for _ in range(4):
+        length.update(length.next(), 0)
+    assert [length.next() for _ in range(4)] == [0, 0, 2, 2]
+    assert DraftLength(0).next() == 0
