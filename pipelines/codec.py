@@ -342,4 +342,4 @@ def decode_state(value: bytes | None) -> tuple[SessionState | None, str | None]:
     try:
         return _state_decoder.decode(value), None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return None, f"not a {STATE_SCHEMA} record: {error}"
+        return None, f"not an {STATE_SCHEMA} record: {error}"
