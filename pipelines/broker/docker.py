@@ -8,9 +8,12 @@ removes the container when this process ends in any way.
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import time
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipelines.broker.base import (
     KAFKA_VERSION,
@@ -25,6 +28,7 @@ from pipelines.broker.jvm import COMMON_PROPERTIES
 
 IMAGE = f"apache/kafka:{KAFKA_VERSION}"
 ENGINE_SECONDS = 3
+DEFAULT_ENGINE = "unix:///var/run/docker.sock"
 START_SECONDS = 90.0
 
 
@@ -69,16 +73,33 @@ class DockerBroker(Broker):
 def engine_host() -> str:
     """Host of the Docker engine that answers within 3 s; :class:`BrokerError` if none does."""
     try:
-        from testcontainers.core.docker_client import DockerClient
+        from testcontainers.core.docker_client import DockerClient, get_docker_host
     except ImportError as error:
         raise BrokerError("the Python package testcontainers is not installed") from error
     try:
+        knock(get_docker_host() or os.environ.get("DOCKER_HOST") or DEFAULT_ENGINE)
         client = DockerClient(timeout=ENGINE_SECONDS)
         with contextlib.closing(client.client):
             client.client.ping()
             return str(client.host())
     except Exception as error:  # docker, requests and urllib3 each raise their own
         raise BrokerError(f"no Docker engine answered ({type(error).__name__})") from error
+
+
+def knock(engine: str) -> None:
+    """Connect once to ``unix:///path`` or ``tcp://host:port``; OSError if nobody is there.
+
+    The docker package leaves its socket open when that fails. Other schemes are not tried here.
+    """
+    scheme, _, address = engine.partition("://")
+    if scheme in ("unix", "http+unix"):
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(ENGINE_SECONDS)
+            probe.connect(address)
+    elif scheme in ("tcp", "http", "https"):
+        parts = urlsplit(engine)
+        with socket.create_connection((parts.hostname or "", parts.port or 2375), ENGINE_SECONDS):
+            pass
 
 
 def container_environment(host: str, port: int, properties: Mapping[str, str]) -> dict[str, str]:
@@ -103,7 +124,7 @@ def container_environment(host: str, port: int, properties: Mapping[str, str]) -
 def start_docker(
     log: Log, *, port: int | None = None, properties: Mapping[str, str] | None = None
 ) -> DockerBroker:
-    """Start a container with Kafka, pulling its image if needed; :class:`BrokerError` if it fails."""
+    """Start a container with Kafka, pulling its image first; :class:`BrokerError` if it fails."""
     host = engine_host()
     from testcontainers.core.container import DockerContainer
 

@@ -38,7 +38,7 @@ class JvmBroker(ProcessBroker):
 
 
 def java() -> str:
-    """A Java of version 17 or later, from JAVA_HOME or PATH; :class:`BrokerError` if there is none."""
+    """A Java of version 17 or later, from JAVA_HOME or PATH; :class:`BrokerError` if none."""
     home = os.environ.get("JAVA_HOME")
     candidates = [str(Path(home) / "bin" / "java")] if home else []
     on_path = shutil.which("java")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from pipelines import broker
 from pipelines.broker import find
 from pipelines.broker.base import free_ports, listens
 from pipelines.broker.cache import cached_folder
-from pipelines.broker.docker import container_environment
+from pipelines.broker.docker import container_environment, knock
 from pipelines.broker.jvm import java, start_jvm
 from pipelines.broker.process import ProcessBroker
 
@@ -381,6 +382,18 @@ def test_properties_become_the_variables_of_the_image():
     assert variables["KAFKA_ADVERTISED_LISTENERS"] == "PLAINTEXT://example:29092"
     assert variables["KAFKA_LOG_RETENTION_MS"] == "7"
     assert variables["KAFKA_SHARE_COORDINATOR_STATE_TOPIC_REPLICATION_FACTOR"] == "1"
+
+
+def test_a_docker_engine_is_knocked_at_before_it_is_used(tmp_path):
+    path = str(tmp_path / "engine.sock")
+    with pytest.raises(OSError, match="No such file"):
+        knock(f"unix://{path}")
+    with socket.socket(socket.AF_UNIX) as engine:
+        engine.bind(path)
+        engine.listen()
+        knock(f"unix://{path}")
+    with pytest.raises(ConnectionRefusedError):
+        knock("tcp://127.0.0.1:1")
 
 
 @pytest.mark.slow
