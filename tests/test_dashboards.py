@@ -186,6 +186,12 @@ def test_promtool_accepts_config_and_rules() -> None:
     promtool("check", "rules", "alerts.yml")
 
 
+def test_promtool_accepts_the_config_for_containers(tmp_path: Path) -> None:
+    for file in (ROOT / "docker" / "prometheus.yml", PROMETHEUS / "alerts.yml"):
+        shutil.copy(file, tmp_path)
+    promtool("check", "config", "prometheus.yml", cwd=tmp_path)
+
+
 def test_promtool_alert_cases() -> None:
     promtool("test", "rules", "alerts_test.yml")
 
