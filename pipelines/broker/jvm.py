@@ -127,6 +127,11 @@ COMMON_PROPERTIES = {
     "num.io.threads": "4",
 }
 
+# After a crash the controller refuses the broker until its earlier self has not been heard for this
+# long, 9 s by default. Shorter would fence a healthy broker on a busy machine, so only for tests
+# that kill it.
+FAST_RESTART = {"broker.session.timeout.ms": "3000", "broker.heartbeat.interval.ms": "500"}
+
 
 def start_jvm(
     cache: Path, log: Log, *, port: int | None = None, properties: Mapping[str, str] | None = None

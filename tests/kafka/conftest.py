@@ -23,6 +23,8 @@ with warnings.catch_warnings():
     import kafka as _  # noqa: F401
 
 from pipelines import broker
+from pipelines.broker.jvm import FAST_RESTART, java, start_jvm
+from pipelines.broker.process import ProcessBroker
 
 HERE = Path(__file__).parent
 
@@ -54,6 +56,19 @@ def kafka_broker() -> Iterator[broker.Broker]:
 def kafka(kafka_broker: broker.Broker) -> str:
     """``host:port`` of a real Kafka."""
     return kafka_broker.bootstrap
+
+
+@pytest.fixture
+def own_kafka() -> Iterator[ProcessBroker]:
+    """A JVM broker of this test alone, which may ``kill()`` and ``restart()`` it."""
+    try:
+        java()
+    except broker.BrokerError as error:
+        if os.environ.get("LONGSTREAM_REQUIRE_KAFKA") == "1":
+            raise
+        pytest.skip(str(error))
+    with start_jvm(broker.default_cache(), print, properties=FAST_RESTART) as started:
+        yield started
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import subprocess
@@ -23,7 +22,6 @@ from pipelines.broker import find
 from pipelines.broker.base import free_ports, listens
 from pipelines.broker.cache import cached_folder
 from pipelines.broker.docker import container_environment, knock
-from pipelines.broker.jvm import java, start_jvm
 from pipelines.broker.process import ProcessBroker
 
 ROOT = Path(__file__).parents[2]
@@ -70,19 +68,6 @@ def runs(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-@pytest.fixture
-def own_jvm() -> Iterator[ProcessBroker]:
-    """A JVM broker that the test may kill."""
-    try:
-        java()
-    except broker.BrokerError as error:
-        if os.environ.get("LONGSTREAM_REQUIRE_KAFKA") == "1":
-            raise
-        pytest.skip(str(error))
-    with start_jvm(broker.default_cache(), print) as started:
-        yield started
 
 
 # --- a real Kafka ------------------------------------------------------------------------------
@@ -186,24 +171,24 @@ def test_a_mistyped_topic_is_not_created(kafka, topics):
         assert topics.prefix + "nobody.made.this" not in admin.list_topics()
 
 
-def test_a_killed_broker_comes_back_with_its_data_on_its_port(own_jvm):
-    bootstrap, pid = own_jvm.bootstrap, own_jvm.pid
+def test_a_killed_broker_comes_back_with_its_data_on_its_port(own_kafka):
+    bootstrap, pid = own_kafka.bootstrap, own_kafka.pid
     broker.create_topics(bootstrap, partitions=1)
     produce(bootstrap, "insights.sessions.v1", [b"before the crash"])
-    own_jvm.kill()
+    own_kafka.kill()
     assert not runs(pid)
     assert not listens(bootstrap)
-    own_jvm.restart()
-    assert own_jvm.bootstrap == bootstrap
+    own_kafka.restart()
+    assert own_kafka.bootstrap == bootstrap
     produce(bootstrap, "insights.sessions.v1", [b"after it"])
     assert consume(bootstrap, "insights.sessions.v1", 2) == [b"before the crash", b"after it"]
-    folder, pid = own_jvm.folder, own_jvm.pid
-    own_jvm.close()
+    folder, pid = own_kafka.folder, own_kafka.pid
+    own_kafka.close()
     assert not folder.exists()
     assert not runs(pid)
-    own_jvm.close()  # a second time does no harm
+    own_kafka.close()  # a second time does no harm
     with pytest.raises(broker.BrokerError, match="its data removed"):
-        own_jvm.restart()
+        own_kafka.restart()
 
 
 OWNER_OF_A_JVM = """
