@@ -7,7 +7,7 @@ number of streams has no bound.
 
 ``name`` is written as the engine's observer says it: without the ``longstream_`` prefix and the
 ``_total`` suffix. ``source`` says which side may write it: ``loop`` (the event loop, through the
-methods of ``Metrics``) or ``device`` (arriving in beats).
+methods of ``Metrics``), ``device`` (arriving in beats), or ``both``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Spec:
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
-    source: Literal["loop", "device"] = "loop"
+    source: Literal["loop", "device", "both"] = "loop"
 
 
 def _device(
@@ -50,7 +50,12 @@ LOOP_SPECS = (
     Spec("counter", "outputs_published", "Events the broker acknowledged.", ("status", "task")),
     Spec("counter", "dead_letters", "Records put on the dead-letter topic.", ("stage", "reason")),
     Spec("counter", "retries", "Attempts repeated after a fault.", ("stage",)),
-    Spec("counter", "duplicate_inputs", "Inputs skipped because they were already done."),
+    Spec(
+        "counter",
+        "duplicate_inputs",
+        "Inputs skipped because they were already done.",
+        source="both",
+    ),
     Spec("counter", "rebalances", "Assignments of partitions received from the group."),
     Spec("counter", "commits", "Commits (transactions or offset commits) that succeeded."),
     Spec("histogram", "commit_seconds", "Time one commit took.", (), SECONDS_SHORT),
@@ -155,3 +160,5 @@ DEVICE_SPECS = (
 )
 
 SPECS = LOOP_SPECS + DEVICE_SPECS
+FROM_DEVICE = {spec.name: spec for spec in SPECS if spec.source != "loop"}
+"""What a beat may carry, by name."""

@@ -26,7 +26,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from pipelines.beats import BeatObserver, decode_key
-from pipelines.metric_catalogue import DEVICE_SPECS, SPECS, Spec
+from pipelines.metric_catalogue import DEVICE_SPECS, FROM_DEVICE, SPECS, Spec
 from pipelines.protocol import Beat
 
 __all__ = ["CONTENT_TYPE", "EXPORTED", "BeatObserver", "Metrics"]
@@ -41,8 +41,6 @@ log = logging.getLogger(__name__)
 
 # A second series per counter and histogram saying when it was made: nobody here reads them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
-
-_DEVICE = {spec.name: spec for spec in DEVICE_SPECS}
 
 
 class _Family:
@@ -220,7 +218,7 @@ class Metrics:
     def _apply(self, kind: str, key: str, value: float) -> None:
         name = key.partition("|")[0]
         try:
-            spec = _DEVICE[name]
+            spec = FROM_DEVICE[name]
             labels = _labels_of(spec, key)
             if spec.kind != kind:
                 raise ValueError(f"{name} is a {spec.kind}, not a {kind}")
