@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
 import subprocess
+import sys
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.http import Readiness, serve
+from pipelines.metrics import Metrics
 from pipelines.settings import describe, load_settings
 from pipelines.settings_fields import Settings
 
@@ -204,20 +208,27 @@ def test_dockerfile_names_no_package_index_and_copies_what_exists() -> None:
                 assert (ROOT / source).exists(), source
 
 
-def test_the_health_check_asks_live_and_fails_without_an_answer() -> None:
+def run_health_check(port: int) -> subprocess.CompletedProcess[str]:
     [health] = [rest for name, rest in dockerfile() if name == "HEALTHCHECK"]
     _, _, script = yaml.safe_load(health[health.index("[") :])
-    python = shutil.which("python3")
-    assert python
-    done = subprocess.run(
-        [python, "-c", script],
-        env={"LONGSTREAM_HTTP_PORT": "9"},
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env={"LONGSTREAM_HTTP_PORT": str(port)},
         capture_output=True,
         text=True,
         timeout=20,
     )
-    assert done.returncode != 0
-    assert "refused" in done.stderr
+
+
+def test_the_health_check_passes_with_a_worker_that_answers_and_fails_without() -> None:
+    async def ask() -> tuple[int, int]:
+        server = await serve("127.0.0.1", 0, Metrics(), Readiness())
+        alive = await asyncio.to_thread(run_health_check, server.port)
+        await server.close()
+        gone = await asyncio.to_thread(run_health_check, server.port)
+        return alive.returncode, gone.returncode
+
+    assert asyncio.run(ask()) == (0, 1)
 
 
 def compose_command() -> list[str]:
