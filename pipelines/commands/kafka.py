@@ -25,7 +25,7 @@ def kafka(
         int, typer.Option(min=1, help="Partitions of every topic.")
     ] = broker.DEFAULT_PARTITIONS,
 ) -> None:
-    """Run a Kafka broker on this machine and create the topics; Ctrl-C stops it and its data goes."""
+    """Run Kafka on this machine with the topics created; Ctrl-C stops it and removes its data."""
     try:
         run(port=port, kind=kind, partitions=partitions)
     except broker.BrokerError as error:
