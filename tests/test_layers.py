@@ -20,7 +20,7 @@ PIPELINE_LAYERS = [
     {"protocol", "codec", "dead_letters", "settings", "settings_fields"}
     | {"metrics", "metric_catalogue", "beats", "frames", "watermark"},
     {"device", "device_main", "device_model", "broker", "model_store", "http"}
-    | {"committer", "transport", "sessions"},
+    | {"clients", "publishers", "outputs", "committer", "transport", "sessions", "partition"},
     {"app", "worker"},
     set(),
     {"commands", "cli"},
