@@ -13,13 +13,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from kafka import KafkaProducer
-from kafka.errors import KafkaError
-
 from operators.errors import ConfigError, LongstreamError
 from operators.types import Segment
-from pipelines.clients import partition_for
 from pipelines.codec import SEGMENT_SCHEMA, encode_segment
+from pipelines.tool_clients import KafkaError, KafkaProducer, partition_for
 
 WORDS_PER_MINUTE = 150.0
 MAX_UNACKED = 1000

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from operators.errors import ConfigError, LongstreamError
-from pipelines.clients import partition_count, producer
 from pipelines.codec import read_transcript
 from pipelines.replaying import Due, Pacer, Replay, merged, parse_speed, timeline
 from pipelines.settings import load_settings
 from pipelines.settings_fields import Settings
+from pipelines.tool_clients import partition_count, producer
 
 
 def replay(

@@ -1,0 +1,172 @@
+"""kafka-python clients for tools: which partition a stream belongs to, one producer, one reader.
+
+The worker itself talks through Faust and aiokafka (``pipelines.clients``); these serve ``replay``,
+``watch`` and ``demo``.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+with warnings.catch_warnings():
+    # kafka-python loads its message schemas by functions Python 3.11 and 3.12 call deprecated.
+    warnings.filterwarnings("ignore", "(read|open)_text is deprecated", DeprecationWarning)
+    from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+    from kafka.errors import KafkaError, KafkaTimeoutError
+    from kafka.partitioner.default import murmur2
+
+from operators.errors import LongstreamError
+from pipelines.settings_fields import Settings
+
+__all__ = [
+    "KafkaError",
+    "KafkaProducer",
+    "Reader",
+    "connection",
+    "no_broker",
+    "partition_count",
+    "partition_for",
+    "producer",
+]
+
+CONNECT_SECONDS = 10.0
+
+
+def partition_for(stream_id: str, partitions: int) -> int:
+    """The partition of a stream: murmur2 of the key's UTF-8 bytes, as Kafka's own clients do.
+
+    It equals the default partitioner of the Java client and of kafka-python, so a producer that
+    only sets the key puts its records on the same partition as we do.
+    """
+    if partitions < 1:
+        raise ValueError(f"partitions={partitions}: at least 1")
+    return (int(murmur2(stream_id.encode())) & 0x7FFFFFFF) % partitions
+
+
+def connection(settings: Settings, name: str) -> dict[str, Any]:
+    """Where the brokers are and how to log in, as every kafka-python client takes it."""
+    options: dict[str, Any] = {
+        "bootstrap_servers": settings.bootstrap.split(","),
+        "client_id": name,
+        "bootstrap_timeout_ms": int(CONNECT_SECONDS * 1000),
+        "security_protocol": settings.security_protocol,
+    }
+    if settings.security_protocol.endswith("SSL"):
+        cafile = str(settings.ssl_cafile) if settings.ssl_cafile else None
+        options["ssl_context"] = ssl.create_default_context(cafile=cafile)
+    if settings.security_protocol.startswith("SASL_"):
+        password = settings.sasl_password
+        options["sasl_mechanism"] = settings.sasl_mechanism
+        options["sasl_plain_username"] = settings.sasl_username
+        options["sasl_plain_password"] = password.get_secret_value() if password else None
+    return options
+
+
+def producer(settings: Settings) -> KafkaProducer:
+    """An idempotent producer that waits for all replicas. Raises ``LongstreamError`` if no broker."""
+    try:
+        return KafkaProducer(
+            **connection(settings, "longstream-replay"),
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=5,
+            max_block_ms=int(CONNECT_SECONDS * 1000),
+            max_request_size=settings.max_message_bytes,
+            allow_auto_create_topics=False,
+        )
+    except (KafkaError, OSError) as error:
+        raise no_broker(settings, error) from error
+
+
+def partition_count(client: KafkaProducer | KafkaConsumer, topic: str, settings: Settings) -> int:
+    """How many partitions ``topic`` has. Raises ``LongstreamError`` if there is no such topic."""
+    is_producer = isinstance(client, KafkaProducer)
+    ask: Callable[[str], Any] = (
+        client.partitions_for if is_producer else client.partitions_for_topic
+    )
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            found = ask(topic)
+        except KafkaTimeoutError:
+            found = None
+        except KafkaError as error:
+            raise no_broker(settings, error) from error
+        if found:
+            return len(found)
+        if time.monotonic() > deadline:
+            raise LongstreamError(
+                f"there is no topic {topic} at {settings.bootstrap}; "
+                "create it, or start `longstream worker`, which makes all topics"
+            )
+        time.sleep(0.2)
+
+
+class Reader:
+    """All partitions of some topics without a group: nothing is committed, nobody is disturbed.
+
+    ``from_start`` names the topics read from their first record; the others start at their end, as
+    it is when the constructor returns. Only committed transactions are seen.
+    """
+
+    def __init__(
+        self, settings: Settings, topics: Sequence[str], from_start: Iterable[str]
+    ) -> None:
+        try:
+            self._consumer = KafkaConsumer(
+                **connection(settings, "longstream-watch"),
+                group_id=None,
+                enable_auto_commit=False,
+                isolation_level="read_committed",
+                auto_offset_reset="earliest",
+                fetch_max_wait_ms=200,
+                allow_auto_create_topics=False,
+            )
+        except (KafkaError, OSError) as error:
+            raise no_broker(settings, error) from error
+        try:
+            self._take_places(settings, topics, set(from_start))
+        except KafkaError as error:
+            self.close()
+            raise no_broker(settings, error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_places(self, settings: Settings, topics: Sequence[str], start: set[str]) -> None:
+        places = [
+            TopicPartition(topic, number)
+            for topic in topics
+            for number in range(partition_count(self._consumer, topic, settings))
+        ]
+        self._consumer.assign(places)
+        at_start = [place for place in places if place.topic in start]
+        at_end = [place for place in places if place.topic not in start]
+        if at_start:
+            self._consumer.seek_to_beginning(*at_start)
+        if at_end:
+            self._consumer.seek_to_end(*at_end)
+        for place in places:  # look the position up now: seeking alone waits for the first poll
+            self._consumer.position(place)
+
+    def poll(self, seconds: float) -> Iterator[Any]:
+        """Records that arrived (kafka-python's ConsumerRecord), waiting up to ``seconds``."""
+        batches = self._consumer.poll(timeout_ms=int(seconds * 1000), max_records=1000)
+        for records in batches.values():
+            yield from records
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+def no_broker(settings: Settings, error: BaseException) -> LongstreamError:
+    """The sentence for "the broker does not answer", with what to do."""
+    reason = str(error) or type(error).__name__
+    return LongstreamError(
+        f"no Kafka answers at {settings.bootstrap} ({reason}). Start one with `longstream kafka`, "
+        "or give its address with --bootstrap or LONGSTREAM_BOOTSTRAP"
+    )
