@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from operators.errors import ConfigError, DeviceError, ModelError
 from operators.types import Emission, Segment, SessionState
@@ -37,6 +38,7 @@ class DeviceClient:
         on_emission: Callable[[Emission], None],
         on_beat: Callable[[protocol.Beat], None] = lambda beat: None,
         on_progress: Callable[[str], None] = lambda message: None,
+        on_refused: Callable[[protocol.Refused], None] = lambda refused: None,
         *,
         threads: int = 1,
         beat_timeout_s: float = 30.0,
@@ -45,6 +47,7 @@ class DeviceClient:
         self._on_emission = on_emission
         self._on_beat = on_beat
         self._on_progress = on_progress
+        self._on_refused = on_refused
         self._threads = threads
         self._beat_timeout_s = beat_timeout_s
         self._stall_timeout_s = stall_timeout_s
@@ -89,9 +92,8 @@ class DeviceClient:
             loop.create_task(self._watch()),
         ]
         self._send(load)
-        done, _ = await asyncio.wait(
-            {self._ready, self.failed}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-        )
+        outcomes: set[asyncio.Future[Any]] = {self._ready, self.failed}
+        done, _ = await asyncio.wait(outcomes, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if self._ready in done:
             return self._ready.result()
         error = self.failed.exception() if self.failed.done() else None
@@ -195,6 +197,8 @@ class DeviceClient:
         elif isinstance(report, protocol.Ready):
             self._last_step = self._last_beat
             self._ready.set_result(report)
+        elif isinstance(report, protocol.Refused):
+            self._on_refused(report)
         elif isinstance(report, protocol.Progress):
             self._on_progress(report.message)
         else:

@@ -25,10 +25,12 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from operators.config import OperatorConfig
-from operators.errors import ConfigError, ModelError
+from operators.errors import CapacityError, ConfigError, ModelError, SegmentError
 from operators.observer import Observer
 from operators.types import Emission, Segment, SessionState
 from pipelines import protocol
@@ -64,6 +66,7 @@ class Device:
         self._send_lock = threading.Lock()
         self._observer = BeatObserver()
         self._operator: Operator | None = None
+        self._waiting: dict[str, deque[protocol.Feed]] = {}
         self._steps = 0
         self._busy = True  # loading counts
 
@@ -97,6 +100,7 @@ class Device:
         self._steps += 1
         for emission in emissions:
             self._send(protocol.Output(emission))
+        self._feed_waiting()
         self._busy = operator.has_work()
 
     def _wait_seconds(self) -> float | None:
@@ -118,10 +122,33 @@ class Device:
         if isinstance(command, protocol.Open):
             self._operator.open(command.stream_id, command.state)
         elif isinstance(command, protocol.Feed):
-            self._operator.feed(command.segment, command.ticket)
+            stream_id = command.segment.stream_id
+            if stream_id in self._waiting or not self._feed(command):
+                self._waiting.setdefault(stream_id, deque()).append(command)
         else:
+            self._waiting.pop(command.stream_id, None)
             self._operator.drop(command.stream_id)
             self._send(protocol.Dropped(command.stream_id, command.generation))
+
+    def _feed(self, command: protocol.Feed) -> bool:
+        """Give a segment to the engine; False if its queue is full (long segments fill it fast)."""
+        assert self._operator is not None
+        segment, ticket = command.segment, command.ticket
+        try:
+            self._operator.feed(segment, ticket)
+        except CapacityError:
+            return False
+        except SegmentError as error:
+            self._send(protocol.Refused(segment.stream_id, ticket, error.reason, str(error)))
+        return True
+
+    def _feed_waiting(self) -> None:
+        """Offer the engine again what it had no room for, per stream in order."""
+        for stream_id, commands in list(self._waiting.items()):
+            while commands and self._feed(commands[0]):
+                commands.popleft()
+            if not commands:
+                del self._waiting[stream_id]
 
     def _load(self, load: protocol.Load) -> None:
         config = OperatorConfig.from_dict(load.config)
@@ -163,7 +190,7 @@ class Device:
 
 
 def make_operator(
-    load: protocol.Load, config: OperatorConfig, observer: Observer, progress: object
+    load: protocol.Load, config: OperatorConfig, observer: Observer, progress: Callable[[str], None]
 ) -> tuple[Operator, protocol.Ready]:
     """Load the model and build the engine. Raises ModelError or ConfigError."""
     if load.toy:
@@ -176,7 +203,7 @@ def make_operator(
         return made
     from pipelines.device_model import load_operator  # imports torch: only here
 
-    return load_operator(load, config, observer, progress)  # type: ignore[arg-type]
+    return load_operator(load, config, observer, progress)
 
 
 def _kind(error: BaseException) -> str:

@@ -82,6 +82,15 @@ class Output(msgspec.Struct, tag="output"):
     emission: Emission
 
 
+class Refused(msgspec.Struct, tag="refused"):
+    """The engine would not take this segment; it is not done and will not be: a dead letter."""
+
+    stream_id: str
+    ticket: int
+    reason: str
+    message: str
+
+
 class Dropped(msgspec.Struct, tag="dropped"):
     stream_id: str
     generation: int = 0
@@ -108,4 +117,4 @@ class Fatal(msgspec.Struct, tag="fatal"):
     message: str
 
 
-Report = Progress | Ready | Output | Dropped | Beat | Fatal
+Report = Progress | Ready | Output | Refused | Dropped | Beat | Fatal

@@ -1,0 +1,352 @@
+"""The worker: Faust consumes, partitions queue, the device computes, committers write.
+
+Start, in this order: (1) topics checked, (2) HTTP pages, (3) device process with its model, (4) the
+consumer joins its group. Stop, within ``stop_deadline_s``: (1) nothing new is taken, (2) what the
+device has is finished and committed, (3) Faust leaves the group, (4) the device ends. A fault of the
+device, of Faust or of a commit stops the process with an exit code that is not 0 and nothing
+acknowledged: what restarts us finds the input where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+from faust.types import TP
+
+from operators.errors import DeviceError, LongstreamError
+from operators.types import Emission
+from pipelines import protocol
+from pipelines.clients import faust_broker, faust_credentials
+from pipelines.device import DeviceClient
+from pipelines.http import HttpServer, Readiness, serve
+from pipelines.metrics import Metrics
+from pipelines.partition import Host, Partition
+from pipelines.publishers import Fenced, make_publisher
+from pipelines.sessions import recover
+from pipelines.settings import Settings
+from pipelines.transport import LongstreamApp
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.5
+RECOVERY_SECONDS = 120.0
+FLUSH_ON_REVOKE_SECONDS = 3.0
+
+
+def make_faust_app(settings: Settings) -> LongstreamApp:
+    """A Faust app configured from our settings; its agents are added by :class:`Worker`."""
+    app = LongstreamApp(
+        settings.app_id,
+        broker=faust_broker(settings),
+        broker_credentials=faust_credentials(settings),
+        broker_client_id=f"longstream-{settings.worker}",
+        broker_session_timeout=settings.session_timeout_s,
+        broker_heartbeat_interval=settings.session_timeout_s / 4,
+        broker_rebalance_timeout=max(30.0, settings.session_timeout_s),
+        broker_request_timeout=max(90.0, settings.session_timeout_s),
+        broker_commit_interval=settings.commit_interval_s,
+        broker_max_poll_records=settings.broker_max_poll_records,
+        consumer_auto_offset_reset="earliest",
+        consumer_max_fetch_size=settings.max_message_bytes,
+        stream_buffer_maxsize=settings.stream_buffer_maxsize,
+        stream_wait_empty=False,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        web_enabled=False,
+        web_tables_enabled=False,
+        worker_redirect_stdouts=False,
+        autodiscover=False,
+    )
+    app.commits_offsets = settings.delivery == "at_least_once"
+    return app
+
+
+class Worker:
+    """One worker process: ``exit_code = await Worker(settings).run(stop)``."""
+
+    def __init__(self, settings: Settings, *, toy: bool = False) -> None:
+        self._settings = settings
+        self._toy = toy
+        self._metrics = Metrics(worker=settings.worker, model=settings.model)
+        self._readiness = Readiness()
+        self._owners: dict[str, Partition] = {}
+        self._partitions: dict[int, Partition] = {}
+        self._closing: dict[int, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._http: HttpServer | None = None
+
+    async def run(self, stop: asyncio.Event) -> int:
+        """Work until ``stop`` is set or something fails; the process's exit code.
+
+        Raises ConfigError or ModelError when it cannot start.
+        """
+        self._fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        settings = self._settings
+        self._device = DeviceClient(
+            self._on_emission,
+            self._metrics.apply_beat,
+            lambda message: log.info("model: %s", message),
+            self._on_refused,
+            threads=settings.threads,
+        )
+        self._app = make_faust_app(settings)
+        self._host = self._make_host()
+        self._connect()
+        try:
+            self._http = await serve(
+                settings.http_host, settings.http_port, self._metrics, self._readiness
+            )
+            log.info("serving %s/metrics", self._http.url)
+            await self._start_device()
+            await self._app.start()
+            self._spawn(self._tick())
+            return await self._until(stop)
+        finally:
+            await self._shut_down()
+
+    # --- start and stop --------------------------------------------------------------------
+
+    def _make_host(self) -> Host:
+        settings = self._settings
+        return Host(
+            settings=settings,
+            metrics=self._metrics,
+            device=self._device,
+            owners=self._owners,
+            hold=lambda number: self._app.consumer.hold(self._tp(number)),
+            release=lambda number: self._app.consumer.release(self._tp(number)),
+            recover=lambda number: recover(settings, number, RECOVERY_SECONDS),
+            make_publisher=lambda number: make_publisher(settings, number),
+            on_progress=self._on_progress,
+        )
+
+    def _connect(self) -> None:
+        """Tie the Faust app to us: one agent on the input topic, and the rebalance callbacks."""
+        topic = self._app.topic(
+            self._settings.topic_segments,
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+        )
+
+        async def segments(stream: Any) -> None:
+            async for event in stream.noack().events():
+                self._accept(event)
+
+        self._app.agent(topic, name="segments", concurrency=1)(segments)
+        # Faust's signals hold their receivers weakly.
+        self._on_revoked_ref, self._on_assigned_ref = self._on_revoked, self._on_assigned
+        self._app.on_partitions_revoked.connect(self._on_revoked_ref)
+        self._app.on_partitions_assigned.connect(self._on_assigned_ref)
+
+    async def _start_device(self) -> None:
+        load = protocol.Load(
+            model=self._settings.model,
+            device=self._settings.device,
+            config=self._settings.operator.to_dict(),
+            toy=self._toy,
+        )
+        ready = await self._device.start(load)
+        self._metrics.device_up(True)
+        self._readiness.model = ready.model
+        log.info(
+            "model %s on %s: ingest %s, generation %s, %d slots, %.1f MB per stream, %.1f MB in all",
+            ready.model,
+            ready.device,
+            ready.dtype_ingest,
+            ready.dtype_generation,
+            ready.slots,
+            ready.bytes_per_stream / 1e6,
+            ready.bytes_total / 1e6,
+        )
+
+    async def _until(self, stop: asyncio.Event) -> int:
+        """Wait for the stop signal or a fault."""
+        stopped = self._spawn(_wait(stop))
+        crashed = self._spawn(self._watch_faust())
+        waited: set[asyncio.Future[None]] = {stopped, crashed, self._device.failed, self._fault}
+        done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        errors = [future.exception() for future in done]
+        error = next((error for error in errors if error is not None), None)
+        if error is None:
+            log.info("stopping")
+            return 0
+        self._readiness.model = None if isinstance(error, DeviceError) else self._readiness.model
+        log.error("stopping on a fault, nothing unfinished is acknowledged: %s", error)
+        return 1
+
+    async def _watch_faust(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            if self._app.crashed or self._app.should_stop:
+                raise LongstreamError(f"Faust stopped by itself: {self._app.crash_reason!r}")
+
+    async def _shut_down(self) -> None:
+        deadline = time.monotonic() + self._settings.stop_deadline_s
+        self._readiness.stopping = True
+        healthy = self._device.pid is not None and not self._device.failed.done()
+        if healthy and not self._fault.done():
+            for partition in self._partitions.values():
+                partition.stop_feeding()
+            # Leave a third of the time to everything below.
+            await self._drain(self._settings.stop_deadline_s * 0.66)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        closes = [self._close(partition) for partition in list(self._partitions.values())]
+        await self._within(deadline, asyncio.gather(*closes, return_exceptions=True), "commits")
+        await self._within(deadline, self._app.stop(), "Faust")
+        if self._device.pid is not None:
+            await self._device.stop(timeout=max(0.5, min(5.0, deadline - time.monotonic())))
+        self._metrics.device_up(False)
+        if self._http is not None:
+            await self._http.close()
+        if not self._fault.done():
+            self._fault.cancel()
+
+    async def _drain(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*(p.drain() for p in self._partitions.values()))
+        except TimeoutError:
+            log.warning("not all segments under way were finished in %.0f s; they stay", seconds)
+
+    async def _within(self, deadline: float, work: Any, what: str) -> None:
+        """Await ``work``, but not past the deadline (at least half a second)."""
+        with contextlib.suppress(asyncio.CancelledError):
+            try:
+                await asyncio.wait_for(work, max(0.5, deadline - time.monotonic()))
+            except TimeoutError:
+                log.warning("%s did not stop in time", what)
+
+    # --- partitions -------------------------------------------------------------------------
+
+    def _tp(self, number: int) -> TP:
+        return TP(self._settings.topic_segments, number)
+
+    def _numbers(self, tps: Iterable[TP]) -> set[int]:
+        return {tp.partition for tp in tps if tp.topic == self._settings.topic_segments}
+
+    async def _on_revoked(self, app: Any, revoked: set[TP], **_: Any) -> None:
+        """Commit what is finished, so that the next owner need not do it again.
+
+        Nothing is dropped yet: most partitions come back with the assignment that follows.
+        """
+        mine = [self._partitions[n] for n in self._numbers(revoked) if n in self._partitions]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_ON_REVOKE_SECONDS):
+                await asyncio.gather(*(partition.committer.flush() for partition in mine))
+
+    async def _on_assigned(self, app: Any, assigned: set[TP], **_: Any) -> None:
+        """Let go of what is lost, start what is new; recovery happens outside this callback."""
+        numbers = self._numbers(assigned)
+        for number in list(self._partitions):
+            if number not in numbers or self._partitions[number].committer.failed.done():
+                self._lose(number)
+        for number in sorted(numbers):
+            if number in self._partitions:
+                self._partitions[number].reassigned()
+            else:
+                self._gain(number)
+        self._readiness.partitions = len(numbers)
+        self._metrics.rebalance()
+        log.info("assigned partitions %s", sorted(numbers))
+
+    def _gain(self, number: int) -> None:
+        partition = self._partitions[number] = Partition(number, self._host)
+        self._spawn(self._run_partition(partition))
+
+    def _lose(self, number: int) -> None:
+        partition = self._partitions.pop(number)
+        self._metrics.forget_partition(self._settings.topic_segments, number)
+        self._closing[number] = self._spawn(self._close(partition))
+
+    async def _run_partition(self, partition: Partition) -> None:
+        """Recover a partition, then wait for a failure of its committer."""
+        number = partition.number
+        try:
+            if (closing := self._closing.pop(number, None)) is not None:
+                await asyncio.wait({closing})
+            await partition.recover()
+            await asyncio.shield(partition.committer.failed)
+        except Fenced as error:
+            await self._on_fenced(partition, error)
+        except Exception as error:
+            if self._partitions.get(number) is partition and not self._fault.done():
+                self._fault.set_exception(error)
+
+    async def _on_fenced(self, partition: Partition, error: Fenced) -> None:
+        """Another worker owns it: stop quietly, unless our group still says it is ours."""
+        log.warning("%s; this worker stops it", error)
+        await partition.close()
+        await asyncio.sleep(3 * self._settings.session_timeout_s)
+        if self._partitions.get(partition.number) is partition and not self._fault.done():
+            self._fault.set_exception(
+                LongstreamError(
+                    f"{error}, but the consumer group says it is ours: is another "
+                    f"app_id={self._settings.app_id!r} running elsewhere?"
+                )
+            )
+
+    async def _close(self, partition: Partition) -> None:
+        await partition.close()
+
+    # --- data -------------------------------------------------------------------------------
+
+    def _accept(self, event: Any) -> None:
+        """One record from Faust. Must not raise: Faust acknowledges what an agent fails on."""
+        try:
+            partition = self._partitions.get(event.message.partition)
+            if partition is not None:
+                partition.accept(event)
+        except Exception as error:
+            log.exception("a record could not be taken")
+            if not self._fault.done():
+                self._fault.set_exception(error)
+
+    def _on_emission(self, emission: Emission) -> None:
+        partition = self._owners.get(emission.stream_id)
+        if partition is not None:
+            self._on_progress()
+            partition.on_emission(emission)
+
+    def _on_refused(self, refused: protocol.Refused) -> None:
+        partition = self._owners.get(refused.stream_id)
+        if partition is not None:
+            partition.on_refused(refused.stream_id, refused.ticket, refused.reason, refused.message)
+
+    def _on_progress(self) -> None:
+        self._readiness.progress()
+        self._metrics.progress()
+
+    async def _tick(self) -> None:
+        """Twice a second: what can only be measured by looking."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            partitions = list(self._partitions.values())
+            in_flight = sum(partition.in_flight for partition in partitions)
+            self._readiness.in_flight = in_flight
+            self._metrics.queue_depth(in_flight)
+            now = time.monotonic()
+            lags = [partition.coverage_lag(now) for partition in partitions]
+            self._metrics.coverage_lag(max(lags, default=0.0))
+            for partition in partitions:
+                with contextlib.suppress(Exception):  # no end offset known during a rebalance
+                    partition.measure(self._app.consumer.highwater(self._tp(partition.number)))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that is kept until it ends."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()

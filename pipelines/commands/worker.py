@@ -1,0 +1,102 @@
+"""``longstream worker``: consume, summarise, translate, publish."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from operators.errors import LongstreamError
+from pipelines import broker
+from pipelines.settings import Settings, describe, load_settings
+
+TEST_OPERATOR = "LONGSTREAM_TEST_OPERATOR"
+
+
+def settings_help() -> str:
+    """All settings for the end of ``--help``, one paragraph each."""
+    lines = ["Settings, from the environment or a TOML/YAML file (names without LONGSTREAM_):"]
+    for row in describe():
+        default = f"; default {row.default}" if row.default else ""
+        description = " ".join(row.description.split())
+        lines.append(f"{row.env} ({row.type}{default})\n{description}")
+    return "\n\n".join(lines)
+
+
+def worker(
+    config: Annotated[Path | None, typer.Option(help="Settings file (TOML or YAML).")] = None,
+    bootstrap: Annotated[str | None, typer.Option(help="Kafka brokers, host:port.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model alias, hub name, folder or GGUF file.")
+    ] = None,
+    http_port: Annotated[
+        int | None, typer.Option(help="Port of /metrics, /live and /ready.")
+    ] = None,
+    log_format: Annotated[str | None, typer.Option(help="plain or json.")] = None,
+) -> None:
+    """Run a worker until SIGTERM or Ctrl-C."""
+    from pipelines.logs import configure_logging
+
+    try:
+        settings = load_settings(
+            config, bootstrap=bootstrap, model=model, http_port=http_port, log_format=log_format
+        )
+        configure_logging(settings.log_format, settings.log_level)
+        check_topics(settings)
+        code = asyncio.run(run(settings))
+    except LongstreamError as error:
+        typer.echo(f"longstream worker: {error}", err=True)
+        raise typer.Exit(2) from None
+    raise typer.Exit(code)
+
+
+async def run(settings: Settings) -> int:
+    """Run a worker in this event loop, stopped by SIGTERM and SIGINT."""
+    from pipelines.app import Worker  # imports Faust, which takes a moment: not for --help
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    return await Worker(settings, toy=TEST_OPERATOR in os.environ).run(stop)
+
+
+def topic_specs(settings: Settings) -> list[broker.TopicSpec]:
+    """The topics a worker needs, with the policies they need."""
+    compacted = {settings.topic_summaries_latest, settings.topic_sessions}
+    month_ms = 30 * 24 * 3600 * 1000
+    return [
+        broker.TopicSpec(
+            name,
+            compact=name in compacted,
+            retention_ms=month_ms if name == settings.topic_dlq else None,
+            max_message_bytes=settings.max_message_bytes,
+        )
+        for name in settings.topics
+    ]
+
+
+def check_topics(settings: Settings) -> None:
+    """See that all topics exist with as many partitions as the input.
+
+    Raises BrokerError, which says how to make them.
+    """
+    with broker.admin_client(settings.bootstrap) as admin:
+        present = set(admin.list_topics())
+        if missing := [name for name in settings.topics if name not in present]:
+            raise broker.BrokerError(
+                f"no topic {', '.join(missing)} at {settings.bootstrap}; make them with "
+                "`longstream topics create`"
+            )
+        counts = {t["name"]: len(t["partitions"]) for t in admin.describe_topics(settings.topics)}
+    wanted = counts[settings.topic_segments]
+    if other := {name: count for name, count in counts.items() if count != wanted}:
+        raise broker.BrokerError(
+            f"{settings.topic_segments} has {wanted} partitions, but "
+            + ", ".join(f"{name} has {count}" for name, count in other.items())
+            + ": all must have the same number"
+        )

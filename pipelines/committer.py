@@ -1,0 +1,167 @@
+"""Groups what a partition finished and has it published, in order, one group at a time.
+
+1. Entries are collected until ``commit_interval_s`` after the first, or ``commit_max_events`` of
+   them, or somebody asks (:meth:`Committer.flush`).
+2. They become one :class:`~pipelines.publishers.Group`: messages in order, the newest state per
+   stream, and the partition's watermark with their offsets finished.
+3. The group is published. If nothing of it counts the *same* group is tried again, a few times.
+4. Only then are the entries reported as committed (their input is acknowledged).
+
+When 3 fails for good the committer stops, ``failed`` says why, and nothing is acknowledged: a
+restart finds the input where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from operators.errors import LongstreamError
+from operators.types import SessionState
+from pipelines.publishers import Fenced, Group, Message, Publisher, Retriable
+
+ATTEMPTS = 5
+BACKOFF_SECONDS = 0.2
+
+
+class CommitError(LongstreamError):
+    """Results could not be committed; what counts is unknown until a restart reads it back."""
+
+
+@dataclass
+class Entry:
+    """What one emission, dead letter or skipped record adds to a group."""
+
+    messages: list[Message] = field(default_factory=list)
+    state: SessionState | None = None
+    finished: Sequence[int] = ()
+    """Input offsets that are done once this is committed."""
+
+
+class Committer:
+    """The commit loop of one partition.
+
+    ``finish`` marks offsets as finished and returns the partition's watermark; ``on_committed`` is
+    called with the entries after each commit and the seconds it took.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        finish: Callable[[Iterable[int]], int | None],
+        on_committed: Callable[[list[Entry], float], None],
+        *,
+        interval_s: float,
+        max_events: int,
+        on_retry: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._publisher = publisher
+        self._finish = finish
+        self._on_committed = on_committed
+        self._on_retry = on_retry
+        self._interval_s = interval_s
+        self._max_events = max_events
+        self._pending: list[Entry] = []
+        self._arrived = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.committed_offset = 0
+        """What the partition is committed to; never committed backwards."""
+        self._task: asyncio.Task[None] | None = None
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def open(self) -> None:
+        """Connect; where the delivery is exactly once this locks out the previous owner."""
+        await self._publisher.open()
+
+    def start(self) -> None:
+        """Begin committing. Entries may be added before."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def add(self, entry: Entry) -> None:
+        self._pending.append(entry)
+        self._idle.clear()
+        self._arrived.set()
+        if len(self._pending) >= self._max_events:
+            self._urgent.set()
+
+    async def flush(self) -> None:
+        """Commit what is pending now; returns when it is, or when the committer has failed."""
+        if self._task is None or self._task.done():
+            return
+        self._urgent.set()
+        idle = asyncio.ensure_future(self._idle.wait())
+        await asyncio.wait({idle, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+
+    async def close(self) -> None:
+        """Stop without committing what is pending."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await self._publisher.close()
+        if not self.failed.done():
+            self.failed.cancel()
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                # 1.
+                await self._arrived.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._urgent.wait(), self._interval_s)
+                await self._commit()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self._fail(error)
+
+    async def _commit(self) -> None:
+        entries, self._pending = self._pending, []
+        self._arrived.clear()
+        self._urgent.clear()
+        started = time.monotonic()
+        group = self._group(entries)  # 2.
+        if group.messages or group.states or group.offset is not None:
+            await self._publish(group)  # 3.
+        if group.offset is not None:
+            self.committed_offset = group.offset
+        self._on_committed(entries, time.monotonic() - started)  # 4.
+        if not self._pending:
+            self._idle.set()
+
+    def _group(self, entries: list[Entry]) -> Group:
+        group = Group()
+        for entry in entries:
+            group.messages += entry.messages
+            if entry.state is not None:
+                group.states[entry.state.stream_id] = entry.state
+                group.outbox.setdefault(entry.state.stream_id, []).extend(entry.messages)
+        offset = self._finish(o for entry in entries for o in entry.finished)
+        if offset is not None and offset > self.committed_offset:
+            group.offset = offset
+        return group
+
+    async def _publish(self, group: Group) -> None:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                await self._publisher.publish(group)
+                return
+            except Retriable as error:
+                if attempt == ATTEMPTS:
+                    raise CommitError(f"gave up after {ATTEMPTS} attempts: {error}") from error
+                self._on_retry()
+                await asyncio.sleep(BACKOFF_SECONDS * 2**attempt)
+
+    def _fail(self, error: Exception) -> None:
+        if not isinstance(error, Fenced | CommitError):
+            wrapped = CommitError(f"commit failed: {type(error).__name__}: {error}")
+            wrapped.__cause__ = error
+            error = wrapped
+        if not self.failed.done():
+            self.failed.set_exception(error)

@@ -1,0 +1,394 @@
+"""One owned partition of the segment topic: its lanes, what is under way, and its recovery.
+
+The life of a record:
+
+1. ``accept``: read once. One that is delivered again (Faust seeks back after every rebalance) only
+   replaces the message to acknowledge, or is acknowledged at once if it is done.
+2. Until the partition is recovered it waits; then it is decoded. A record that cannot be used becomes
+   a dead letter and is finished with it.
+3. It joins the lane of its stream: first in, first out. One at or below the stream's cursor was done
+   by an earlier owner and is skipped.
+4. At most ``in_flight_per_key`` records of a lane are with the device at once, so a hot stream
+   queues behind itself while others are served.
+5. The device's emission goes to the committer; when it is committed the record is acknowledged.
+
+At ``in_flight_per_partition`` records the partition is not fetched until half of them are done. A
+stream far hotter than that delays its own partition, never another: order within a partition is
+Kafka's, and reading past a hot stream without bound would only move the problem into memory.
+
+Everything here runs in the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from operators.errors import LongstreamError, SegmentError
+from operators.types import Emission, Event, Segment, SessionState
+from pipelines import codec
+from pipelines.committer import Committer, Entry
+from pipelines.dead_letters import header
+from pipelines.metrics import Metrics
+from pipelines.outputs import complete, dead_letter_of, messages_of, task_of
+from pipelines.publishers import Message, Publisher, pending_results
+from pipelines.sessions import Recovered, SessionTable
+from pipelines.settings import Settings
+from pipelines.watermark import Watermark
+
+log = logging.getLogger(__name__)
+
+
+class DeviceLike(Protocol):
+    """What a partition needs of :class:`pipelines.device.DeviceClient`."""
+
+    def open(self, stream_id: str, state: SessionState | None = None) -> None: ...
+    def feed(self, segment: Segment, ticket: int) -> None: ...
+    def drop(self, stream_id: str) -> asyncio.Future[None]: ...
+
+
+@dataclass
+class Host:
+    """What all partitions of a worker share."""
+
+    settings: Settings
+    metrics: Metrics
+    device: DeviceLike
+    owners: dict[str, Partition]
+    """Which partition each open stream belongs to: emissions find their way by it."""
+    hold: Callable[[int], None]
+    release: Callable[[int], None]
+    recover: Callable[[int], Any]
+    """Partition number -> awaitable Recovered."""
+    make_publisher: Callable[[int], Publisher]
+    on_progress: Callable[[], None] = lambda: None
+
+
+@dataclass
+class Record:
+    """One input record under way. ``event`` is Faust's, with the message to acknowledge."""
+
+    event: Any
+    read_at: float
+
+    @property
+    def message(self) -> Any:
+        return self.event.message
+
+
+@dataclass
+class Lane:
+    """One stream's records in order: waiting ones and those with the device."""
+
+    stream_id: str
+    cursor: int
+    waiting: deque[tuple[Segment, int]] = field(default_factory=deque)
+    fed: int = 0
+    state: SessionState | None = None
+    """The newest state seen; kept only to put an ended stream away."""
+    uncovered_since: float | None = None
+
+    @property
+    def idle(self) -> bool:
+        return not self.waiting and not self.fed
+
+
+class Partition:
+    """See the module's docstring. Created when the partition is assigned, closed when it is lost."""
+
+    def __init__(self, number: int, host: Host) -> None:
+        self.number = number
+        self._host = host
+        self._settings = host.settings
+        self._metrics = host.metrics
+        self._watermark = Watermark()
+        self._records: dict[int, Record] = {}
+        self._lanes: dict[str, Lane] = {}
+        self._sessions = SessionTable()
+        self._floor = 0
+        self._backlog: list[int] = []
+        self._held = False
+        self._recovered = False
+        self._closed = False
+        self._draining = False
+        self._emitted = asyncio.Event()
+        self.committer = Committer(
+            host.make_publisher(number),
+            self._finish,
+            self._on_committed,
+            interval_s=self._settings.commit_interval_s,
+            max_events=min(
+                self._settings.commit_max_events,
+                max(1, self._settings.in_flight_per_partition // 2),
+            ),
+            on_retry=lambda: self._metrics.retry("commit"),
+        )
+
+    # --- life -----------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """Lock out the previous owner, read the streams' states, then let the records through.
+
+        Raises RecoveryError or a Kafka error; the partition is unusable then.
+        """
+        started = time.monotonic()
+        self._hold()
+        # 1. fence; 2. read: what the old owner committed until now is all it will ever commit.
+        await self.committer.open()
+        recovered: Recovered = await self._host.recover(self.number)
+        self._sessions, self._floor = recovered.sessions, recovered.committed
+        self.committer.committed_offset = recovered.committed
+        self.committer.start()
+        # 3. the records that arrived meanwhile.
+        self._recovered = True
+        backlog, self._backlog = self._backlog, []
+        for offset in backlog:
+            self._dispatch(offset)
+        self._release()
+        log.info(
+            "partition %d: ready in %.2f s, %d streams known, committed offset %d",
+            self.number,
+            time.monotonic() - started,
+            len(self._sessions),
+            self._floor,
+        )
+
+    async def drain(self) -> None:
+        """Wait until what the device has is done and committed. The caller sets a deadline."""
+        while not self._closed and any(lane.fed for lane in self._lanes.values()):
+            self._emitted.clear()
+            await self._emitted.wait()
+        await self.committer.flush()
+
+    async def close(self) -> None:
+        """Let go: nothing more is committed, the device forgets the streams. Idempotent."""
+        self._closed = True
+        self._emitted.set()
+        drops = []
+        for stream_id in self._lanes:
+            if self._host.owners.pop(stream_id, None) is not None:
+                with contextlib.suppress(LongstreamError):
+                    drops.append(self._host.device.drop(stream_id))
+        self._lanes.clear()
+        self._records.clear()
+        await self.committer.close()
+        await asyncio.gather(*drops)
+
+    # --- input ----------------------------------------------------------------------------
+
+    def stop_feeding(self) -> None:
+        """Give the device nothing more; what waits stays uncommitted for the next owner."""
+        self._draining = True
+        for lane in self._lanes.values():
+            lane.waiting.clear()
+
+    def accept(self, event: Any) -> None:
+        """Take one delivered record (step 1)."""
+        if self._closed or self._draining:
+            return
+        offset = event.message.offset
+        if record := self._records.get(offset):
+            record.event = event
+            return
+        if self._watermark.is_finished(offset):
+            event.ack()
+            return
+        self._watermark.read(offset)
+        self._records[offset] = Record(event, time.monotonic())
+        if self._recovered:
+            self._dispatch(offset)
+        else:
+            self._backlog.append(offset)
+        if len(self._records) >= self._settings.in_flight_per_partition:
+            self._hold()
+
+    def _dispatch(self, offset: int) -> None:
+        """Steps 2 and 3 for one record."""
+        if offset < self._floor:
+            self._skip(offset)
+            return
+        message = self._records[offset].message
+        try:
+            segment = codec.decode_segment(
+                message.key,
+                message.value,
+                message.headers,
+                partition=self.number,
+                offset=offset,
+                max_text_bytes=self._settings.operator.max_text_bytes,
+            )
+            lane = self._lane(segment.stream_id)
+        except SegmentError as error:
+            self._refuse(offset, "decode", error.reason, str(error))
+            return
+        self._metrics.segment_consumed(segment.is_final)
+        if offset <= lane.cursor:
+            self._skip(offset)
+            return
+        lane.waiting.append((segment, offset))
+        self._pump(lane)
+
+    def _lane(self, stream_id: str) -> Lane:
+        """The stream's lane; opens the stream on the device if it is new or was put away."""
+        if lane := self._lanes.get(stream_id):
+            return lane
+        owner = self._host.owners.get(stream_id)
+        if owner is not None and owner is not self:
+            raise SegmentError(
+                "wrong_partition",
+                f"the stream is on partition {owner.number} already; one stream belongs on one "
+                "partition: let its key choose it",
+            )
+        state, raw = self._sessions.take(stream_id)
+        if raw is not None and state is not None and (lost := pending_results(raw)):
+            self.committer.add(Entry(messages=lost))
+        self._host.device.open(stream_id, state)
+        lane = Lane(stream_id, cursor=state.cursor if state else -1)
+        self._lanes[stream_id] = lane
+        self._host.owners[stream_id] = self
+        return lane
+
+    def _pump(self, lane: Lane) -> None:
+        """Step 4: feed the device up to the stream's bound."""
+        while lane.waiting and lane.fed < self._settings.in_flight_per_key:
+            segment, offset = lane.waiting.popleft()
+            lane.fed += 1
+            self._host.device.feed(segment, offset)
+
+    def _skip(self, offset: int) -> None:
+        self._metrics.duplicate_input()
+        self.committer.add(Entry(finished=(offset,)))
+
+    def _refuse(self, offset: int, stage: str, reason: str, text: str) -> None:
+        letter = self._letter(offset, stage, reason, text)
+        self.committer.add(Entry(messages=[letter], finished=(offset,)))
+
+    def _letter(self, offset: int, stage: str, reason: str, text: str) -> Message:
+        self._metrics.dead_letter(stage, reason)
+        log.warning("partition %d offset %d refused: %s (%s)", self.number, offset, reason, text)
+        message = self._records[offset].message
+        return dead_letter_of(message, self._settings, stage=stage, reason=reason, text=text)
+
+    # --- output ---------------------------------------------------------------------------
+
+    def on_emission(self, emission: Emission) -> None:
+        """Step 5: what the device did for one of our streams."""
+        lane = self._lanes[emission.stream_id]
+        self._emitted.set()
+        finished = [*emission.done, *(failure.ticket for failure in emission.failed)]
+        lane.fed -= len(finished)
+        lane.cursor = max(lane.cursor, emission.state.cursor)
+        lane.state = emission.state
+        topic = self._settings.topic_segments
+        events: list[Event] = [complete(event, topic, self.number) for event in emission.events]
+        messages = messages_of(events, self._settings, self._trace(finished))
+        for failure in emission.failed:
+            messages.append(
+                self._letter(failure.ticket, failure.stage, failure.reason, failure.message)
+            )
+        self._note_coverage(lane, finished)
+        self._observe(events)
+        self.committer.add(Entry(messages=messages, state=emission.state, finished=finished))
+        self._pump(lane)
+
+    def on_refused(self, stream_id: str, offset: int, reason: str, text: str) -> None:
+        """The engine would not take a segment: a dead letter, and the lane goes on."""
+        lane = self._lanes[stream_id]
+        lane.fed -= 1
+        self._emitted.set()
+        self._refuse(offset, "operator", reason, text)
+        self._pump(lane)
+
+    def _finish(self, offsets: Iterable[int]) -> int | None:
+        for offset in offsets:
+            self._watermark.finish(offset)
+        return self._watermark.value
+
+    def _on_committed(self, entries: list[Entry], seconds: float) -> None:
+        for entry in entries:
+            for offset in entry.finished:
+                if record := self._records.pop(offset, None):
+                    record.event.ack()
+            if entry.state is not None and entry.state.ended:
+                self._put_away(entry.state)
+        self._metrics.commit(seconds)
+        self._host.on_progress()
+        if len(self._records) <= self._settings.in_flight_per_partition // 2:
+            self._release()
+
+    def _put_away(self, state: SessionState) -> None:
+        """An ended stream that stays quiet needs no place on the device."""
+        lane = self._lanes.get(state.stream_id)
+        if lane is None or not lane.idle or lane.state is not state:
+            return
+        del self._lanes[state.stream_id]
+        self._host.owners.pop(state.stream_id, None)
+        self._host.device.drop(state.stream_id)
+        self._sessions.put(state.stream_id, codec.encode_state(state))
+
+    # --- backpressure, measuring ------------------------------------------------------------
+
+    def _hold(self) -> None:
+        if not self._held:
+            self._held = True
+            self._host.hold(self.number)
+
+    def _release(self) -> None:
+        if self._held and not self._closed:
+            self._held = False
+            self._host.release(self.number)
+
+    def reassigned(self) -> None:
+        """The partition stayed ours through a rebalance, which fetches it again: hold if needed."""
+        if self._held:
+            self._host.hold(self.number)
+
+    def _trace(self, finished: list[int]) -> bytes | None:
+        return (
+            header(self._records[finished[-1]].message.headers, "traceparent") if finished else None
+        )
+
+    def _observe(self, events: list[Event]) -> None:
+        for event in events:
+            task = task_of(event)
+            self._metrics.output_published(getattr(event, "status", "final"), task)
+            if record := self._records.get(event.source.last_offset):
+                self._metrics.end_to_end(task, time.time() - record.message.timestamp)
+
+    def _note_coverage(self, lane: Lane, finished: list[int]) -> None:
+        state = lane.state
+        if state is None or state.covered_seq >= state.next_seq - 1:
+            lane.uncovered_since = None
+        elif lane.uncovered_since is None and finished:
+            lane.uncovered_since = self._records[finished[-1]].read_at
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._records)
+
+    @property
+    def recovered(self) -> bool:
+        return self._recovered and not self._closed
+
+    def coverage_lag(self, now: float) -> float:
+        """Seconds since the oldest uncovered segment of any lane was read (monotonic ``now``)."""
+        since = [lane.uncovered_since for lane in self._lanes.values() if lane.uncovered_since]
+        return now - min(since) if since else 0.0
+
+    def measure(self, highwater: int | None) -> None:
+        """Export this partition's lag and commit gap."""
+        topic = self._settings.topic_segments
+        self._metrics.commit_gap(topic, self.number, self._watermark.gap)
+        if highwater is None:
+            return
+        value = self._watermark.value
+        behind = highwater - (self._floor if value is None else value)
+        oldest = next(iter(self._records.values()), None)
+        age = time.time() - oldest.message.timestamp if oldest else 0.0 if behind <= 0 else None
+        self._metrics.consumer_lag(topic, self.number, behind, age)

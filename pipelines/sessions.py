@@ -1,0 +1,125 @@
+"""The state of a partition's streams, read back from the compacted session topic.
+
+Read after the previous owner was fenced and before the partition's first segment is looked at
+(:mod:`pipelines.partition`), up to the end the partition has at that moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from typing import NamedTuple
+
+import aiokafka
+from aiokafka.errors import KafkaError
+
+from operators.errors import LongstreamError, SegmentError
+from operators.types import SessionState
+from pipelines.clients import client_options
+from pipelines.codec import decode_state
+from pipelines.settings import Settings
+
+MAX_TABLE_BYTES = 512 << 20
+POLL_MS = 500
+
+
+class RecoveryError(LongstreamError):
+    """The session topic cannot be read; the worker must not start this partition."""
+
+
+class SessionTable:
+    """Latest state record per stream, compressed; decoded when the stream speaks again.
+
+    Raises RecoveryError from ``put`` when all together exceed ``max_bytes``.
+    """
+
+    def __init__(self, max_bytes: int = MAX_TABLE_BYTES) -> None:
+        self._records: dict[str, bytes] = {}
+        self._bytes = 0
+        self._max_bytes = max_bytes
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def put(self, stream_id: str, value: bytes | None) -> None:
+        """Remember the record of a stream; None (a tombstone) forgets it."""
+        self._bytes -= len(self._records.pop(stream_id, b""))
+        if value is None:
+            return
+        packed = zlib.compress(value, level=1)
+        self._records[stream_id] = packed
+        self._bytes += len(packed)
+        if self._bytes > self._max_bytes:
+            raise RecoveryError(
+                f"the states of {len(self._records)} streams exceed {self._max_bytes} bytes; "
+                "forget streams that have ended, or spread them over more partitions"
+            )
+
+    def take(self, stream_id: str) -> tuple[SessionState | None, bytes | None]:
+        """Remove and return a stream's state and its raw record; (None, None) if it is new.
+
+        Raises SegmentError("state_unreadable") for a record this version cannot read: starting
+        over instead would give revisions that exist a second content.
+        """
+        packed = self._records.get(stream_id)
+        if packed is None:
+            return None, None
+        raw = zlib.decompress(packed)
+        state, problem = decode_state(raw)
+        if state is None:
+            raise SegmentError("state_unreadable", f"the stream's session record: {problem}")
+        self.put(stream_id, None)
+        return state, raw
+
+
+class Recovered(NamedTuple):
+    sessions: SessionTable
+    committed: int
+    """The input offset the partition is committed to (0 if never)."""
+
+
+async def recover(settings: Settings, partition: int, timeout: float) -> Recovered:
+    """Read the partition's states and its committed offset.
+
+    Raises RecoveryError when it takes longer than ``timeout`` seconds or the broker refuses.
+    """
+    topic = settings.topic_sessions
+    consumer = aiokafka.AIOKafkaConsumer(
+        **client_options(settings),
+        group_id=settings.app_id,  # for `committed` only: an assigned consumer joins no group
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        max_partition_fetch_bytes=settings.max_message_bytes,
+    )
+    try:
+        async with asyncio.timeout(timeout):
+            await consumer.start()
+            return await _read(consumer, settings, partition)
+    except TimeoutError:
+        raise RecoveryError(
+            f"{topic}[{partition}] was not read within {timeout:.0f} s; is an unfinished transaction "
+            "in the way, or the broker slow?"
+        ) from None
+    except KafkaError as error:
+        raise RecoveryError(f"{topic}[{partition}] cannot be read: {error}") from error
+    finally:
+        await consumer.stop()
+
+
+async def _read(
+    consumer: aiokafka.AIOKafkaConsumer, settings: Settings, partition: int
+) -> Recovered:
+    source = aiokafka.TopicPartition(settings.topic_segments, partition)
+    tp = aiokafka.TopicPartition(settings.topic_sessions, partition)
+    committed = await consumer.committed(source)
+    consumer.assign([tp])
+    await consumer.seek_to_beginning(tp)
+    end = (await consumer.end_offsets([tp]))[tp]
+    table = SessionTable()
+    while await consumer.position(tp) < end:
+        batches = await consumer.getmany(tp, timeout_ms=POLL_MS)
+        for record in batches.get(tp, ()):
+            if record.key is not None and record.offset < end:
+                table.put(record.key.decode(errors="replace"), record.value)
+    return Recovered(table, committed or 0)

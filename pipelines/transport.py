@@ -1,0 +1,173 @@
+"""Faust with commits that cannot pass a message still being worked on.
+
+Stock Faust commits past one (its issue #606): with offset 5 unfinished and 6 to 19 acknowledged it
+commits 20, and in a fresh group even an unfinished offset 0 is passed. After a crash those messages
+are gone. Here, for each partition:
+
+1. Every message handed to an agent is kept by strong reference until it is acknowledged (Faust keeps
+   weak ones: a message nobody holds would silently stop counting as unfinished).
+2. An acknowledgement counts only for a message of the current assignment: on revocation all are
+   forgotten, and what is acknowledged later is ignored (it will be delivered again).
+3. The offset to commit is the smallest unacknowledged one, or one past the highest acknowledged.
+   Offsets never delivered (transaction markers, compacted records) do not hold it back.
+4. With ``commits_offsets`` off nothing is committed from here: in exactly-once delivery the offsets
+   travel in the transaction with the results (:mod:`pipelines.committer`).
+
+Also: a partition can be *held* (not fetched) without losing what was fetched already. Faust's
+``pause_partitions`` drops the rest of the current batch on the floor.
+
+faust-streaming and aiokafka are pinned, because this overrides methods that are not their public
+face; tests/kafka/test_commit_regression.py fails if an upgrade changes what they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, MutableSet
+from typing import Any
+
+import aiokafka
+import faust
+from faust.transport.consumer import ensure_TP
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP, Message
+from faust.types.tuples import ack_lock
+
+IDLE_SECONDS = 0.05
+POLL_SECONDS = 0.2
+
+
+class InFlight(MutableSet[Any]):
+    """Messages delivered and not acknowledged, by strong reference, per partition in order.
+
+    Stands in for Faust's WeakSet, so it is told of every message by Faust itself.
+    """
+
+    def __init__(self) -> None:
+        self._messages: dict[TP, dict[int, Message]] = {}
+
+    def add(self, value: Any) -> None:
+        self._messages.setdefault(value.tp, {})[value.offset] = value
+
+    def discard(self, value: Any) -> None:
+        held = self._messages.get(value.tp, {})
+        if held.get(value.offset) is value:
+            del held[value.offset]
+
+    def smallest(self, tp: TP) -> int | None:
+        """The smallest unacknowledged offset of the partition."""
+        return min(self._messages.get(tp, ()), default=None)
+
+    def forget(self, tps: Iterable[TP]) -> None:
+        """Drop the partitions' messages: they will be delivered again, to us or to another."""
+        for tp in tps:
+            self._messages.pop(tp, None)
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, Message):
+            return False
+        return self._messages.get(value.tp, {}).get(value.offset) is value
+
+    def __iter__(self) -> Iterator[Message]:
+        return (message for held in self._messages.values() for message in held.values())
+
+    def __len__(self) -> int:
+        return sum(map(len, self._messages.values()))
+
+
+class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+    """Reads only committed records, so an input written by an aborted transaction is not seen."""
+
+    def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"  # used when it starts, which is later
+        return consumer
+
+
+class Consumer(driver.Consumer):  # type: ignore[misc]
+    """The consumer described at the top of this module."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._unacked_messages = InFlight()
+        self._held: set[TP] = set()
+
+    def _new_consumer_thread(self) -> ConsumerThread:
+        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    # --- commits ---------------------------------------------------------------------------
+
+    def ack(self, message: Message) -> bool:
+        with ack_lock:
+            # 2. not ours any more: it was forgotten with its assignment.
+            if message not in self._unacked_messages:
+                return False
+            return bool(super().ack(message))
+
+    def _new_offset(self, tp: TP) -> int | None:
+        acked: list[int] = self._acked[tp]
+        # 3. below the smallest unacknowledged offset everything delivered is acknowledged.
+        smallest = self._unacked_messages.smallest(tp)
+        finished = [offset for offset in acked if smallest is None or offset < smallest]
+        if not finished:
+            return None
+        acked[:] = [offset for offset in acked if smallest is not None and offset > smallest]
+        self._acked_index[tp].difference_update(finished)
+        return max(finished) + 1
+
+    def _filter_committable_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
+        # 4. still computed when switched off: it is what keeps the bookkeeping small.
+        offsets = super()._filter_committable_offsets(tps)
+        return offsets if self.app.commits_offsets else {}
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        """Faust collects missing offsets for its own ``_new_offset``; ours needs none of it."""
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        # 2. before Faust's own handling, which lets other code run.
+        self._unacked_messages.forget(map(ensure_TP, revoked))
+        self._held.difference_update(map(ensure_TP, revoked))
+        await super().on_partitions_revoked(revoked)
+
+    # --- backpressure ----------------------------------------------------------------------
+
+    def hold(self, tp: TP) -> None:
+        """Stop fetching the partition. What is fetched already is still delivered."""
+        self._held.add(tp)
+        self.on_buffer_full(tp)
+
+    def release(self, tp: TP) -> None:
+        """Fetch the partition again."""
+        self._held.discard(tp)
+        self.on_buffer_drop(tp)
+
+    def on_buffer_drop(self, tp: TP) -> None:
+        """Faust's buffer has room again: fetch, unless the partition is held."""
+        if tp not in self._held:
+            super().on_buffer_drop(tp)
+
+    async def _wait_next_records(self, timeout: float) -> Any:
+        if self.flow_active and not self._get_active_partitions():
+            await asyncio.sleep(IDLE_SECONDS)  # Faust sleeps a whole second
+            return {}, set()
+        return await super()._wait_next_records(timeout)
+
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
+        # A partition released meanwhile is fetched with the next call, so keep each one short.
+        return await super()._getmany(active_partitions, min(timeout, POLL_SECONDS))
+
+
+class Transport(driver.Transport):  # type: ignore[misc]
+    Consumer = Consumer
+
+
+class LongstreamApp(faust.App):  # type: ignore[misc]
+    """A Faust app on this transport, without the parts that touch disk or serve HTTP."""
+
+    commits_offsets: bool = True
+
+    def _new_transport(self) -> Transport:
+        return Transport(self.conf.broker_consumer, self)
+
+    def _create_directories(self) -> None:
+        """Faust makes data folders for tables; there are none."""
