@@ -101,7 +101,7 @@ def partition_count(client: KafkaProducer | KafkaConsumer, topic: str, settings:
         if time.monotonic() > deadline:
             raise LongstreamError(
                 f"there is no topic {topic} at {settings.bootstrap}; "
-                "create it, or start `longstream worker`, which makes all topics"
+                "make the topics with `longstream topics create`"
             )
         time.sleep(0.2)
 
