@@ -12,7 +12,7 @@ from rich.table import Table
 from operators.types import SummaryEvent
 from pipelines.demo_worker import Measured
 from pipelines.screen import MARKS, clean, size
-from pipelines.tally import StreamTally, Tally, share
+from pipelines.tally import MAX_REPEATED_TRIGRAMS, StreamTally, Tally, share
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,23 @@ def problems(tally: Tally, facts: RunFacts) -> list[str]:
     return found
 
 
+def remarks(tally: Tally, facts: RunFacts, first_summary_limit: float) -> list[str]:
+    """What is no failure of the machinery but should not be overlooked: looping text, slowness."""
+    found = [
+        f"{row.stream_id}: {_percent(row.trigrams)} of the ledger's trigrams are repeated"
+        f" (should be below {MAX_REPEATED_TRIGRAMS:.0%})"
+        for row in tally.rows()
+        if (share(row.trigrams) or 0) > MAX_REPEATED_TRIGRAMS
+    ]
+    degraded = sum(bool(event.degraded) for events in tally.events.values() for event in events)
+    if degraded:
+        found.append(f"{degraded} events are marked degraded")
+    first = facts.first_summary_seconds
+    if first is not None and first > first_summary_limit:
+        found.append(f"the first summary took {first:.0f} s")
+    return found
+
+
 def _pooled(pairs: Sequence[tuple[int, int]]) -> tuple[int, int]:
     return sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
 
@@ -97,7 +114,7 @@ COLUMNS = (
     "items",
     "translations",
     "repeated trigrams",
-    "words in transcript",
+    "words from transcript",
     "evicted tokens",
 )
 
@@ -120,7 +137,9 @@ def cells(row: StreamTally) -> list[str]:
 def closing_table(tally: Tally) -> Table:
     table = Table(title="What went in and what came out", title_justify="left")
     for number, name in enumerate(COLUMNS):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
+        table.add_column(
+            name, justify="right" if number else "left", no_wrap=not number, min_width=7
+        )
     for row in tally.rows():
         table.add_row(*cells(row))
     return table

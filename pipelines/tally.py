@@ -212,6 +212,4 @@ def _losses(row: StreamTally) -> list[str]:
         problems.append(f"{name}: {row.untranslated} translations of segments are missing")
     if row.evicted == 0:
         problems.append(f"{name}: nothing was evicted; use more segments or a smaller window")
-    if (repeated := share(row.trigrams)) is not None and repeated > MAX_REPEATED_TRIGRAMS:
-        problems.append(f"{name}: {repeated:.1%} of the ledger's trigrams are repeated")
     return problems

@@ -23,7 +23,7 @@ from pipelines import broker
 from pipelines.broker.base import free_ports
 from pipelines.commands.worker import topic_specs
 from pipelines.demo_plan import DEMO, DemoPlan, transcripts, with_choices
-from pipelines.demo_report import RunFacts, closing_table, json_line, markdown, problems
+from pipelines.demo_report import RunFacts, closing_table, json_line, markdown, problems, remarks
 from pipelines.demo_run import DemoRun
 from pipelines.demo_worker import WorkerProcess
 from pipelines.replaying import parse_speed
@@ -32,6 +32,7 @@ from pipelines.settings_fields import Settings
 from pipelines.tally import Tally
 
 APP_ID = "longstream-demo"
+PIPE_WIDTH = 120
 NO_TRANSACTIONS = (
     "NOTE: {} is not Apache Kafka. It has no transactions and its state is lost when it stops:\n"
     "nothing is guaranteed here about lost, repeated or reordered results. It only shows the flow."
@@ -79,6 +80,8 @@ def run(plan: DemoPlan, plain: bool = False, transcript_out: Path | None = None)
     """The whole demo: 0 if all that went in came out, 1 if not."""
     started = time.monotonic()
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPE_WIDTH)
     live = console.is_terminal and not plain
 
     def log(line: str) -> None:
@@ -120,9 +123,8 @@ def _close(
     found = problems(tally, facts)
     for problem in found:
         console.print(f"FAILED: {problem}", style="bold red", markup=False, highlight=False)
-    first = facts.first_summary_seconds
-    if first is not None and first > DEMO.first_summary_seconds:
-        console.print(f"slow: the first summary took {first:.0f} s", style="yellow")
+    for remark in remarks(tally, facts, DEMO.first_summary_seconds):
+        console.print(f"NOTE: {remark}", style="yellow", markup=False, highlight=False)
     print(json_line(tally, facts), flush=True)
     return 1 if found else 0
 
