@@ -1,0 +1,166 @@
+"""Workers that die, freeze and come back: nothing is lost, nothing is seen twice."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.worker_process import (
+    Records,
+    assert_all_reflected,
+    assert_revisions_sound,
+    producer,
+    say,
+    wait_until,
+    workers,
+)
+
+STREAMS = [f"s{number}" for number in range(6)]
+
+
+def ids(stream: str, count: int, start: int = 0) -> list[str]:
+    return [f"{stream}-{number}" for number in range(start, start + count)]
+
+
+def say_slowly(made: Any, topic: str, count: int, start: int = 0) -> None:
+    """``count`` segments of every stream, each costing the device a few milliseconds."""
+    for number in range(start, start + count):
+        for stream in STREAMS:
+            say(made, topic, stream, f"{stream}-{number} SLEEP 0.004")
+
+
+def check_everything(seen: Records, count: int) -> None:
+    """Invariant 7: every segment in exactly one summary, every revision once and in order."""
+    assert_revisions_sound(seen.events())
+    for stream in STREAMS:
+        texts = " ".join(e.items[-1].text for e in seen.summaries(stream))
+        named = [word for word in texts.split() if word.startswith(f"{stream}-")]
+        assert sorted(named) == sorted(ids(stream, count))
+
+
+def all_covered(seen: Records, count: int) -> bool:
+    return all(seen.covered(stream) == count - 1 for stream in STREAMS)
+
+
+def test_kill_mid_stream_and_restart(topics: Any, tmp_path: Path) -> None:
+    """Killed three times at arbitrary moments, also inside a transaction."""
+    topics.create(4)
+    count = 90
+    with (
+        workers(topics, tmp_path, commit_interval_s=0.05) as start,
+        producer(topics.bootstrap) as made,
+        Records(topics.bootstrap, topics.summaries) as seen,
+    ):
+        say_slowly(made, topics.segments, count)
+        for round_ in range(3):
+            worker = start(f"w{round_}")
+            before = len(seen.summaries())
+            wait_until(lambda n=before: len(seen.summaries()) > n + 20, 30, worker.log)  # type: ignore[misc]
+            worker.kill()
+            assert not all_covered(seen, count), "killed too late to prove anything"
+        killed_at = time.monotonic()
+        before = len(seen.summaries())
+        start("last")
+        wait_until(lambda: len(seen.summaries()) > before, 30)
+        print(f"first result {time.monotonic() - killed_at:.2f} s after the kill")
+        wait_until(lambda: all_covered(seen, count), 30)
+        check_everything(seen, count)
+
+
+def test_dead_device_stops_the_worker_and_a_restart_goes_on(topics: Any, tmp_path: Path) -> None:
+    topics.create(4)
+    with (
+        workers(topics, tmp_path) as start,
+        producer(topics.bootstrap) as made,
+        Records(topics.bootstrap, topics.summaries) as seen,
+    ):
+        say_slowly(made, topics.segments, 60)
+        worker = start("w1")
+        wait_until(lambda: len(seen.summaries()) > 10, 30)
+        worker.device().kill()
+        assert worker.process.wait(15) == 1
+        assert "the device process ended" in worker.log
+        assert not all_covered(seen, 60)
+        start("w2")
+        wait_until(lambda: all_covered(seen, 60), 30)
+        check_everything(seen, 60)
+
+
+def test_a_device_does_not_outlive_a_killed_worker(topics: Any, tmp_path: Path) -> None:
+    topics.create(1)
+    with workers(topics, tmp_path) as start:
+        worker = start("w1")
+        worker.wait_for_log("assigned partitions")
+        device = worker.device()
+        worker.kill()
+        device.wait(5)
+
+
+def test_two_workers_share_and_hand_over(topics: Any, tmp_path: Path) -> None:
+    """A second worker joins mid-stream, then the first leaves: two rebalances with work under way."""
+    topics.create(4)
+    count = 120
+    with (
+        workers(topics, tmp_path) as start,
+        producer(topics.bootstrap) as made,
+        Records(topics.bootstrap, topics.summaries) as seen,
+    ):
+        first = start("w1")
+        say_slowly(made, topics.segments, 40)
+        wait_until(lambda: len(seen.summaries()) > 10, 30)
+        second = start("w2")
+        say_slowly(made, topics.segments, 40, start=40)
+        second.wait_for_log("assigned partitions")
+        say_slowly(made, topics.segments, 40, start=80)
+        assert first.stop() == 0, first.log
+        took = wait_until(lambda: all_covered(seen, count), 30, second.log)
+        print(f"covered {took:.2f} s after the first left")
+        check_everything(seen, count)
+
+
+def test_a_zombie_cannot_write(topics: Any, tmp_path: Path) -> None:
+    """A worker frozen past its session wakes up with finished work: it is fenced, then rejoins."""
+    topics.create(1)
+    count = 60
+    with (
+        workers(topics, tmp_path) as start,
+        producer(topics.bootstrap) as made,
+        Records(topics.bootstrap, topics.summaries, partitions=1) as seen,
+    ):
+        zombie = start("zombie")
+        say_slowly(made, topics.segments, count)
+        wait_until(lambda: len(seen.summaries()) > 10, 30)
+        zombie.send(signal.SIGSTOP)
+        assert not all_covered(seen, count)
+        start("heir")
+        took = wait_until(lambda: all_covered(seen, count), 30)
+        print(f"taken over in {took:.1f} s (session timeout 6 s)")
+        zombie.send(signal.SIGCONT)
+        time.sleep(3)  # time to do harm
+        say_slowly(made, topics.segments, 15, start=count)
+        wait_until(lambda: all_covered(seen, count + 15), 30, zombie.log)
+        check_everything(seen, count + 15)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.3, 0.6])
+def test_stop_at_any_moment_loses_nothing(topics: Any, tmp_path: Path, delay: float) -> None:
+    """SIGTERM while assigning, recovering or working: in order, and a restart completes."""
+    topics.create(2)
+    with (
+        workers(topics, tmp_path) as start,
+        producer(topics.bootstrap) as made,
+        Records(topics.bootstrap, topics.summaries, partitions=2) as seen,
+    ):
+        say(made, topics.segments, "a", *ids("a", 30))
+        worker = start("w1")
+        worker.wait_for_log("serving")
+        time.sleep(delay)
+        assert worker.stop() == 0, worker.log
+        start("w2")
+        wait_until(lambda: seen.covered("a") == 29, 30)
+        assert_revisions_sound(seen.events())
+        assert_all_reflected(seen.summaries(), "a", ids("a", 30))
