@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from operators.types import SummaryEvent
@@ -110,12 +111,12 @@ COLUMNS = (
     "stream",
     "segments",
     "covered",
-    "summaries",
+    "updates",
     "items",
-    "translations",
+    "translated",
     "repeated trigrams",
-    "words from transcript",
-    "evicted tokens",
+    "found in source",
+    "tokens evicted",
 )
 
 
@@ -135,11 +136,11 @@ def cells(row: StreamTally) -> list[str]:
 
 
 def closing_table(tally: Tally) -> Table:
-    table = Table(title="What went in and what came out", title_justify="left")
+    """Fits 100 columns. "repeated trigrams" and "found in source" (words) are of the ledger."""
+    table = Table(title="What went in and what came out", title_justify="left", box=SIMPLE_HEAD)
     for number, name in enumerate(COLUMNS):
-        table.add_column(
-            name, justify="right" if number else "left", no_wrap=not number, min_width=7
-        )
+        heading = name.replace(" ", "\n", 1)
+        table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row in tally.rows():
         table.add_row(*cells(row))
     return table

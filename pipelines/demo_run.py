@@ -11,6 +11,7 @@ import itertools
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,7 @@ class DemoRun:
         self._sent: queue.SimpleQueue[Sent | BaseException] = queue.SimpleQueue()
         self._live: Live | None = None
         self._shown = 0
+        self._log: deque[str] = deque(maxlen=200)
         self._status_at = 0.0
         self._last_count: tuple[float, float] | None = None
 
@@ -66,7 +68,7 @@ class DemoRun:
         """Return when the model is loaded and partitions are assigned. Shows the worker's log."""
         while not worker.ready():
             worker.check()
-            self.note = f"waiting for the worker: {worker.waiting_for()}"
+            self.note = "waiting for the worker to load its model and join"
             self._show_log(worker)
             self._draw()
             time.sleep(POLL_SECONDS)
@@ -219,7 +221,8 @@ class DemoRun:
         if self._live is not None:
             views = list(self.follower.views.values())
             height = self._console.size.height
-            self._live.update(draw(views, self._status(), height), refresh=True)
+            screen = draw(views, self._status(), height, list(self._log))
+            self._live.update(screen, refresh=True)
         elif time.monotonic() - self._status_at >= STATUS_SECONDS:
             self._status_at = time.monotonic()
             self._say(f"-- {self._status().line()}")
@@ -229,6 +232,7 @@ class DemoRun:
         new = worker.lines - self._shown
         self._shown = worker.lines
         for line in list(worker.log)[-new:] if new else []:
+            self._log.append(line)
             self._say(f"worker: {line}")
 
     def _say(self, line: str) -> None:

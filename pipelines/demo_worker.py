@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import signal
 import subprocess
@@ -122,15 +121,6 @@ class WorkerProcess:
         """True once the model is loaded and partitions are assigned."""
         status, _ = self._get("/ready")
         return status == 200
-
-    def waiting_for(self) -> str:
-        """What /ready still misses, else the newest log line: for people."""
-        if self.log:
-            return self.log[-1]
-        _, body = self._get("/ready")
-        with contextlib.suppress(ValueError):
-            return ", ".join(map(str, json.loads(body)))
-        return "starting"
 
     def measure(self) -> Measured:
         """The current numbers; all None while the page does not answer."""

@@ -157,8 +157,12 @@ def _cell(title: str, body: RenderableType, style: str, subtitle: str | None = N
     )
 
 
-def draw(views: Sequence[StreamView], status: Status, height: int) -> Layout:
+def draw(
+    views: Sequence[StreamView], status: Status, height: int, log: Sequence[str] = ()
+) -> Layout:
     """The whole screen, ``height`` lines high: two head lines, then a row per stream.
+
+    As long as there is no stream, the end of ``log`` is shown instead.
 
     Streams that do not fit are counted in the head line; those furthest behind are shown first.
     """
@@ -176,7 +180,9 @@ def draw(views: Sequence[StreamView], status: Status, height: int) -> Layout:
         Text(status.line(), no_wrap=True, overflow="ellipsis"),
     )
     screen = Layout()
-    rows = [_stream_row(view) for view in shown] or [Layout(Text("waiting …", style="dim"))]
+    rows = [_stream_row(view) for view in shown] or [
+        Layout(Bottom([Text(clean(line), style="dim") for line in log], "waiting …"))
+    ]
     screen.split_column(Layout(head, size=2), *rows)
     return screen
 
