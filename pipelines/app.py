@@ -102,10 +102,11 @@ class Worker:
                 settings.http_host, settings.http_port, self._metrics, self._readiness
             )
             log.info("serving %s/metrics", self._http.url)
-            await self._start_device()
-            await self._app.start()
-            self._spawn(self._tick())
-            return await self._until(stop)
+            if await self._start_device(stop):
+                await self._app.start()
+                self._spawn(self._tick())
+                return await self._until(stop)
+            return 0
         finally:
             await self._shut_down()
 
@@ -145,14 +146,25 @@ class Worker:
         self._app.on_partitions_revoked.connect(self._on_revoked_ref)
         self._app.on_partitions_assigned.connect(self._on_assigned_ref)
 
-    async def _start_device(self) -> None:
+    async def _start_device(self, stop: asyncio.Event) -> bool:
+        """Load the model, which may take minutes; False if told to stop meanwhile."""
         load = protocol.Load(
             model=self._settings.model,
             device=self._settings.device,
             config=self._settings.operator.to_dict(),
             toy=self._toy,
         )
-        ready = await self._device.start(load)
+        starting = asyncio.ensure_future(self._device.start(load))
+        stopped = asyncio.ensure_future(stop.wait())
+        waited: set[asyncio.Future[Any]] = {starting, stopped}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait({starting})
+            await self._device.kill()
+            return False
+        ready = starting.result()
         self._metrics.device_up(True)
         self._readiness.model = ready.model
         log.info(
@@ -165,6 +177,7 @@ class Worker:
             ready.bytes_per_stream / 1e6,
             ready.bytes_total / 1e6,
         )
+        return True
 
     async def _until(self, stop: asyncio.Event) -> int:
         """Wait for the stop signal or a fault."""

@@ -7,6 +7,8 @@ pipeline's fault. Words in a segment's text command it:
     SLEEP 0.5   take that long           FAIL    refuse the segment (dead letter)
     CRASH       raise                    EXIT    leave the process without a word
     HANG        never finish the step
+
+A model named "slow…" takes a minute to load.
 """
 
 from __future__ import annotations
@@ -99,6 +101,8 @@ class EchoOperator:
 def make(
     load: protocol.Load, config: OperatorConfig, observer: Observer
 ) -> tuple[EchoOperator, protocol.Ready]:
+    if load.model.startswith("slow"):
+        time.sleep(60)
     ready = protocol.Ready(
         model="echo",
         device="none",

@@ -146,7 +146,7 @@ def test_a_zombie_cannot_write(topics: Any, tmp_path: Path) -> None:
         check_everything(seen, count + 15)
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.3, 0.6])
+@pytest.mark.parametrize("delay", [0.0, 1.5])
 def test_stop_at_any_moment_loses_nothing(topics: Any, tmp_path: Path, delay: float) -> None:
     """SIGTERM while assigning, recovering or working: in order, and a restart completes."""
     topics.create(2)
@@ -164,3 +164,14 @@ def test_stop_at_any_moment_loses_nothing(topics: Any, tmp_path: Path, delay: fl
         wait_until(lambda: seen.covered("a") == 29, 30)
         assert_revisions_sound(seen.events())
         assert_all_reflected(seen.summaries(), "a", ids("a", 30))
+
+
+def test_stop_while_the_model_loads(topics: Any, tmp_path: Path) -> None:
+    topics.create(1)
+    with workers(topics, tmp_path, model="slow") as start:
+        worker = start()
+        worker.wait_for_log("serving")
+        time.sleep(0.5)
+        device = worker.device()
+        assert worker.stop(timeout=10) == 0, worker.log
+        assert not device.is_running()
