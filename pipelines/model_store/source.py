@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from operators.errors import ModelError
-from pipelines.model_convert import Progress
+from pipelines.model_store.convert import Progress
 
 CHUNK = 1 << 20
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model"]
@@ -212,3 +212,14 @@ def fetch_hub(repo: str, folder: Path | None = None) -> Path:
             f"{repo} could not be fetched from the model hub ({reason}); without a hub use one of "
             f"{', '.join(ALIASES)}, a local folder or a .gguf file"
         ) from error
+
+
+def hub_snapshot(repo: str) -> Path | None:
+    """The snapshot of ``repo`` in the hub client's cache, or None. No request is made."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=HUB_FILES, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None

