@@ -93,6 +93,7 @@ class Worker:
             lambda message: log.info("model: %s", message),
             self._on_refused,
             threads=settings.threads,
+            cache=settings.cache,
         )
         self._app = make_faust_app(settings)
         self._host = self._make_host()

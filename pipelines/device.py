@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from operators.errors import ConfigError, DeviceError, ModelError
@@ -22,7 +23,13 @@ from pipelines import protocol
 from pipelines.frames import FrameReader, frame
 
 _ERRORS: dict[str, type[Exception]] = {"config": ConfigError, "model": ModelError}
+TEST_OPERATOR = "LONGSTREAM_TEST_OPERATOR"
 _SECRET_PREFIXES = ("LONGSTREAM_SASL_", "LONGSTREAM_SSL_")
+
+
+def test_operator_named() -> bool:
+    """Tests only: whether the environment names an operator to use instead of the engine."""
+    return bool(os.environ.get(TEST_OPERATOR))
 
 
 class DeviceClient:
@@ -41,6 +48,7 @@ class DeviceClient:
         on_refused: Callable[[protocol.Refused], None] = lambda refused: None,
         *,
         threads: int = 1,
+        cache: Path | None = None,
         beat_timeout_s: float = 30.0,
         stall_timeout_s: float = 120.0,
     ) -> None:
@@ -49,6 +57,7 @@ class DeviceClient:
         self._on_progress = on_progress
         self._on_refused = on_refused
         self._threads = threads
+        self._cache = cache
         self._beat_timeout_s = beat_timeout_s
         self._stall_timeout_s = stall_timeout_s
         self._process: asyncio.subprocess.Process | None = None
@@ -154,6 +163,8 @@ class DeviceClient:
         """Ours without the broker's credentials, which the device has no use for."""
         env = {k: v for k, v in os.environ.items() if not k.startswith(_SECRET_PREFIXES)}
         threads = str(self._threads)
+        if self._cache is not None:
+            env["LONGSTREAM_CACHE"] = str(self._cache)
         return env | {
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,

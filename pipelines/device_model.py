@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-
-import torch
 
 from operators.config import OperatorConfig
 from operators.model import load_model
 from operators.observer import Observer
 from operators.stream_operator import StreamOperator
 from pipelines import model_store, protocol
+
+PROGRESS_SECONDS = 5.0
 
 
 def load_operator(
@@ -25,9 +24,8 @@ def load_operator(
 
     Raises ModelError or ConfigError.
     """
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     progress(f"looking for {load.model}")
-    path = model_store.resolve(load.model)
+    path = model_store.resolve(load.model, _throttled(progress))
     progress(f"loading {load.model} from {path}")
     started = time.monotonic()
     model = load_model(
@@ -39,6 +37,20 @@ def load_operator(
     )
     operator = StreamOperator(model, config, clock=time.monotonic, observer=observer)
     return operator, describe(operator, time.monotonic() - started)
+
+
+def _throttled(tell: Callable[[str], None]) -> Callable[[str, float | None], None]:
+    """Pass on every new message, and its percentage at most every few seconds."""
+    said, said_at = "", 0.0
+
+    def progress(message: str, fraction: float | None) -> None:
+        nonlocal said, said_at
+        now = time.monotonic()
+        if message != said or now - said_at >= PROGRESS_SECONDS:
+            said, said_at = message, now
+            tell(message if fraction is None else f"{message} ({fraction:.0%})")
+
+    return progress
 
 
 def describe(operator: StreamOperator, seconds: float) -> protocol.Ready:

@@ -50,9 +50,8 @@ class InFlight(MutableSet[Any]):
         self._messages.setdefault(value.tp, {})[value.offset] = value
 
     def discard(self, value: Any) -> None:
-        held = self._messages.get(value.tp, {})
-        if held.get(value.offset) is value:
-            del held[value.offset]
+        if value in self:
+            del self._messages[value.tp][value.offset]
 
     def smallest(self, tp: TP) -> int | None:
         """The smallest unacknowledged offset of the partition."""
@@ -64,9 +63,8 @@ class InFlight(MutableSet[Any]):
             self._messages.pop(tp, None)
 
     def __contains__(self, value: object) -> bool:
-        if not isinstance(value, Message):
-            return False
-        return self._messages.get(value.tp, {}).get(value.offset) is value
+        message: Any = value
+        return self._messages.get(message.tp, {}).get(message.offset) is message
 
     def __iter__(self) -> Iterator[Message]:
         return (message for held in self._messages.values() for message in held.values())

@@ -17,6 +17,7 @@ import os
 import re
 import time
 from collections import deque
+from typing import Any
 
 import msgspec
 
@@ -199,3 +200,18 @@ def _summarise(state: SessionState, final: bool) -> tuple[SessionState, SummaryE
         trigger="session_end" if final else "tokens",
     )
     return state, event
+
+
+def make_engine(
+    load: protocol.Load, config: OperatorConfig, observer: Observer
+) -> tuple[Any, protocol.Ready]:
+    """The real engine on a toy model: LONGSTREAM_TEST_OPERATOR=tests.echo_device:make_engine."""
+    import torch
+
+    from operators.stream_operator import StreamOperator
+    from pipelines.device_model import describe
+    from tests.engine import toy_decoder
+
+    torch.set_num_threads(1)
+    operator = StreamOperator(toy_decoder(), config, clock=time.monotonic, observer=observer)
+    return operator, describe(operator, 0.0)

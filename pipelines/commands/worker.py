@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -12,9 +11,8 @@ import typer
 
 from operators.errors import LongstreamError
 from pipelines import broker
+from pipelines.device import test_operator_named
 from pipelines.settings import Settings, describe, load_settings
-
-TEST_OPERATOR = "LONGSTREAM_TEST_OPERATOR"
 
 
 def settings_help() -> str:
@@ -62,7 +60,7 @@ async def run(settings: Settings) -> int:
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    return await Worker(settings, toy=TEST_OPERATOR in os.environ).run(stop)
+    return await Worker(settings, toy=test_operator_named()).run(stop)
 
 
 def topic_specs(settings: Settings) -> list[broker.TopicSpec]:

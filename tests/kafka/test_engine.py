@@ -1,0 +1,70 @@
+"""The real engine, on a toy model, behind the real broker: killed once on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.worker_process import (
+    Records,
+    assert_revisions_sound,
+    end,
+    producer,
+    say,
+    wait_until,
+    workers,
+)
+
+STREAMS = ("a", "b", "c")
+COUNT = 8
+ENGINE = {
+    "test_operator": "tests.echo_device:make_engine",
+    "operator__window": 96,
+    "operator__slack": 24,
+    "operator__branch_tokens": 220,
+    "operator__slots": 4,
+    "operator__branches": 3,
+    "operator__update_tokens": 60,
+    "operator__summary_tokens": 24,
+    "operator__ledger_tokens": 80,
+    "operator__translation_unit_tokens": 24,
+    "operator__targets": "fr",
+    "operator__prompts": json.dumps(
+        {
+            "system": "S",
+            "user": "U{window}",
+            "summary": "{ledger} {limit}",
+            "compact": "{ledger} {limit}",
+            "translate": "{language} {text}",
+        }
+    ),
+}
+
+
+def test_the_engine_covers_everything_through_a_kill(topics: Any, tmp_path: Path) -> None:
+    topics.create(2)
+    with (
+        workers(topics, tmp_path, **ENGINE) as start,
+        producer(topics.bootstrap) as made,
+        Records(topics.bootstrap, topics.summaries, topics.translations, partitions=2) as seen,
+    ):
+        for number in range(COUNT):
+            for stream in STREAMS:
+                say(made, topics.segments, stream, f"{stream}-{number} is what was said")
+        end(made, topics.segments, *STREAMS)
+        worker = start("w1")
+        wait_until(lambda: len(seen.translations()) >= 6, 40, worker.log)
+        worker.kill()
+        start("w2")
+        finals = {"final"}
+        wait_until(
+            lambda: {e.stream_id for e in seen.summaries() if e.status in finals} == {*STREAMS}, 40
+        )
+        assert_revisions_sound(seen.events())
+        for stream in STREAMS:
+            assert seen.covered(stream) == COUNT - 1
+            units = [e.unit_id for e in seen.translations() if e.stream_id == stream]
+            assert sorted(units) == sorted(
+                f"{stream}-{number} is what was said" for number in range(COUNT)
+            )
