@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,9 +84,9 @@ def remarks(tally: Tally, facts: RunFacts, first_summary_limit: float) -> list[s
         for row in tally.rows()
         if (share(row.trigrams) or 0) > MAX_REPEATED_TRIGRAMS
     ]
-    degraded = sum(bool(event.degraded) for events in tally.events.values() for event in events)
-    if degraded:
-        found.append(f"{degraded} events are marked degraded")
+    found += [f"{row.stream_id}: the ledger is empty" for row in tally.rows() if not row.items]
+    reasons = Counter(r for events in tally.events.values() for e in events for r in e.degraded)
+    found += [f"{count} events are marked degraded: {why}" for why, count in reasons.items()]
     first = facts.first_summary_seconds
     if first is not None and first > first_summary_limit:
         found.append(f"the first summary took {first:.0f} s")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 
 import pytest
+from rich.cells import cell_len
+from rich.console import Console
 
 from operators.errors import ConfigError
 from operators.types import (
@@ -22,6 +25,7 @@ from pipelines.demo_report import RunFacts, json_line, markdown, problems, remar
 from pipelines.demo_worker import Measured, parse_metrics
 from pipelines.following import Follower, Seen, StreamView
 from pipelines.replaying import Sent
+from pipelines.screen import Status, draw
 from pipelines.tally import Tally, found_words, repeated_trigrams, share, words
 
 TEXT = ("we meet on monday", "the budget is ten euros", "anna writes the report")
@@ -229,6 +233,24 @@ def test_looping_text_is_remarked_on():
     assert remarks(tally_of(good_log()), FACTS, 12) == ["the first summary took 12 s"]
 
 
+def test_an_empty_ledger_and_degraded_events_are_remarked_on():
+    closing = SummaryEvent(
+        stream_id="s",
+        epoch=0,
+        revision=2,
+        status="final",
+        covers=Covers(to_seq=2),
+        kv=KvInfo(evicted_total=7),
+        degraded=("late",),
+    )
+    tally = tally_of([*good_log()[:-1], closing])
+    assert problems(tally, FACTS) == []
+    assert remarks(tally, FACTS, 120) == [
+        "s: the ledger is empty",
+        "1 events are marked degraded: late",
+    ]
+
+
 # --- the meters ----------------------------------------------------------------------------------
 
 
@@ -394,3 +416,40 @@ def test_what_is_remembered_is_bounded():
         view.take_segment(Segment(stream_id="s", seq=seq, text="x"))
         view.take_translation(translation(seq))
     assert len(view.tail) == len(view.translations) == 60
+
+
+# --- the screen ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "height", "streams"), [(100, 30, 3), (80, 24, 5), (200, 60, 1)])
+def test_the_screen_fills_the_terminal_and_no_more(width, height, streams):
+    views = []
+    for number in range(streams):
+        view = StreamView(f"s{number}")
+        for seq in range(30):
+            said = Segment(stream_id="s", seq=seq, text=f"word {seq} " * 9 + "\x1b[2Jend")
+            view.take_segment(said)
+            view.take_translation(translation(seq, text="mot " * 9))
+        view.take_summary(summary(1, 2, text="[bold]decided\x07 " * 30))
+        views.append(view)
+    console = Console(width=width, height=height, file=io.StringIO(), force_terminal=False)
+    console.print(draw(views, Status(note="x" * 300, kv_bytes_per_stream=14_680_064), height))
+    output = console.file.getvalue()
+    lines = output.rstrip("\n").split("\n")
+    assert len(lines) == height
+    assert max(cell_len(line) for line in lines) <= width
+    assert "\x1b" not in output
+    assert "\x07" not in output
+    assert "14.7 MB" in output
+    assert "[bold]decided" in output
+    assert "[2Jend" in output
+
+
+def test_streams_that_do_not_fit_are_counted():
+    views = [StreamView(f"s{number}") for number in range(5)]
+    views[4].take_segment(Segment(stream_id="s4", seq=0, text="behind"))
+    console = Console(width=100, height=16, file=io.StringIO())
+    console.print(draw(views, Status(note="demo"), 16))
+    output = console.file.getvalue()
+    assert "3 more streams not shown" in output
+    assert "behind" in output

@@ -1,0 +1,94 @@
+"""The demo as its user runs it, on a real broker with a device that only echoes (no model)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def start(kafka) -> Iterator:
+    """Starts ``longstream demo`` on the session's broker; what is left of it is killed."""
+    started: list[subprocess.Popen] = []
+
+    def go(*args: str) -> subprocess.Popen:
+        environment = {
+            **os.environ,
+            "LONGSTREAM_BOOTSTRAP": kafka,
+            "LONGSTREAM_TEST_OPERATOR": "tests.echo_device:make",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli", "demo", *args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+        )
+        started.append(process)
+        return process
+
+    yield go
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def family(process: subprocess.Popen) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def until_said(process: subprocess.Popen, text: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if text in line:
+            return
+    pytest.fail(f"the demo ended without saying {text!r}")
+
+
+def test_everything_sent_is_counted_back(start, tmp_path):
+    file = tmp_path / "run.md"
+    process = start("--segments", "5", "--transcript-out", str(file))
+    output, _ = process.communicate(timeout=120)
+    numbers = json.loads(output.splitlines()[-1])
+    assert (numbers["streams"], numbers["segments_in"], numbers["segments_covered"]) == (3, 15, 15)
+    assert (numbers["translations_out"], numbers["dead_letters"]) == (30, 0)
+    # The echo has no cache to evict from and generates nothing: exactly that is held against it.
+    assert process.returncode == 1
+    failed = [line for line in output.splitlines() if line.startswith("FAILED")]
+    assert sum("nothing was evicted" in line for line in failed) == 3
+    assert sum("the worker's metrics did not give" in line for line in failed) == len(failed) - 3
+    assert json.dumps(numbers, ensure_ascii=False) in file.read_text()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_the_demo(start, how):
+    process = start("--segments", "30", "--speed", "1x")
+    until_said(process, "ami-es2006b")
+    children = family(process)
+    assert any("worker" in child.cmdline() for child in children)
+    process.send_signal(how)
+    process.communicate(timeout=40)  # reads on: a full pipe must not be what keeps it
+    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+    _, alive = psutil.wait_procs(children, timeout=40)
+    assert alive == []
+
+
+def test_a_worker_that_cannot_start_ends_the_demo_with_its_reason(start):
+    process = start("--translate", "xx")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "unknown language code 'xx'" in output
+    assert "Traceback" not in output
