@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from operators.errors import LongstreamError
-from operators.types import SessionState
+from operators.types import Event, SessionState
 from pipelines.publishers import Fenced, Group, Message, Publisher, Retriable
 
 ATTEMPTS = 5
@@ -39,6 +39,8 @@ class Entry:
     state: SessionState | None = None
     finished: Sequence[int] = ()
     """Input offsets that are done once this is committed."""
+    events: Sequence[Event] = ()
+    """The events among the messages, for who measures them after the commit."""
 
 
 class Committer:

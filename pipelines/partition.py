@@ -12,9 +12,9 @@ The life of a record:
    queues behind itself while others are served.
 5. The device's emission goes to the committer; when it is committed the record is acknowledged.
 
-At ``in_flight_per_partition`` records the partition is not fetched until half of them are done. A
-stream far hotter than that delays its own partition, never another: order within a partition is
-Kafka's, and reading past a hot stream without bound would only move the problem into memory.
+At ``in_flight_per_partition`` records (or 32 MB) the partition is not fetched until half of them are
+done. A stream far hotter than that delays its own partition, never another: order within a partition
+is Kafka's, and reading past a hot stream without bound would only move the problem into memory.
 
 Everything here runs in the event loop's thread.
 """
@@ -26,7 +26,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -43,6 +43,9 @@ from pipelines.settings import Settings
 from pipelines.watermark import Watermark
 
 log = logging.getLogger(__name__)
+
+MAX_HELD_BYTES = 32 << 20
+"""Input bytes one partition keeps before it is not fetched any more, whatever their number."""
 
 
 class DeviceLike(Protocol):
@@ -81,6 +84,10 @@ class Record:
     def message(self) -> Any:
         return self.event.message
 
+    @property
+    def size(self) -> int:
+        return len(self.message.value or b"")
+
 
 @dataclass
 class Lane:
@@ -109,6 +116,7 @@ class Partition:
         self._metrics = host.metrics
         self._watermark = Watermark()
         self._records: dict[int, Record] = {}
+        self._bytes = 0
         self._lanes: dict[str, Lane] = {}
         self._sessions = SessionTable()
         self._floor = 0
@@ -193,19 +201,20 @@ class Partition:
         if self._closed or self._draining:
             return
         offset = event.message.offset
-        if record := self._records.get(offset):
-            record.event = event
+        if held := self._records.get(offset):
+            held.event = event
             return
         if self._watermark.is_finished(offset):
             event.ack()
             return
         self._watermark.read(offset)
-        self._records[offset] = Record(event, time.monotonic())
+        record = self._records[offset] = Record(event, time.monotonic())
+        self._bytes += record.size
         if self._recovered:
             self._dispatch(offset)
         else:
             self._backlog.append(offset)
-        if len(self._records) >= self._settings.in_flight_per_partition:
+        if self._load() >= 1.0:
             self._hold()
 
     def _dispatch(self, offset: int) -> None:
@@ -293,8 +302,7 @@ class Partition:
                 self._letter(failure.ticket, failure.stage, failure.reason, failure.message)
             )
         self._note_coverage(lane, finished)
-        self._observe(events)
-        self.committer.add(Entry(messages=messages, state=emission.state, finished=finished))
+        self.committer.add(Entry(messages, emission.state, finished, events))
         self._pump(lane)
 
     def on_refused(self, stream_id: str, offset: int, reason: str, text: str) -> None:
@@ -312,15 +320,20 @@ class Partition:
 
     def _on_committed(self, entries: list[Entry], seconds: float) -> None:
         for entry in entries:
+            self._observe(entry.events)
             for offset in entry.finished:
-                if record := self._records.pop(offset, None):
-                    record.event.ack()
+                self._acknowledge(offset)
             if entry.state is not None and entry.state.ended:
                 self._put_away(entry.state)
         self._metrics.commit(seconds)
         self._host.on_progress()
-        if len(self._records) <= self._settings.in_flight_per_partition // 2:
+        if self._load() <= 0.5:
             self._release()
+
+    def _acknowledge(self, offset: int) -> None:
+        if record := self._records.pop(offset, None):
+            self._bytes -= record.size
+            record.event.ack()
 
     def _put_away(self, state: SessionState) -> None:
         """An ended stream that stays quiet needs no place on the device."""
@@ -333,6 +346,11 @@ class Partition:
         self._sessions.put(state.stream_id, codec.encode_state(state))
 
     # --- backpressure, measuring ------------------------------------------------------------
+
+    def _load(self) -> float:
+        """How full the partition is, by records or bytes, whichever is more; 1.0 = hold it."""
+        count = len(self._records) / self._settings.in_flight_per_partition
+        return max(count, self._bytes / MAX_HELD_BYTES)
 
     def _hold(self) -> None:
         if not self._held:
@@ -354,7 +372,7 @@ class Partition:
             header(self._records[finished[-1]].message.headers, "traceparent") if finished else None
         )
 
-    def _observe(self, events: list[Event]) -> None:
+    def _observe(self, events: Sequence[Event]) -> None:
         for event in events:
             task = task_of(event)
             self._metrics.output_published(getattr(event, "status", "final"), task)

@@ -139,6 +139,12 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         self._held.discard(tp)
         self.on_buffer_drop(tp)
 
+    def resume_partitions(self, tps: Iterable[TP]) -> None:
+        """Faust resumes everything after a rebalance; what is held stays so."""
+        super().resume_partitions(tps)
+        self._get_active_partitions().difference_update(self._held)
+        self._buffered_partitions.update(self._held)
+
     def on_buffer_drop(self, tp: TP) -> None:
         """Faust's buffer has room again: fetch, unless the partition is held."""
         if tp not in self._held:
