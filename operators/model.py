@@ -32,6 +32,10 @@ Role = Literal["ingest", "generation"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 """Architectures (``model_type``) with a conformity test against the slow reference."""
+INT8_ROWS = 3
+"""Up to this many rows at once, int8 weights are the faster choice for generation on a CPU with
+bf16 instructions: measured per forward of n tokens, int8 wins up to about 6, bf16 from 8 on, and a
+row with drafts is two to three tokens (docs/benchmarks.md)."""
 
 
 class Int8Linear(nn.Module):
@@ -207,11 +211,12 @@ def load_model(
     device: str = "auto",
     dtype_ingest: str = "auto",
     dtype_generation: str = "auto",
+    rows: int = 1,
 ) -> DecoderModel:
     """Load a local folder (or hub name) of safetensors + tokenizer.
 
     ``device`` auto: CUDA where there is one, else CPU. Types auto: bf16 for ingest; for generation
-    int8 on the CPU (a short block costs about half there), bf16 on CUDA.
+    int8 on a CPU that decodes few ``rows`` at once, else bf16 (see INT8_ROWS).
     Raises ModelError with what to do when the model is missing or cannot be run exactly.
     """
     if device == "auto":
@@ -219,8 +224,8 @@ def load_model(
     if dtype_ingest == "auto":
         dtype_ingest = "fp32" if dtype_generation == "fp32" else "bf16"
     if dtype_generation == "auto":
-        small_blocks = device == "cpu" and dtype_ingest == "bf16"
-        dtype_generation = "int8" if small_blocks else dtype_ingest
+        few = device == "cpu" and dtype_ingest == "bf16" and rows <= INT8_ROWS
+        dtype_generation = "int8" if few else dtype_ingest
     dtype = DTYPES["fp32" if dtype_ingest == "fp32" else "bf16"]
     try:
         config = AutoConfig.from_pretrained(path)

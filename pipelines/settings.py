@@ -31,7 +31,7 @@ from pipelines.settings_fields import OPERATOR_FIELDS, Settings
 __all__ = ["SettingRow", "Settings", "describe", "environment_name", "load_settings"]
 
 PREFIX = "LONGSTREAM_"
-OTHER_NAMES = ("LONGSTREAM_CONFIG", "LONGSTREAM_REQUIRE_KAFKA")
+OTHER_NAMES = ("LONGSTREAM_CONFIG", "LONGSTREAM_REQUIRE_KAFKA", "LONGSTREAM_REQUIRE_PROMTOOL")
 """Environment names with our prefix that are not settings; so is LONGSTREAM_TEST_…"""
 _UNSHOWN = ("sasl_password", "bootstrap")
 _MISSING = object()

@@ -1,0 +1,61 @@
+# longstream: everything runs in a virtual environment of its own; `make demo` and `make test` set it up.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A package index with CPU-only builds of torch makes the installation some 3 GB smaller; see README.
+TORCH_INDEX ?=
+MODEL ?= qwen2.5-coder-1.5b
+STREAMS ?= 3
+SEGMENTS ?=
+TRANSLATE ?= fr,de
+SPEED ?= max
+BENCH ?= all
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-full lint format bench kafka clean
+
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make demo MODEL=smollm2-135m            a fast run of the plumbing (its words make no sense)"
+	@echo "  make demo STREAMS=2 SEGMENTS=30 TRANSLATE=fr SPEED=20x"
+
+setup: $(VENV)/.ready ## Create .venv and install longstream into it
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
+	    f"longstream needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}: call make PYTHON=python3.12 …")'
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@if [ -n "$(TORCH_INDEX)" ]; then echo "installing CPU-only torch …"; \
+	    $(BIN)/python -m pip install -q -c constraints.txt --index-url "$(TORCH_INDEX)" torch; fi
+	@echo "installing longstream and what it needs (a few minutes the first time) …"
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup ## Three real meetings through Kafka, Faust and the model, on this screen
+	@$(BIN)/longstream demo --model "$(MODEL)" --streams "$(STREAMS)" \
+	    $(if $(SEGMENTS),--segments "$(SEGMENTS)") --translate "$(TRANSLATE)" --speed "$(SPEED)"
+
+test: setup lint ## Lint, types and the fast tests (with a real Kafka where one can run)
+	@$(BIN)/pytest -m "not slow and not cuda" --durations=10
+
+test-full: setup lint ## All tests, the long ones too
+	@$(BIN)/pytest
+
+lint: setup ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup ## Format the code
+	@$(BIN)/ruff format .
+
+bench: setup ## Measure; BENCH=NAME for one of them
+	@$(BIN)/longstream bench "$(BENCH)"
+
+kafka: setup ## A Kafka broker on this machine until Ctrl-C
+	@$(BIN)/longstream kafka
+
+clean: ## Remove the virtual environment and caches of this folder
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
