@@ -47,7 +47,7 @@ def convert(gguf: Path, folder: Path, progress: Progress) -> None:
             model = AutoModelForCausalLM.from_config(config)
         tokenizer = _tokenizer(gguf, fields)
         tensors = _tensors(gguf, model, progress)
-    except (ValueError, KeyError, NotImplementedError) as error:
+    except (ValueError, LookupError, TypeError, NotImplementedError) as error:
         raise ModelError(f"{gguf.name} cannot be converted: {error}") from error
     _check_complete(model, tensors)
     config.dtype = torch.bfloat16

