@@ -5,8 +5,6 @@ from __future__ import annotations
 import ssl
 from typing import Any
 
-import faust
-
 from pipelines.settings import Settings
 
 
@@ -36,6 +34,8 @@ def client_options(settings: Settings) -> dict[str, Any]:
 
 def faust_credentials(settings: Settings) -> Any:
     """The same for Faust, which has classes of its own for it; None for plain text."""
+    import faust  # slow to import, and not needed to ask for help or check topics
+
     context = ssl_context(settings)
     if settings.sasl_password is not None:
         return faust.SASLCredentials(

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 
 from operators.errors import LongstreamError
 from pipelines import broker
+from pipelines.clients import client_options
 from pipelines.device import test_operator_named
 from pipelines.settings import Settings, describe, load_settings
 
@@ -44,7 +47,6 @@ def worker(
             config, bootstrap=bootstrap, model=model, http_port=http_port, log_format=log_format
         )
         configure_logging(settings.log_format, settings.log_level)
-        check_topics(settings)
         code = asyncio.run(run(settings))
     except LongstreamError as error:
         typer.echo(f"longstream worker: {error}", err=True)
@@ -56,6 +58,7 @@ async def run(settings: Settings) -> int:
     """Run a worker in this event loop, stopped by SIGTERM and SIGINT."""
     from pipelines.app import Worker  # imports Faust, which takes a moment: not for --help
 
+    await check_topics(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -78,19 +81,29 @@ def topic_specs(settings: Settings) -> list[broker.TopicSpec]:
     ]
 
 
-def check_topics(settings: Settings) -> None:
+async def check_topics(settings: Settings, timeout: float = 20.0) -> None:
     """See that all topics exist with as many partitions as the input.
 
-    Raises BrokerError, which says how to make them.
+    Raises BrokerError, which says what to do.
     """
-    with broker.admin_client(settings.bootstrap) as admin:
-        present = set(admin.list_topics())
-        if missing := [name for name in settings.topics if name not in present]:
-            raise broker.BrokerError(
-                f"no topic {', '.join(missing)} at {settings.bootstrap}; make them with "
-                "`longstream topics create`"
-            )
-        counts = {t["name"]: len(t["partitions"]) for t in admin.describe_topics(settings.topics)}
+    admin = AIOKafkaAdminClient(**client_options(settings))
+    try:
+        async with asyncio.timeout(timeout):
+            await admin.start()
+            answer = await admin.describe_topics(list(settings.topics))
+    except (KafkaError, TimeoutError) as error:
+        raise broker.BrokerError(
+            f"no Kafka at {settings.bootstrap} ({error or 'no answer'}); set LONGSTREAM_BOOTSTRAP, or "
+            "start one with `longstream kafka`"
+        ) from None
+    finally:
+        await admin.close()
+    counts = {topic["topic"]: len(topic["partitions"]) for topic in answer}
+    if missing := [name for name in settings.topics if not counts.get(name)]:
+        raise broker.BrokerError(
+            f"no topic {', '.join(missing)} at {settings.bootstrap}; make them with "
+            "`longstream topics create`"
+        )
     wanted = counts[settings.topic_segments]
     if other := {name: count for name, count in counts.items() if count != wanted}:
         raise broker.BrokerError(

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
 from kafka import KafkaProducer
 
 from pipelines import broker
@@ -229,11 +228,18 @@ def test_missing_topics_are_said_in_a_sentence(topics: Any, tmp_path: Path) -> N
         assert "Traceback" not in worker.log
 
 
-@pytest.mark.parametrize("extra", [1])
-def test_unequal_partition_counts_are_refused(topics: Any, tmp_path: Path, extra: int) -> None:
+def test_a_missing_broker_is_said_in_a_sentence(topics: Any, tmp_path: Path) -> None:
+    with workers(topics, tmp_path, bootstrap="127.0.0.1:1") as start:
+        worker = start()
+        assert worker.process.wait(30) == 2
+        assert "no Kafka at 127.0.0.1:1" in worker.log
+        assert "Traceback" not in worker.log
+
+
+def test_unequal_partition_counts_are_refused(topics: Any, tmp_path: Path) -> None:
     *most, last = topics.specs
     broker.create_topics(topics.bootstrap, most, 2)
-    broker.create_topics(topics.bootstrap, [last], 2 + extra)
+    broker.create_topics(topics.bootstrap, [last], 3)
     with workers(topics, tmp_path) as start:
         worker = start()
         assert worker.process.wait(20) == 2
