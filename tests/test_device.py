@@ -34,7 +34,7 @@ class Seen:
 
     async def wait(self, count: int, timeout: float = 10.0) -> None:
         async with asyncio.timeout(timeout):
-            while len(self.emissions) < count:
+            while len(self.emissions) < count:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
 
@@ -99,7 +99,7 @@ def test_metrics_arrive_with_the_beats() -> None:
         device.feed(say("a", "three words here"), 0)
         await seen.wait(1)
         async with asyncio.timeout(5):
-            while sum(beat.counters.get("prompt_tokens", 0) for beat in seen.beats) < 3:
+            while sum(beat.counters.get("prompt_tokens", 0) for beat in seen.beats) < 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
     run(test)
