@@ -31,6 +31,8 @@ class Generation:
     eos_ids: frozenset[int]
     make_drafter: Callable[[], Drafter | None]
     draft_length: DraftLength
+    ends: Callable[[Sequence[int]], bool] | None = None
+    """Whether the answer is complete with this output, asked after every token (besides EOS)."""
     due_at: float = 0.0
     on_finish: Callable[[Generation], None] | None = None
 
@@ -106,18 +108,26 @@ class Generation:
         self.verifies += 1
         self.drafted += len(drafts)
         self.accepted += verdict.accepted
-        tokens = verdict.tokens[: self.max_tokens - len(self.output)]
-        self.output.extend(tokens)
+        tokens, complete = self._extend(verdict.tokens[: self.max_tokens - len(self.output)])
         if self._drafter is not None:
             self._drafter.accept(tokens)
         self.pending = tokens[-1] if tokens else None
-        if verdict.stopped:
+        if complete or verdict.stopped:
             self.finish_reason = "stop"
         elif len(self.output) >= self.max_tokens:
             self.finish_reason = "length"
         elif is_looping(self.output):
             self.finish_reason = "repetition"
         return tokens
+
+    def _extend(self, tokens: list[int]) -> tuple[list[int], bool]:
+        """Append tokens one by one until the answer is complete; returns those appended. Asking
+        after every single token keeps the end where plain decoding would have put it."""
+        for count, token in enumerate(tokens, start=1):
+            self.output.append(token)
+            if self.ends is not None and self.ends(self.output):
+                return tokens[:count], True
+        return tokens, False
 
     def usage(self) -> Usage:
         return Usage(

@@ -34,6 +34,7 @@ def load_operator(
         device=load.device,
         dtype_ingest=config.dtype_ingest,
         dtype_generation=config.dtype_generation,
+        rows=config.branches,
     )
     operator = StreamOperator(model, config, clock=time.monotonic, observer=observer)
     return operator, describe(operator, time.monotonic() - started)

@@ -22,7 +22,8 @@ PIPELINE_LAYERS = [
     {"device", "device_main", "device_model", "broker", "model_store", "http"}
     | {"clients", "publishers", "outputs", "committer", "transport", "sessions", "partition"},
     {"app", "worker"},
-    set(),
+    {"tool_clients", "replaying", "following", "tally", "screen"}
+    | {"demo_plan", "demo_report", "demo_worker", "demo_run"},
     {"commands", "cli"},
 ]
 """Lowest first. A module may import its own layer and those below."""
@@ -51,6 +52,8 @@ READS_ENVIRONMENT = {
     "broker": "finds Java, a cache folder, brokers named for tests and the demo",
     "model_store": "finds the cache folder",
     "device": "hands the child process a copy without credentials",
+    "demo_worker": "starts the worker with a copy of it",
+    "commands": "the demo lets variables override its plan",
     "device_main": "a test names the toy engine to build",
 }
 

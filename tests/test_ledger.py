@@ -17,8 +17,14 @@ from operators.text import normalized_erasure, repeated_trigram_share
 from operators.types import Evidence, LedgerItem
 
 SAID = [
-    (Evidence("s1", speaker="Ana"), "I think the remote should have a rubber case, people drop it."),
-    (Evidence("s2", speaker="Bo"), "Agreed, then we order rubber samples from the supplier on Monday."),
+    (
+        Evidence("s1", speaker="Ana"),
+        "I think the remote should have a rubber case, people drop it.",
+    ),
+    (
+        Evidence("s2", speaker="Bo"),
+        "Agreed, then we order rubber samples from the supplier on Monday.",
+    ),
     (Evidence("s3", speaker="Ana"), "Does anybody know what the battery costs?"),
 ]
 
@@ -127,7 +133,9 @@ def test_text_measures() -> None:
     assert normalized_erasure("", "new") == (0, 0.0)
 
 
-@pytest.mark.parametrize("text", ["One. Two is longer! Three?", "word " * 60, "x" * 300, "短い。文章。"])
+@pytest.mark.parametrize(
+    "text", ["One. Two is longer! Three?", "word " * 60, "x" * 300, "短い。文章。"]
+)
 def test_split_text_keeps_every_character_and_the_limit(text: str) -> None:
     pieces = split_text(text.strip(), 20, len)
     assert all(0 < len(p) <= 20 for p in pieces)

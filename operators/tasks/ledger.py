@@ -26,6 +26,8 @@ _KINDS: dict[str, ItemKind] = {
     "QUESTION": "open_question",
 }
 _LABELS = {kind: label for label, kind in _KINDS.items()}
+_ECHO = re.compile(r"^(what|something|nothing|none)\b.{0,24}\bopen\b|<\w+", re.IGNORECASE)
+"""A line that only repeats the form given in the prompt."""
 _NOBODY = {"", "who", "none", "unknown", "n/a", "nobody", "someone"}
 MAX_ITEM_CHARS = 280
 _STOPWORDS = frozenset(  # words that support nothing: common ones, and minutes' own vocabulary
@@ -62,7 +64,7 @@ def parse_notes(answer: str, limit: int) -> list[Note]:
             continue
         label, owner, text = match.groups()
         text = " ".join(text.split())[:MAX_ITEM_CHARS].strip(" *")
-        if len(words(text)) < 3 or repeated_trigram_share(text) > 0.2:
+        if len(words(text)) < 3 or _ECHO.search(text) or repeated_trigram_share(text) > 0.2:
             continue
         name = (owner or "").strip()
         kind = _KINDS[label.upper()]

@@ -2,6 +2,8 @@
 
 Placeholders in braces are filled with *tokens*, encoded as ordinary text: nothing a speaker says can
 act as a special token. All tokens around the transcript come from the model's own chat template.
+``{answer}`` marks where the assistant's turn begins; what follows it opens the answer, which holds a
+small model to the form asked for.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class Prompts:
         for name, text in (overrides or {}).items():
             if name not in _FIELDS:
                 raise ConfigError(f"prompts: no prompt {name!r}; there are {', '.join(NAMES)}")
-            found = set(_PLACEHOLDER.findall(text))
+            found = set(_PLACEHOLDER.findall(text)) - {"answer"}
             if found != _FIELDS[name]:
                 want = ", ".join(f"{{{f}}}" for f in sorted(_FIELDS[name])) or "no placeholder"
                 raise ConfigError(f"prompts: {name!r} must contain exactly {want}")
@@ -46,9 +48,20 @@ class Prompts:
         )
 
     def render(self, name: str, **fields: str) -> list[int]:
-        """Tokens of prompt ``name`` with its placeholders filled by ``fields``."""
-        text = _PLACEHOLDER.sub(lambda m: fields[m.group(1)], self._texts[name].rstrip("\n"))
-        return self._tokenizer.encode(text) + self._suffix
+        """Tokens of prompt ``name`` with its placeholders filled by ``fields``, up to and including
+        the opening of the answer."""
+        question, _, opening = self._texts[name].rstrip("\n").partition("{answer}")
+        encode = self._tokenizer.encode
+        opened = encode(_fill(opening, fields)) if opening else []
+        return encode(_fill(question.rstrip("\n"), fields)) + self._suffix + opened
+
+    def opening(self, name: str, **fields: str) -> str:
+        """The words the answer to prompt ``name`` is made to begin with; often empty."""
+        return _fill(self._texts[name].rstrip("\n").partition("{answer}")[2], fields)
+
+
+def _fill(text: str, fields: dict[str, str]) -> str:
+    return _PLACEHOLDER.sub(lambda match: fields[match.group(1)], text)
 
 
 def _load(name: str) -> str:

@@ -93,7 +93,7 @@ class SummaryTask:
 
     def compacted(self, session: Session, generation: Generation) -> None:
         """Put the merged items in place of the older half. Mutates the session's ledger."""
-        answer = self._tokenizer.decode(generation.output)
+        answer = self._prompts.opening("compact") + self._tokenizer.decode(generation.output)
         old = self._half(session)
         notes = ledger.parse_notes(answer, max(1, old // 2))
         session.items = ledger.merge_notes(
@@ -140,6 +140,7 @@ class SummaryTask:
                 config, session, prompt, self._tokenizer.encode(previous)
             ),
             draft_length=draft_length(config, session, task),
+            ends=lambda output: self._tokenizer.decode(output).count("\n") >= MAX_NOTES,
             on_finish=on_finish,
         )
 
@@ -155,7 +156,7 @@ class SummaryTask:
         degraded = list(session.degraded)
         session.degraded = ()
         if generation is not None:
-            answer = self._tokenizer.decode(generation.output)
+            answer = self._prompts.opening("summary") + self._tokenizer.decode(generation.output)
             notes = ledger.parse_notes(answer, MAX_NOTES)
             if not notes and "NONE" not in answer.upper():
                 degraded.append("unparsed_update")

@@ -7,7 +7,7 @@ translated in pieces that end at sentences where possible, so that a branch's sc
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from operators.config import LANGUAGES, OperatorConfig
 from operators.generation import Generation
@@ -94,8 +94,14 @@ class TranslationTask:
             eos_ids=self._tokenizer.eos_ids,
             make_drafter=lambda: make_drafter(self._config, session, prompt, []),
             draft_length=draft_length(self._config, session, task),
+            ends=self._complete,
             on_finish=on_finish,
         )
+
+    def _complete(self, output: Sequence[int]) -> bool:
+        """The prompt opens a quotation on one line: its closing mark or a line break ends it."""
+        text = self._tokenizer.decode(output)
+        return "\n" in text.lstrip() or text.rstrip().endswith(('"', "”", "»"))
 
     def events(self, session: Session, work: Work) -> list[Event]:
         """The finished translations of one segment, one event per language, in settings' order."""
@@ -108,7 +114,7 @@ class TranslationTask:
         revision = session.next_revision(task)
         reasons = {g.finish_reason for g in made}
         cut = sorted(reasons - {"stop"})
-        pieces = [self._tokenizer.decode(g.output).strip() for g in made]
+        pieces = [self._tokenizer.decode(g.output).strip(' \n"“”«»') for g in made]
         segment = work.segment
         usages = [g.usage() for g in made]
         return TranslationEvent(
