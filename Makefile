@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 MODEL ?= qwen2.5-coder-1.5b
 STREAMS ?= 3
 SEGMENTS ?=
-TRANSLATE ?= fr,de
+TRANSLATE ?= fr
 SPEED ?= max
 BENCH ?= all
 
@@ -18,7 +18,7 @@ help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make demo MODEL=smollm2-135m            a fast run of the plumbing (its words make no sense)"
-	@echo "  make demo STREAMS=2 SEGMENTS=30 TRANSLATE=fr SPEED=20x"
+	@echo "  make demo STREAMS=2 SEGMENTS=30 TRANSLATE=fr,de SPEED=20x"
 
 setup: $(VENV)/.ready ## Create .venv and install longstream into it
 

@@ -21,14 +21,14 @@ class DemoPlan:
     streams: int = 3
     segments: int = 40
     """At most this many segments of each meeting…"""
-    words: int | None = 500
+    words: int | None = 260
     """…and not more once this many words are reached (None: no such limit)."""
-    targets: tuple[str, ...] = ("fr", "de")
+    targets: tuple[str, ...] = ("fr",)
     speed: str = "max"
-    window: int = 512
-    slack: int = 128
-    update_tokens: int = 256
-    summary_tokens: int = 128
+    window: int = 256
+    slack: int = 64
+    update_tokens: int = 160
+    summary_tokens: int = 96
     partitions: int = 4
     commit_interval_s: float = 0.5
     first_summary_seconds: float = 120.0

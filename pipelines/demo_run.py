@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.live import Live
 
 from operators.types import Segment, SummaryEvent
-from pipelines.commands.watch import read
 from pipelines.demo_plan import DemoPlan
 from pipelines.demo_worker import Measured, WorkerProcess
 from pipelines.following import Follower
@@ -27,7 +26,7 @@ from pipelines.replaying import Pacer, Replay, Sent, merged, parse_speed, timeli
 from pipelines.screen import Status, draw, plain_event, plain_segment
 from pipelines.settings_fields import Settings
 from pipelines.tally import Tally
-from pipelines.tool_clients import Reader, partition_count, producer
+from pipelines.tool_clients import Reader, partition_count, producer, read
 
 POLL_SECONDS = 0.25
 MEASURE_SECONDS = 1.0

@@ -19,7 +19,9 @@ with warnings.catch_warnings():
     from kafka.errors import KafkaError, KafkaTimeoutError
     from kafka.partitioner.default import murmur2
 
-from operators.errors import LongstreamError
+from operators.errors import LongstreamError, SegmentError
+from operators.types import Event, Segment
+from pipelines.codec import decode_event, decode_segment
 from pipelines.settings_fields import Settings
 
 __all__ = [
@@ -31,9 +33,11 @@ __all__ = [
     "partition_count",
     "partition_for",
     "producer",
+    "read",
 ]
 
 CONNECT_SECONDS = 10.0
+MAX_TEXT = 1 << 62  # a viewer refuses nothing for its size
 
 
 def partition_for(stream_id: str, partitions: int) -> int:
@@ -170,3 +174,20 @@ def no_broker(settings: Settings, error: BaseException) -> LongstreamError:
         f"no Kafka answers at {settings.bootstrap} ({reason}). Start one with `longstream kafka`, "
         "or give its address with --bootstrap or LONGSTREAM_BOOTSTRAP"
     )
+
+
+def read(record: Any, settings: Settings) -> Segment | Event | None:
+    """A record of one of our topics as its type; None if it is not readable, or a tombstone."""
+    try:
+        if record.topic == settings.topic_segments:
+            return decode_segment(
+                record.key,
+                record.value,
+                record.headers,
+                partition=record.partition,
+                offset=record.offset,
+                max_text_bytes=MAX_TEXT,
+            )
+        return decode_event(record.value) if record.value is not None else None
+    except (SegmentError, LongstreamError):
+        return None  # the worker puts it on the dead-letter topic; a viewer skips it

@@ -29,7 +29,7 @@ def path() -> str:
 
 @pytest.fixture(scope="module")
 def model(path: str) -> Iterator[DecoderModel]:
-    yield load_model(path, dtype_ingest="fp32", dtype_generation="fp32", device="cpu")
+    return load_model(path, dtype_ingest="fp32", dtype_generation="fp32", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_speculation_never_changes_the_text(
         "junk": JunkDrafter(want, seed=1),
         "ngram": NgramDrafter(index, prompt, 64),
         "combined": CombinedDrafter(
-            [PreviousOutputDrafter(want[:9] + [5] + want[10:]), NgramDrafter(index, prompt, 64)]
+            [PreviousOutputDrafter([*want[:9], 5, *want[10:]]), NgramDrafter(index, prompt, 64)]
         ),
     }
     for name, drafter in drafters.items():

@@ -91,7 +91,7 @@ def test_any_drafter_and_length_gives_plain_greedy_text(kind: str, k: int) -> No
             "junk": JunkDrafter(text, seed=turn),
             "oracle": PreviousOutputDrafter(text),
             "ngram": NgramDrafter(index, prompt, 64),
-            "previous": PreviousOutputDrafter(text[:7] + [0] + text[9:]),
+            "previous": PreviousOutputDrafter([*text[:7], 0, *text[9:]]),
             "combined": CombinedDrafter(
                 [PreviousOutputDrafter(text[::2]), NgramDrafter(index, prompt, 64)]
             ),

@@ -11,17 +11,15 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from operators.errors import ConfigError, LongstreamError, SegmentError
+from operators.errors import ConfigError, LongstreamError
 from operators.types import Event, Segment
-from pipelines.codec import decode_event, decode_segment
 from pipelines.following import Follower
 from pipelines.screen import Status, draw, plain_event, plain_segment
 from pipelines.settings import load_settings
 from pipelines.settings_fields import Settings
-from pipelines.tool_clients import Reader
+from pipelines.tool_clients import Reader, read
 
 POLL_SECONDS = 0.25
-MAX_TEXT = 1 << 62
 
 
 def watch(
@@ -84,23 +82,6 @@ def _changes(
             elif change is not None and follower.take_event(change):
                 yield change
         yield None
-
-
-def read(record: Any, settings: Settings) -> Segment | Event | None:
-    """A record of one of our topics as its type; None if it is not readable, or a tombstone."""
-    try:
-        if record.topic == settings.topic_segments:
-            return decode_segment(
-                record.key,
-                record.value,
-                record.headers,
-                partition=record.partition,
-                offset=record.offset,
-                max_text_bytes=MAX_TEXT,
-            )
-        return decode_event(record.value) if record.value is not None else None
-    except (SegmentError, LongstreamError):
-        return None  # the worker puts it on the dead-letter topic; a viewer skips it
 
 
 def _ended(follower: Follower) -> bool:
