@@ -10,7 +10,7 @@ import importlib.util
 
 import typer
 
-COMMANDS = ("demo", "worker", "replay", "watch", "topics", "kafka", "model")
+COMMANDS = ("demo", "worker", "replay", "watch", "topics", "kafka", "model", "bench")
 
 
 def make_cli() -> typer.Typer:
