@@ -93,7 +93,7 @@ class StreamOperator:
 
     def _check_branch_size(self) -> None:
         config, b = self.config, self.config.branch_tokens
-        empty = len(self._prompts.render("summary", ledger="", limit="4"))
+        empty = len(self._prompts.render("summary", ledger="", limit="4", since="x" * 80))
         need = empty + config.ledger_tokens + config.summary_tokens
         if need > b:
             raise ConfigError(

@@ -40,6 +40,7 @@ from operators.types import (
 TASK = "summary"
 COMPACTION = "compaction"
 MAX_NOTES = 4
+SINCE_WORDS, SINCE_CHARS = 8, 80
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,11 @@ class SummaryTask:
         return max(2, len(session.items) // 2)
 
     def update(self, session: Session, on_finish: Callable[[Generation], None]) -> Generation:
-        """A generation that asks what is new, given the ledger."""
+        """A generation that asks what is new."""
         text = ledger.render(self._shown(session.items))
-        prompt = self._prompts.render("summary", ledger=text, limit=str(MAX_NOTES))
+        new = session.visible_parts(since=session.covered)
+        since = " ".join(new[0][1].split()[:SINCE_WORDS])[:SINCE_CHARS] if new else ""
+        prompt = self._prompts.render("summary", ledger=text, limit=str(MAX_NOTES), since=since)
         return self._generation(session, TASK, prompt, on_finish, session.last_output.get(TASK, ""))
 
     def _shown(self, items: tuple[LedgerItem, ...]) -> tuple[LedgerItem, ...]:

@@ -1,0 +1,56 @@
+"""Prompts: overrides are checked, nothing a speaker says is a placeholder, answers are opened."""
+
+import pytest
+
+from operators.errors import ConfigError
+from operators.tasks.prompts import NAMES, Prompts
+from tests.engine import ToyTokenizer
+
+
+def text_of(prompts: Prompts, name: str, **fields: str) -> str:
+    return ToyTokenizer().decode(prompts.render(name, **fields))
+
+
+def test_answer_is_opened_behind_the_end_of_the_question() -> None:
+    prompts = Prompts(
+        ToyTokenizer(), {"translate": "Say in {language}: {text}\n{answer}{language}: "}
+    )
+    assert text_of(prompts, "translate", language="French", text="Yes.") == (
+        "Say in French: Yes.\n>French: "
+    )
+    assert prompts.opening("translate", language="French", text="Yes.") == "French: "
+
+
+def test_braces_in_spoken_text_stay_text() -> None:
+    prompts = Prompts(ToyTokenizer())
+    said = "what is {language} or {answer} or {limit}"
+    assert said in text_of(prompts, "translate", language="French", text=said)
+
+
+def test_files_of_the_package_have_all_their_placeholders() -> None:
+    prompts = Prompts(ToyTokenizer())
+    fields = {"ledger": "L", "limit": "4", "since": "S", "language": "French", "text": "T"}
+    for name in set(NAMES) - {"system", "user"}:
+        assert "{" not in text_of(prompts, name, **fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("summary", "no limit here", "must contain {limit}"),
+        ("summary", "{limit} {unknown}", "no other placeholder"),
+        ("translate", "{text}", "{language}, {text}"),
+        ("sumary", "x", "no prompt 'sumary'"),
+    ],
+)
+def test_wrong_overrides_are_refused(name: str, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Prompts(ToyTokenizer(), {name: text})
+    assert message in str(refused.value)
+
+
+def test_ledger_may_be_shown_or_left_out() -> None:
+    shown = Prompts(ToyTokenizer(), {"summary": "{ledger} {limit}"})
+    assert "TOPIC: a" in text_of(shown, "summary", ledger="TOPIC: a", limit="4", since="")
+    default = Prompts(ToyTokenizer())
+    assert "TOPIC: a" not in text_of(default, "summary", ledger="TOPIC: a", limit="4", since="b")
