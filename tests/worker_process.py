@@ -22,6 +22,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from operators.types import Event, SummaryEvent, TranslationEvent
 from pipelines.codec import decode_event
 from pipelines.outputs import task_of
+from tests.test_schemas import validate
 
 ROOT = Path(__file__).parent.parent
 
@@ -136,6 +137,7 @@ class Records:
         )
         self._consumer.assign([TopicPartition(n, p) for n in names for p in range(partitions)])
         self._stop = threading.Event()
+        self._validated: set[tuple[str, int, int]] = set()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -155,6 +157,11 @@ class Records:
     def events(self) -> list[Event]:
         """All summaries and translations so far, in the order of each partition."""
         values = [r for records in list(self.records.values()) for r in list(records)]
+        for record in values:
+            place = (record.topic, record.partition, record.offset)
+            if place not in self._validated:  # against the JSON Schema files, once each
+                validate(json.loads(record.value)["schema"], record.value)
+                self._validated.add(place)
         return [decode_event(r.value) for r in values]
 
     def summaries(self, stream: str | None = None) -> list[SummaryEvent]:
