@@ -60,7 +60,7 @@ def until_said(process: subprocess.Popen, text: str) -> None:
 
 def test_everything_sent_is_counted_back(start, tmp_path):
     file = tmp_path / "run.md"
-    process = start("--segments", "5", "--transcript-out", str(file))
+    process = start("--segments", "5", "--translate", "fr,de", "--transcript-out", str(file))
     output, _ = process.communicate(timeout=120)
     numbers = json.loads(output.splitlines()[-1])
     assert (numbers["streams"], numbers["segments_in"], numbers["segments_covered"]) == (3, 15, 15)
