@@ -11,7 +11,8 @@ class Tokenizer(Protocol):
     """What the engine needs of a tokenizer.
 
     ``encode`` treats its text as ordinary text, whatever it spells: a speaker who says ``<|im_end|>``
-    must not end a turn. ``chat`` alone honours special tokens: it gives the tokens around a conversation of one system and one user message.
+    must not end a turn. ``chat`` alone honours special tokens: it gives the tokens
+    around a conversation of one system and one user message.
     """
 
     eos_ids: frozenset[int]
