@@ -34,6 +34,8 @@ def start(kafka) -> Iterator:
             text=True,
             cwd=ROOT,
             env=environment,
+            # A suite started in the background of a shell inherits "ignore SIGINT".
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         started.append(process)
         return process
