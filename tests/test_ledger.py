@@ -140,3 +140,22 @@ def test_split_text_keeps_every_character_and_the_limit(text: str) -> None:
     pieces = split_text(text.strip(), 20, len)
     assert all(0 < len(p) <= 20 for p in pieces)
     assert "".join("".join(pieces).split()) == "".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "owner"),
+    [
+        ("QUESTION: Huw Morris explained where the data comes from.", "topic", None),
+        ("QUESTION: Nobody knows yet who pays for the samples.", "open_question", None),
+        ("QUESTION: Who pays for the samples?", "open_question", None),
+        ("ACTION: The team is discussing the remote control.", "topic", None),
+        ("ACTION (Ben): call the supplier before Friday.", "action_item", "Ben"),
+        ("ACTION: The chair will ask the supplier.", "action_item", None),
+        ("TOPIC: The group agreed to use rubber buttons.", "decision", None),
+        ("TOPIC: Suzy asked what the committee agreed last year.", "topic", None),
+        ("DECISION: Rubber buttons instead of plastic ones.", "decision", None),
+    ],
+)
+def test_a_label_the_words_do_not_bear_out_is_a_topic(line: str, kind: str, owner: str) -> None:
+    (note,) = parse_notes(line, 4)
+    assert (note.kind, note.owner) == (kind, owner)

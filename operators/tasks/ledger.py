@@ -28,6 +28,24 @@ _KINDS: dict[str, ItemKind] = {
 _LABELS = {kind: label for label, kind in _KINDS.items()}
 _ECHO = re.compile(r"^(what|something|nothing|none)\b.{0,24}\bopen\b|<\w+", re.IGNORECASE)
 """A line that only repeats the form given in the prompt."""
+_SIGNS = {
+    "decision": re.compile(
+        r"^(they|we|all|everybody|everyone|the (group|team|committee|meeting|board|council))\b.{0,20}"
+        r"\b(agreed|decided|approved|adopted)\b",
+        re.IGNORECASE,
+    ),
+    "action_item": re.compile(
+        r"\b(will|would|should|shall|must|promis\w*|offer\w*|going to|needs? to|to be done)\b|'ll\b",
+        re.IGNORECASE,
+    ),
+    "open_question": re.compile(
+        r"\?|\b(whether|unsure|unclear|unknown|open|asks?|asked|wonder\w*|wants? to know|not known"
+        r"|nobody knows|no one knows)\b",
+        re.IGNORECASE,
+    ),
+}
+"""Words by which a note is of its kind. A small model fills in every label it was shown, whether or
+not anybody promised or asked: an action or a question without such words is a topic like any other."""
 _NOBODY = {"", "who", "none", "unknown", "n/a", "nobody", "someone"}
 MAX_ITEM_CHARS = 280
 _STOPWORDS = frozenset(  # words that support nothing: common ones, and minutes' own vocabulary
@@ -67,10 +85,21 @@ def parse_notes(answer: str, limit: int) -> list[Note]:
         if len(words(text)) < 3 or _ECHO.search(text) or repeated_trigram_share(text) > 0.2:
             continue
         name = (owner or "").strip()
-        kind = _KINDS[label.upper()]
-        wanted = kind == "action_item" and name.lower() not in _NOBODY
-        notes.append(Note(kind, text, name if wanted else None))
+        name = "" if name.lower() in _NOBODY else name
+        kind = _kind(_KINDS[label.upper()], text, name)
+        notes.append(Note(kind, text, name if name and kind == "action_item" else None))
     return notes[:limit]
+
+
+def _kind(kind: ItemKind, text: str, owner: str) -> ItemKind:
+    """The kind that the label says and the words bear out."""
+    if kind == "topic":
+        return "decision" if _SIGNS["decision"].search(text) else kind
+    if kind == "decision" or _SIGNS[kind].search(text):
+        return kind
+    # "ACTION (Ben): call the supplier", "ACTION (Ben): Ben calls …"
+    owned = bool(owner) and (text[0].islower() or text.lower().startswith(owner.lower()))
+    return kind if kind == "action_item" and owned else "topic"
 
 
 def content_words(text: str) -> set[str]:
