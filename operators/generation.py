@@ -102,6 +102,8 @@ class Generation:
 
     def _judge(self, drafts: list[int], logits: Tensor) -> list[int]:
         if not bool(torch.isfinite(logits).all()):
+            if self.branch is not None:
+                self.branch.tainted = self.branch.stream.tainted = True
             self.finish_reason = "nonfinite"
             return []
         verdict = accept_greedy(logits, drafts, self.eos_ids)

@@ -69,11 +69,13 @@ class StreamSlot:
     """A stream's place in the cache. ``length`` counts all tokens ever appended (sinks included),
     so it is also the absolute position of the next token (the *frontier*). ``origin`` is the position
     of the first transcript token: S, or later for a stream that goes on where an older one stopped,
-    with nothing in its ring yet."""
+    with nothing in its ring yet. ``tainted``: something not finite may have been written; what is
+    masked out must still be finite, so the memory is wiped before anybody else gets it."""
 
     index: int
     length: int = 0
     origin: int = 0
+    tainted: bool = False
 
 
 @dataclass(eq=False)
@@ -84,6 +86,7 @@ class Branch:
     region: int
     fork: int
     length: int = 0
+    tainted: bool = False
 
 
 class KvCache:
@@ -152,6 +155,8 @@ class KvCache:
         for branch in list(self._open[stream]):
             self.drop(branch)
         del self._open[stream]
+        if stream.tainted:
+            self._wipe(stream.index, self.keys, self.values)
         self._free_slots.append(stream.index)
 
     def fork(self, stream: StreamSlot) -> Branch:
@@ -168,7 +173,15 @@ class KvCache:
     def drop(self, branch: Branch) -> None:
         """Throw the branch away. Leaves no trace in the stream."""
         self._open[branch.stream].remove(branch)
+        if branch.tainted:
+            self._wipe(branch.region, self.branch_keys, self.branch_values)
         self._free_regions.append(branch.region)
+
+    @staticmethod
+    def _wipe(index: int, *pools: list[Tensor]) -> None:
+        for pool in pools:
+            for layer in pool:
+                layer[index].zero_()
 
     # --- room --------------------------------------------------------------------------------
 

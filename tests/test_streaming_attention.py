@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.attention import Row
+from operators.attention import AttentionPlan, Row
 from operators.errors import CapacityError, ModelError
 from operators.kv_cache import bytes_per_stream
 from operators.model import check_supported
@@ -80,6 +80,50 @@ def test_ragged_batch_of_streams_and_branches_in_one_forward() -> None:
         got = driver.run([rows[i] for i in order])
         for i, logits in zip(order, got, strict=True):
             assert_same_logits(logits, want[i])
+
+
+@pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
+def test_short_rows_on_neighbouring_slots_are_attended_together(arch: str) -> None:
+    """Decode and verify rows of many streams, two branches each, and one stream that listens on."""
+    driver, rng = Driver(toy_decoder(arch), layout(), slots=5, branches=10), random.Random(8)
+    references = [StreamReference(toy_model(arch), SINKS, window=24) for _ in range(5)]
+    slots = [driver.stream(SINKS) for _ in references]
+    for at, (slot, reference) in enumerate(zip(slots, references, strict=True)):
+        history = random_tokens(14 * at + 3, seed=at)  # some windows full, some not
+        driver.feed(slot, history, rng)
+        reference.ingest(history)
+    both = list(zip(slots, references, strict=True)) * 2
+    pairs = [(driver.cache.fork(slot), reference.fork()) for slot, reference in both]
+    for turn, lengths in enumerate([(1,) * 10, (4, 3, 4, 1, 2, 4, 3, 3, 1, 4), (5,) * 10]):
+        rows, want = [], []
+        for at, ((branch, fork), size) in enumerate(zip(pairs, lengths, strict=True)):
+            block = random_tokens(size, seed=50 * turn + at)
+            rows.append(Row(branch.stream, block, branch))
+            want.append(fork.append(block))
+        block = random_tokens(2, seed=turn)
+        rows += [Row(slots[1], block), Row(slots[2], block)]
+        want += [references[1].ingest(block), references[2].ingest(block)]
+        assert AttentionPlan(driver.cache, rows, driver.model.rope)._groups
+        for logits, reference_logits in zip(driver.run(rows), want, strict=True):
+            assert_same_logits(logits, reference_logits)
+
+
+def test_what_one_branch_broke_does_not_reach_the_next() -> None:
+    """Memory that held something not finite is wiped before somebody else's rows lie beside it."""
+    driver = Driver(toy_decoder(), layout(), slots=2, branches=2)
+    references = [StreamReference(toy_model(), SINKS, window=24) for _ in range(2)]
+    broken = driver.cache.fork(driver.stream(SINKS))
+    for pool in (driver.cache.keys, driver.cache.values):
+        pool[0][broken.stream.index].fill_(torch.nan)
+    for pool in (driver.cache.branch_keys, driver.cache.branch_values):
+        pool[0][broken.region].fill_(torch.nan)
+    broken.tainted = broken.stream.tainted = True
+    driver.cache.release(broken.stream)
+    branches = [driver.cache.fork(driver.stream(SINKS)) for _ in references]
+    blocks = [random_tokens(n, seed=n) for n in (3, 4)]
+    got = driver.run([Row(b.stream, t, b) for b, t in zip(branches, blocks, strict=True)])
+    for reference, block, logits in zip(references, blocks, got, strict=True):
+        assert_same_logits(logits, reference.fork().append(block))
 
 
 @pytest.mark.parametrize("history", [0, 10, 29, 30, 100])
