@@ -11,16 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from operators.config import OperatorConfig
-from operators.drafting import (
-    CombinedDrafter,
-    Drafter,
-    DraftLength,
-    NgramDrafter,
-    PreviousOutputDrafter,
-)
 from operators.generation import Generation
 from operators.session import Session
 from operators.tasks import ledger
+from operators.tasks.drafts import draft_length, make_drafter
 from operators.tasks.prompts import Prompts
 from operators.text import Tokenizer, normalized_erasure
 from operators.types import (
@@ -217,23 +211,3 @@ def with_lag(covers: Covers, session: Session) -> Covers:
 
 def replace_lag(covers: Covers, lag_ms: int) -> Covers:
     return Covers(covers.to_seq, covers.to_segment_id, covers.to_ms, lag_ms)
-
-
-def draft_length(config: OperatorConfig, session: Session, task: str) -> DraftLength:
-    """The stream's own k controller for this kind of answer."""
-    maximum = 0 if config.drafter == "none" else config.max_draft
-    return session.draft_lengths.setdefault(task, DraftLength(maximum))
-
-
-def make_drafter(
-    config: OperatorConfig, session: Session, prompt: list[int], previous: list[int]
-) -> Drafter | None:
-    """The drafter the settings ask for; ``previous`` is the last answer of this kind, or empty."""
-    ngram = NgramDrafter(session.index, prompt, config.branch_tokens)
-    if config.drafter == "none":
-        return None
-    if config.drafter == "ngram" or not previous:
-        return ngram if config.drafter != "previous" else None
-    if config.drafter == "previous":
-        return PreviousOutputDrafter(previous)
-    return CombinedDrafter([PreviousOutputDrafter(previous), ngram])

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from operators.config import LANGUAGES, OperatorConfig
 from operators.generation import Generation
 from operators.session import Part, Session, Work
+from operators.tasks.drafts import draft_length, make_drafter
 from operators.tasks.prompts import Prompts
-from operators.tasks.summary import draft_length, make_drafter
 from operators.text import Tokenizer
 from operators.types import (
     Event,
