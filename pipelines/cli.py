@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 
 import typer
+
+from pipelines import OPENMP_SPINS
 
 COMMANDS = ("demo", "worker", "replay", "watch", "topics", "kafka", "model", "bench")
 
@@ -44,6 +47,7 @@ def _mount(cli: typer.Typer, name: str, path: str) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    os.environ.setdefault("GOMP_SPINCOUNT", OPENMP_SPINS)  # read when torch is imported
     make_cli()()
 
 

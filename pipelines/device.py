@@ -19,7 +19,7 @@ from typing import Any
 
 from operators.errors import ConfigError, DeviceError, ModelError
 from operators.types import Emission, Segment, SessionState
-from pipelines import protocol
+from pipelines import OPENMP_SPINS, protocol
 from pipelines.frames import FrameReader, frame
 
 _ERRORS: dict[str, type[Exception]] = {"config": ConfigError, "model": ModelError}
@@ -165,6 +165,7 @@ class DeviceClient:
         threads = str(self._threads)
         if self._cache is not None:
             env["LONGSTREAM_CACHE"] = str(self._cache)
+        env.setdefault("GOMP_SPINCOUNT", OPENMP_SPINS)
         return env | {
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,

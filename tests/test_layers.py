@@ -51,6 +51,7 @@ READS_ENVIRONMENT = {
     "settings": "the one place where it becomes settings",
     "broker": "finds Java, a cache folder, brokers named for tests and the demo",
     "model_store": "finds the cache folder",
+    "cli": "sets how long OpenMP's threads spin, before torch reads it",
     "device": "hands the child process a copy without credentials",
     "demo_worker": "starts the worker with a copy of it",
     "commands": "the demo lets variables override its plan",
