@@ -11,7 +11,7 @@ import os
 
 import typer
 
-from pipelines import OPENMP_SPINS
+from pipelines.threads import OPENMP_SPINS
 
 COMMANDS = ("demo", "worker", "replay", "watch", "topics", "kafka", "model", "bench")
 

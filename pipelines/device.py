@@ -19,8 +19,9 @@ from typing import Any
 
 from operators.errors import ConfigError, DeviceError, ModelError
 from operators.types import Emission, Segment, SessionState
-from pipelines import OPENMP_SPINS, protocol
+from pipelines import protocol
 from pipelines.frames import FrameReader, frame
+from pipelines.threads import OPENMP_SPINS
 
 _ERRORS: dict[str, type[Exception]] = {"config": ConfigError, "model": ModelError}
 TEST_OPERATOR = "LONGSTREAM_TEST_OPERATOR"
