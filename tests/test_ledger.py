@@ -159,3 +159,15 @@ def test_split_text_keeps_every_character_and_the_limit(text: str) -> None:
 def test_a_label_the_words_do_not_bear_out_is_a_topic(line: str, kind: str, owner: str) -> None:
     (note,) = parse_notes(line, 4)
     assert (note.kind, note.owner) == (kind, owner)
+
+
+def test_notes_run_together_on_one_line_are_told_apart() -> None:
+    notes = parse_notes(
+        "TOPIC: Ana showed the new case. ACTION (Ben): send the samples. QUESTION: Who pays for it?",
+        4,
+    )
+    assert [(n.kind, n.text) for n in notes] == [
+        ("topic", "Ana showed the new case."),
+        ("action_item", "send the samples."),
+        ("open_question", "Who pays for it?"),
+    ]

@@ -19,6 +19,8 @@ _LINE = re.compile(
     r"\s*(?:\(([^)]{1,60})\))?\s*\**:\**\s*(.+)$",
     re.IGNORECASE,
 )
+_SEAM = re.compile(r"(?<=[.?!])\s+(?=(?:TOPIC|DECISION|ACTION|QUESTION)\b(?:\s*\([^)]{1,60}\))?:)")
+"""Where a model forgot to begin a new line."""
 _KINDS: dict[str, ItemKind] = {
     "TOPIC": "topic",
     "DECISION": "decision",
@@ -76,7 +78,7 @@ def parse_notes(answer: str, limit: int) -> list[Note]:
     Lines that are mostly a repetition of themselves (a loop) are dropped too.
     """
     notes: list[Note] = []
-    for line in answer.splitlines():
+    for line in _SEAM.sub("\n", answer).splitlines():
         match = _LINE.match(line)
         if not match:
             continue
