@@ -33,6 +33,11 @@ class NgramIndex:
         return len(self._tokens)
 
     @property
+    def tokens(self) -> list[int]:
+        """The tokens it knows, oldest first: extending an empty index by them gives it back."""
+        return list(self._tokens)
+
+    @property
     def entries(self) -> int:
         """Stored n-grams, for the memory bound's test."""
         return sum(len(table) for table in self._last_seen.values())
@@ -175,6 +180,14 @@ class DraftLength:
         self._k = min(start, maximum)
         self._probe_after = probe_after
         self._idle = 0
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        """(k, idle turns): what a snapshot keeps."""
+        return self._k, self._idle
+
+    def recall(self, memory: tuple[int, int]) -> None:
+        self._k, self._idle = min(memory[0], self.maximum), memory[1]
 
     def next(self) -> int:
         """How many tokens to draft now. Counts idle turns while switched off."""

@@ -5,6 +5,7 @@ LongstreamError
 ├── ModelError           the model cannot be loaded or is of a kind we cannot run exactly
 ├── SegmentError         one input segment is refused; the stream goes on (dead letter)
 ├── CapacityError        no slot or branch region is free; the caller has to wait
+├── SnapshotError        a snapshot is torn or was made by something else; re-prefill instead
 └── DeviceError          the device process died, hung or failed; nothing unacknowledged is done
 """
 
@@ -38,3 +39,7 @@ class CapacityError(LongstreamError):
 
 class DeviceError(LongstreamError):
     """The device process died, hung or reported a fault it could not recover from."""
+
+
+class SnapshotError(LongstreamError):
+    """A snapshot is torn, altered, or made with another model, type or size. Nothing was changed."""

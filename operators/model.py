@@ -12,6 +12,9 @@ role only, never on block length or neighbours, so that draft length cannot chan
 from __future__ import annotations
 
 import copy
+import functools
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -150,6 +153,20 @@ class DecoderModel:
         logits: Tensor = network.lm_head(hidden[0, plan.wanted]).float()
         plan.commit()
         return logits
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Short hash of the architecture and of samples of every weight: equal for equal models."""
+        unlike = {"_name_or_path", "transformers_version", "dtype"}  # may differ for equal models
+        config = {k: v for k, v in self._config.to_dict().items() if k not in unlike}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, tensor in self._networks["ingest"].named_parameters():
+            flat = tensor.detach().flatten()
+            sample = (
+                torch.cat((flat[:64], flat[flat.numel() // 2 :][:64], flat[-64:])).float().cpu()
+            )
+            digest.update(f"{name} {tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def weight_bytes(self) -> int:

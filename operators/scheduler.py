@@ -41,7 +41,7 @@ class Scheduler:
         self, cache: KvCache, config: OperatorConfig, prefix: Tensor, prefix_tokens: int
     ) -> None:
         self._cache, self._config = cache, config
-        self._prefix, self._prefix_tokens = prefix, prefix_tokens
+        self.prefix, self._prefix_tokens = prefix, prefix_tokens
         self._turn = 0
 
     # --- admission ---------------------------------------------------------------------------
@@ -83,7 +83,7 @@ class Scheduler:
             self._cache.restore(session.slot, session.parked, session.parked_length)
             session.parked = None
         else:
-            self._cache.restore(session.slot, self._prefix, self._prefix_tokens)
+            self._cache.restore(session.slot, self.prefix, self._prefix_tokens)
         return True
 
     def park(self, session: Session) -> None:

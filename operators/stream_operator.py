@@ -20,6 +20,7 @@ from functools import partial
 import msgspec
 from torch import Tensor
 
+from operators import restore
 from operators.attention import Row
 from operators.config import OperatorConfig
 from operators.drafting import NgramIndex
@@ -30,8 +31,9 @@ from operators.model import DecoderModel
 from operators.observer import Observer
 from operators.scheduler import Scheduler, StepPlan
 from operators.session import Part, Session, Work
+from operators.snapshot import StreamMemory, from_bytes, identity, to_bytes
 from operators.tasks.prompts import Prompts
-from operators.tasks.summary import Snapshot, SummaryTask
+from operators.tasks.summary import SummaryTask, View
 from operators.tasks.translation import TranslationTask, split_text
 from operators.types import (
     Emission,
@@ -77,6 +79,7 @@ class StreamOperator:
         prefix = self._make_prefix()
         self._scheduler = Scheduler(self.cache, config, prefix, len(self._prompts.prefix))
         self._steps = 0
+        self.identity = identity(model, self.layout, self._prompts.prefix)
 
     # --- what it takes -----------------------------------------------------------------------
 
@@ -122,19 +125,27 @@ class StreamOperator:
 
     # --- streams in and out ------------------------------------------------------------------
 
-    def open(self, stream_id: str, state: SessionState | None = None) -> None:
+    def open(
+        self, stream_id: str, state: SessionState | None = None, snapshot: bytes | None = None
+    ) -> None:
         """Make a stream known; with ``state`` it continues from there.
 
-        The window's text is run through the model again: an approximation of the lost KV (which
-        also carried evicted context), marked ``restored: replay`` in what follows.
+        A ``snapshot`` of the stream makes that exact (``restored: snapshot``); without a state it
+        continues from the snapshot's own. From a state alone, or with a snapshot that does not
+        reach it, the window's text is run through the model again: an approximation of the lost KV,
+        marked ``restored: replay``. Raises SnapshotError when the snapshot is torn or was made with
+        another model, type or size; the stream is then not open.
         """
+        found = from_bytes(snapshot, self.identity) if snapshot is not None else None
         if stream_id in self._sessions:
             self.drop(stream_id)
+        if found is not None and state is None:
+            state = found[0].state
         session = self._new_session(stream_id, state.epoch if state else 0)
         self._sessions[stream_id] = session
         self._recent[stream_id] = OrderedDict()
         if state is not None:
-            self._continue(session, state)
+            self._continue(session, state, found)
         self._gauge_streams()
 
     def _new_session(self, stream_id: str, epoch: int) -> Session:
@@ -144,30 +155,44 @@ class StreamOperator:
         session.last_fork_at = session.last_used = self._clock()
         return session
 
-    def _continue(self, session: Session, state: SessionState) -> None:
-        session.ended, session.cursor = state.ended, state.cursor
-        session.next_seq = session.settled_seq = state.next_seq
-        session.revisions = dict(state.revisions)
-        session.items, session.next_item = state.items, state.next_item
-        session.last_output = dict(state.last_output)
-        session.degraded = state.degraded
-        parts = [
-            Part(info.text, _unquote(info), self._tokenizer.encode(info.text), info)
-            for info in state.window
-        ]
-        total = sum(len(p.tokens) for p in parts)
-        while parts and total > self.config.window:
-            total -= len(parts.pop(0).tokens)
-        session.tokens_total = max(0, state.tokens_total - total)
-        session.covered += max(0, total - state.uncovered_tokens)
-        session.last_fork = session.covered
-        session.restore_covers(state)
-        session.queue.extend(parts)
-        for part in parts:
-            self._remember(session.stream_id, part.info.segment_id, 0)
-        if parts:
-            session.restored = "replay"
-            self._observer.count("kv_restores", kind="replay")
+    def _continue(
+        self, session: Session, state: SessionState, found: tuple[StreamMemory, Tensor] | None
+    ) -> None:
+        encode = self._tokenizer.encode
+        since = restore.said_since(found[0], state) if found is not None else None
+        if found is not None and since is not None:
+            most = 0 if self.config.drafter == "none" else self.config.max_draft
+            restore.from_snapshot(session, state, *found, since, encode=encode, max_draft=most)
+            known = [*found[0].recent, *(info.segment_id for info in since)]
+        else:
+            restore.from_text(session, state, encode)
+            known = [part.info.segment_id for part in session.queue if isinstance(part, Part)]
+        for segment_id in known:
+            self._remember(session.stream_id, segment_id, 0)
+        if session.restored != "none":
+            self._observer.count("kv_restores", kind=session.restored)
+
+    def quiet(self, stream_id: str) -> bool:
+        """Whether all that was fed to the stream has been done and handed out: then, and only
+        then, its memory belongs to its state and a snapshot may be taken."""
+        session = self._sessions[stream_id]
+        waiting = session.works or session.events or session.finished or session.failed
+        return session.idle and session.between_parts and not waiting and not session.ended
+
+    def snapshot(self, stream_id: str) -> bytes:
+        """The stream's whole memory, to be given to :meth:`open` in this or another process.
+
+        Changes nothing. Raises CapacityError while the stream is not :meth:`quiet`.
+        """
+        if not self.quiet(stream_id):
+            raise CapacityError(f"stream {stream_id} is busy; step() until it is quiet")
+        session = self._sessions[stream_id]
+        memory = restore.remember(session, self.identity, list(self._recent[stream_id]))
+        if session.slot is not None:
+            return to_bytes(memory, self.cache.export(session.slot))
+        return to_bytes(
+            memory, self._scheduler.prefix if session.parked is None else session.parked
+        )
 
     def drop(self, stream_id: str) -> None:
         """Forget the stream at once, whatever it was doing. Nothing more is emitted about it."""
@@ -437,33 +462,33 @@ class StreamOperator:
         if trigger is None:
             return
         session.requested = None
-        snapshot = self._summary.snapshot(session, trigger)
+        view = self._summary.view(session, trigger)
         session.last_fork, session.last_fork_at = session.frontier, now
         if session.uncovered_tokens == 0:
             if trigger == "session_end":
-                self._end(session, snapshot, None)
+                self._end(session, view, None)
             return
         session.summary_running = True
         if self._summary.needs_compaction(session):
-            finish = partial(self._compacted, session, snapshot)
+            finish = partial(self._compacted, session, view)
             generation = self._summary.compaction(session, finish)
         else:
-            generation = self._summary.update(session, partial(self._updated, session, snapshot))
+            generation = self._summary.update(session, partial(self._updated, session, view))
         generation.due_at = now
         session.due.append(generation)
 
-    def _compacted(self, session: Session, snapshot: Snapshot, generation: Generation) -> None:
+    def _compacted(self, session: Session, view: View, generation: Generation) -> None:
         """The older items are merged; the update proper follows on the same fork."""
         assert generation.branch is not None
         self._summary.compacted(session, generation)
-        update = self._summary.update(session, partial(self._updated, session, snapshot))
+        update = self._summary.update(session, partial(self._updated, session, view))
         update.due_at = generation.due_at
         generation.branch.length = 0  # the region is used again from its start
         session.running.remove(generation)
         update.start(generation.branch)
         session.running.append(update)
 
-    def _updated(self, session: Session, snapshot: Snapshot, generation: Generation) -> None:
+    def _updated(self, session: Session, view: View, generation: Generation) -> None:
         self._close(session, generation)
         session.summary_running = False
         if generation.finish_reason == "nonfinite":
@@ -477,24 +502,24 @@ class StreamOperator:
                 )
             return
         session.update_failures = 0
-        if snapshot.trigger == "session_end":
-            self._end(session, snapshot, generation)
+        if view.trigger == "session_end":
+            self._end(session, view, generation)
         else:
-            session.events.append(self._finish_summary(session, snapshot, generation))
+            session.events.append(self._finish_summary(session, view, generation))
 
     def _finish_summary(
-        self, session: Session, snapshot: Snapshot, generation: Generation | None
+        self, session: Session, view: View, generation: Generation | None
     ) -> SummaryEvent:
-        event = self._summary.finish(session, snapshot, generation)
+        event = self._summary.finish(session, view, generation)
         erasure = event.stability.normalized_erasure
         self._observer.observe("summary_normalized_erasure", erasure)
         return event
 
-    def _end(self, session: Session, snapshot: Snapshot, generation: Generation | None) -> None:
+    def _end(self, session: Session, view: View, generation: Generation | None) -> None:
         """Publish the final revision; the stream's end mark is then done and its slot free."""
         work = session.ending
         assert work is not None
-        event = self._finish_summary(session, snapshot, generation)
+        event = self._finish_summary(session, view, generation)
         work.build = lambda _: [event]
         work.owed = 0
         session.ending, session.ended = None, True
@@ -519,10 +544,3 @@ class StreamOperator:
         self._observer.gauge("kv_slots", self.config.slots)
         self._observer.gauge("kv_bytes", self.cache.nbytes)
         self._gauge_streams()
-
-
-def _unquote(info: WindowSegment) -> str:
-    """The said words of a window line (without the speaker's name)."""
-    label = f"{(info.speaker or '')[:80]}: "
-    text = info.text.rstrip("\n")
-    return text[len(label) :] if info.speaker and text.startswith(label) else text

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 OPERATOR_LAYERS = [
     {"errors", "types", "config", "observer"},
     {"kv_cache", "attention", "verify", "text", "model", "drafting"},
-    {"generation", "session", "scheduler", "tasks"},
+    {"generation", "session", "scheduler", "tasks", "snapshot", "restore"},
     {"stream_operator"},
 ]
 PIPELINE_LAYERS = [

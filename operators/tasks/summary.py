@@ -38,7 +38,7 @@ SINCE_WORDS, SINCE_CHARS = 8, 80
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class View:
     """What the update saw, taken when it became due (ingest may run on before it is finished)."""
 
     fork: int
@@ -59,9 +59,9 @@ class SummaryTask:
 
     # --- before ------------------------------------------------------------------------------
 
-    def snapshot(self, session: Session, trigger: Trigger) -> Snapshot:
+    def view(self, session: Session, trigger: Trigger) -> View:
         fresh = [p.info.offset for p in session.window if p.end > session.covered]
-        return Snapshot(
+        return View(
             fork=session.frontier,
             trigger=trigger,
             segments=tuple(session.visible_parts(since=0)),
@@ -143,12 +143,10 @@ class SummaryTask:
 
     # --- after -------------------------------------------------------------------------------
 
-    def finish(
-        self, session: Session, snapshot: Snapshot, generation: Generation | None
-    ) -> SummaryEvent:
+    def finish(self, session: Session, view: View, generation: Generation | None) -> SummaryEvent:
         """Advance coverage, extend the ledger, return the event. ``generation`` None: nothing was
         asked because nothing was new (a final event). Mutates the session."""
-        session.cover(max(snapshot.fork, session.covered))
+        session.cover(max(view.fork, session.covered))
         revision = session.next_revision(TASK)
         degraded = list(session.degraded)
         session.degraded = ()
@@ -162,18 +160,18 @@ class SummaryTask:
             update = ledger.add_notes(
                 session.items,
                 notes,
-                snapshot.segments,
+                view.segments,
                 revision=revision,
                 next_id=session.next_item,
             )
             session.items, session.next_item = update.items, session.next_item + update.added
             session.last_output[TASK] = answer
-        return self._event(session, snapshot, revision, generation, tuple(degraded))
+        return self._event(session, view, revision, generation, tuple(degraded))
 
     def _event(
         self,
         session: Session,
-        snapshot: Snapshot,
+        view: View,
         revision: int,
         generation: Generation | None,
         degraded: tuple[str, ...],
@@ -181,7 +179,7 @@ class SummaryTask:
         text = ledger.render(session.items)
         deleted, erasure = normalized_erasure(session.last_output.get("ledger", ""), text)
         session.last_output["ledger"] = text
-        final = snapshot.trigger == "session_end"
+        final = view.trigger == "session_end"
         return SummaryEvent(
             stream_id=session.stream_id,
             epoch=session.epoch,
@@ -191,11 +189,11 @@ class SummaryTask:
             text=text,
             items=session.items,
             covers=with_lag(session.covers, session),
-            source=snapshot.source,
-            trigger=snapshot.trigger,
+            source=view.source,
+            trigger=view.trigger,
             model=self._model,
             usage=generation.usage() if generation is not None else Usage(finish_reason="skipped"),
-            kv=snapshot.kv,
+            kv=view.kv,
             stability=Stability(deleted, round(erasure, 4)),
             degraded=degraded,
         )

@@ -1,0 +1,114 @@
+"""A stream's whole memory as bytes: KV tensors and what belongs to them, in one safetensors file.
+
+The KV of a window is not a function of the window's text: above the first layer it carries context
+that has long been evicted. So a snapshot holds the tensors, and a stream restored from it goes on token
+for token as if nothing had happened. It says with which model, types and sizes it was made; another
+operator refuses it, and a torn or altered file is noticed by its checksum. No pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from operators.errors import SnapshotError
+from operators.kv_cache import KvLayout
+from operators.model import DecoderModel
+from operators.types import SessionState, WindowSegment
+
+LAYOUT_VERSION = 1
+"""Of the tensor ``kv`` ``[2, layers, kv_heads, used, head_dim]`` and of :class:`StreamMemory`."""
+_KEY, _CHECKSUM_CHARS = "longstream", 64
+_PROBE = "Guten Tag, 12:30 \u2014 \u4f60\u597d <|im_end|>"
+
+
+class PartRecord(msgspec.Struct, frozen=True):
+    """A part of transcript in the window: its place, and which segment it is."""
+
+    start: int
+    tokens: tuple[int, ...]
+    said: str
+    info: WindowSegment
+
+
+class StreamMemory(msgspec.Struct, kw_only=True):
+    """All of a quiet stream but its tensors. ``identity`` says who can read them."""
+
+    identity: dict[str, str]
+    state: SessionState
+    length: int
+    """Tokens ever appended; the absolute position of the next one."""
+    covered: int
+    last_fork: int
+    window: list[PartRecord]
+    index: list[int]
+    """Tokens of the draft index, oldest first."""
+    draft_lengths: dict[str, tuple[int, int]]
+    recent: list[str]
+    """Segment ids taken lately, oldest first."""
+
+
+def identity(model: DecoderModel, layout: KvLayout, prefix: list[int]) -> dict[str, str]:
+    """What has to be equal for a snapshot to be valid, by name."""
+    return {
+        "layout version": str(LAYOUT_VERSION),
+        "model": model.fingerprint,
+        "tokenizer": _hash(repr(model.tokenizer.encode(_PROBE)).encode()),
+        "pinned prefix": _hash(repr(prefix).encode()),
+        "dtype_ingest": model.dtypes["ingest"],
+        "dtype_generation": model.dtypes["generation"],
+        "window": str(layout.window),
+        "slack": str(layout.slack),
+    }
+
+
+def to_bytes(memory: StreamMemory, kv: Tensor) -> bytes:
+    """One safetensors file. ``kv`` on the host, as :meth:`KvCache.export` gives it."""
+    text = msgspec.json.encode(memory).decode()
+    # One entry: the order of several is not fixed, and equal memories shall give equal bytes.
+    data: bytes = save({"kv": kv.contiguous()}, metadata={_KEY: _checksum(text, kv) + text})
+    return data
+
+
+def from_bytes(data: bytes, want: dict[str, str]) -> tuple[StreamMemory, Tensor]:
+    """Read a snapshot back; ``want`` is the reader's :func:`identity`.
+
+    Raises SnapshotError when the file is torn or altered, or was made by something else.
+    """
+    try:
+        size = int.from_bytes(data[:8], "little")
+        entry = json.loads(data[8 : 8 + size])["__metadata__"][_KEY]
+        checksum, text = entry[:_CHECKSUM_CHARS], entry[_CHECKSUM_CHARS:]
+        kv = load(data)["kv"]
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise SnapshotError(
+            f"this is no whole snapshot ({type(error).__name__}: {error})"
+        ) from error
+    if _checksum(text, kv) != checksum:
+        raise SnapshotError("the snapshot's content does not match its checksum")
+    try:
+        found: dict[str, str] = json.loads(text)["identity"]
+        for name, value in want.items():
+            if found.get(name) != value:
+                raise SnapshotError(
+                    f"the snapshot was made with another {name} ({found.get(name)}; here {value})"
+                )
+        return msgspec.json.decode(text, type=StreamMemory), kv
+    except (msgspec.MsgspecError, KeyError, TypeError) as error:
+        raise SnapshotError(f"the snapshot cannot be read: {error}") from error
+
+
+def _checksum(text: str, kv: Tensor) -> str:
+    digest = hashlib.sha256(text.encode())
+    digest.update(kv.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
