@@ -33,6 +33,8 @@ class Generation:
     draft_length: DraftLength
     ends: Callable[[Sequence[int]], bool] | None = None
     """Whether the answer is complete with this output, asked after every token (besides EOS)."""
+    number: int = 0
+    """Place among the pieces of one text."""
     due_at: float = 0.0
     on_finish: Callable[[Generation], None] | None = None
 

@@ -21,6 +21,7 @@ from operators.drafting import DraftLength, NgramIndex
 from operators.generation import Generation
 from operators.kv_cache import KvLayout, StreamSlot
 from operators.types import (
+    AnswerEvent,
     Covers,
     Emission,
     Event,
@@ -90,6 +91,8 @@ class Session:
     current: Part | None = None
     current_done: int = 0
     window: deque[Part] = field(default_factory=deque)
+    asked: deque[Callable[[], Generation]] = field(default_factory=deque)
+    """Questions that wait for the next place where a fork may happen."""
     due: deque[Generation] = field(default_factory=deque)
     running: list[Generation] = field(default_factory=list)
     summary_running: bool = False
@@ -117,6 +120,7 @@ class Session:
     events: list[Event] = field(default_factory=list)
     finished: list[int] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
+    answers: list[AnswerEvent] = field(default_factory=list)
 
     # --- frontier and coverage ---------------------------------------------------------------
 
@@ -210,7 +214,7 @@ class Session:
 
     def take_emission(self) -> Emission | None:
         """What there is to publish now, with the state that belongs to it; empties the outbox."""
-        if not (self.events or self.finished or self.failed):
+        if not (self.events or self.finished or self.failed or self.answers):
             return None
         emission = Emission(
             stream_id=self.stream_id,
@@ -218,8 +222,9 @@ class Session:
             events=self.events,
             done=self.finished,
             failed=self.failed,
+            answers=self.answers,
         )
-        self.events, self.finished, self.failed = [], [], []
+        self.events, self.finished, self.failed, self.answers = [], [], [], []
         return emission
 
     def state(self) -> SessionState:
@@ -253,5 +258,11 @@ class Session:
     def idle(self) -> bool:
         """Nothing queued, half done or owed: the slot could be given to another stream."""
         return not (
-            self.queue or self.current or self.due or self.running or self.ending or self.requested
+            self.queue
+            or self.current
+            or self.asked
+            or self.due
+            or self.running
+            or self.ending
+            or self.requested
         )

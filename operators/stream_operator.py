@@ -22,7 +22,7 @@ from torch import Tensor
 
 from operators import restore
 from operators.attention import Row
-from operators.config import OperatorConfig
+from operators.config import LANGUAGES, OperatorConfig
 from operators.drafting import NgramIndex
 from operators.errors import CapacityError, ConfigError, DeviceError, SegmentError
 from operators.generation import Generation
@@ -32,6 +32,7 @@ from operators.observer import Observer
 from operators.scheduler import Scheduler, StepPlan
 from operators.session import Part, Session, Work
 from operators.snapshot import StreamMemory, from_bytes, identity, to_bytes
+from operators.tasks.answer import AnswerTask
 from operators.tasks.prompts import Prompts
 from operators.tasks.summary import SummaryTask, View
 from operators.tasks.translation import TranslationTask, split_text
@@ -74,6 +75,7 @@ class StreamOperator:
         info = ModelInfo(model.name, config.drafter)
         self._summary = SummaryTask(config, self._prompts, model.tokenizer, info)
         self._translation = TranslationTask(config, self._prompts, model.tokenizer, info)
+        self._answers = AnswerTask(config, self._prompts, model.tokenizer, info)
         self._sessions: dict[str, Session] = {}
         self._recent: dict[str, OrderedDict[str, int]] = {}
         prefix = self._make_prefix()
@@ -172,6 +174,10 @@ class StreamOperator:
         if session.restored != "none":
             self._observer.count("kv_restores", kind=session.restored)
 
+    def cursor(self, stream_id: str) -> int:
+        """Ticket of the last segment done; what is fed next must be above it."""
+        return self._sessions[stream_id].cursor
+
     def quiet(self, stream_id: str) -> bool:
         """Whether all that was fed to the stream has been done and handed out: then, and only
         then, its memory belongs to its state and a snapshot may be taken."""
@@ -205,6 +211,55 @@ class StreamOperator:
     def request_summary(self, stream_id: str) -> None:
         """Ask for an update at the next place where one is possible."""
         self._sessions[stream_id].requested = "request"
+
+    def ask(self, stream_id: str, question: str, question_id: str = "") -> None:
+        """Ask about the stream as it is now; an AnswerEvent comes with a later emission.
+
+        Raises SegmentError when the question is too long, or the stream has ended and its memory
+        with it. A question is not part of the stream's state: ask again after a restart.
+        """
+        session = self._living(stream_id)
+        made = partial(self._answers.generation, session, question)
+        made(lambda _: None)  # refused here rather than in the middle of a step
+        finish = partial(self._answered, session, question_id, question)
+        session.asked.append(partial(made, finish))
+
+    def translate(
+        self, stream_id: str, text: str, language: str, done: Callable[[str], None]
+    ) -> None:
+        """Translate words that are not the stream's own with its window as context; ``done`` gets
+        the translation during a later step. The stream's memory and revisions stay as they are.
+
+        Raises SegmentError when the stream has ended, ConfigError for an unknown language.
+        """
+        if language not in LANGUAGES:
+            raise ConfigError(f"unknown language code {language!r}; known: {', '.join(LANGUAGES)}")
+        session = self._living(stream_id)
+        pieces = self._translation.pieces(" ".join(text.split()))
+        finished: list[Generation] = []
+
+        def finish(generation: Generation) -> None:
+            self._close(session, generation)
+            finished.append(generation)
+            if len(finished) == len(pieces):
+                done(self._translation.text(sorted(finished, key=lambda g: g.number)))
+
+        for number, piece in enumerate(pieces):
+            session.asked.append(
+                partial(self._translation.generation, session, language, piece, finish, number)
+            )
+
+    def _living(self, stream_id: str) -> Session:
+        session = self._sessions[stream_id]
+        if session.ended or session.ending is not None:
+            raise SegmentError("stream_ended", f"stream {stream_id} has ended, its memory is gone")
+        return session
+
+    def _answered(
+        self, session: Session, question_id: str, question: str, generation: Generation
+    ) -> None:
+        self._close(session, generation)
+        session.answers.append(self._answers.event(session, question_id, question, generation))
 
     def feed(self, segment: Segment, ticket: int) -> None:
         """Queue one segment of an open stream; its ``ticket`` comes back in an emission.
@@ -456,7 +511,13 @@ class StreamOperator:
         if isinstance(head, Work) and session.between_parts and session.works[0] is head:
             session.ending = head
             session.queue.popleft()
-        if session.summary_running or not session.between_parts or session.due:
+        if not session.between_parts or session.due:
+            return
+        while session.asked:
+            generation = session.asked.popleft()()
+            generation.due_at = now
+            session.due.append(generation)
+        if session.summary_running or session.due:
             return
         trigger = self._update_wanted(session)
         if trigger is None:

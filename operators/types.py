@@ -176,6 +176,29 @@ class TranslationEvent(
     emitted_at_ms: int = 0
 
 
+class AnswerEvent(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="insight.answer.v1"
+):
+    """An answer to a question about the stream. ``revision`` counts the stream's answers; ``covers``
+    says how far its durable notes had got, besides which the answer saw the whole window."""
+
+    stream_id: str
+    epoch: int
+    revision: int
+    question_id: str
+    event_id: str = ""
+    question: str = ""
+    text: str = ""
+    evidence: tuple[Evidence, ...] = ()
+    covers: Covers = Covers()
+    source: Source = Source()
+    model: ModelInfo = ModelInfo()
+    usage: Usage = Usage()
+    kv: KvInfo = KvInfo()
+    degraded: tuple[str, ...] = ()
+    emitted_at_ms: int = 0
+
+
 Event = SummaryEvent | TranslationEvent
 
 
@@ -235,7 +258,8 @@ class Emission(msgspec.Struct, kw_only=True):
     """What one step produced for one stream, with the state that goes with it.
 
     ``done`` and ``failed`` carry the tickets given to ``feed``, in feed order. Publishing ``events``
-    and ``state`` and acknowledging ``done`` belong together (one transaction).
+    and ``state`` and acknowledging ``done`` belong together (one transaction). ``answers`` are replies
+    to whoever asked, and not part of the stream's state.
     """
 
     stream_id: str
@@ -243,3 +267,4 @@ class Emission(msgspec.Struct, kw_only=True):
     events: list[Event] = []
     done: list[int] = []
     failed: list[Failure] = []
+    answers: list[AnswerEvent] = []

@@ -23,7 +23,7 @@ PIPELINE_LAYERS = [
     | {"clients", "publishers", "outputs", "committer", "transport", "sessions", "partition"},
     {"app", "worker"},
     {"tool_clients", "replaying", "following", "tally", "screen"}
-    | {"demo_plan", "demo_report", "demo_worker", "demo_run", "benchmarks"},
+    | {"demo_plan", "demo_report", "demo_worker", "demo_run", "benchmarks", "live"},
     {"commands", "cli"},
 ]
 """Lowest first. A module may import its own layer and those below."""

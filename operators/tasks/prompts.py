@@ -14,15 +14,16 @@ from importlib import resources
 from operators.errors import ConfigError
 from operators.text import Tokenizer
 
-NAMES = ("system", "user", "summary", "compact", "translate")
+NAMES = ("system", "user", "summary", "compact", "translate", "answer")
 _FIELDS = {
     "system": set[str](),
     "user": {"window"},
     "summary": {"limit"},
     "compact": {"ledger", "limit"},
     "translate": {"language", "text"},
+    "answer": {"question"},
 }
-_OPTIONAL = {"summary": {"ledger", "since"}}
+_OPTIONAL = {"summary": {"ledger", "since"}, "answer": {"ledger"}}
 """``ledger``: the notes so far. The default prompt leaves it out: a 1.5B model that sees its notes
 writes them down again instead of new ones. ``since``: the first words nobody has summarised yet."""
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")

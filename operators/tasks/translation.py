@@ -68,21 +68,31 @@ class TranslationTask:
         work = part.work
         assert work is not None
         made: list[Generation] = []
-        limit = self._config.translation_unit_tokens
-        pieces = split_text(part.said, limit, lambda t: len(self._tokenizer.encode(t)))
+        pieces = self.pieces(part.said)
         for code in self._config.targets:
             if work.segment.language == code:
                 continue
             for piece in pieces:
-                generation = self._generation(session, code, piece, on_finish)
+                generation = self.generation(session, code, piece, on_finish)
                 work.answers.setdefault(code, []).append(generation)
                 made.append(generation)
         work.owed += len(made)
         return made
 
-    def _generation(
-        self, session: Session, code: str, text: str, on_finish: Callable[[Generation], None]
+    def pieces(self, text: str) -> list[str]:
+        """``text`` cut as far as a branch needs it, at sentences where possible."""
+        limit = self._config.translation_unit_tokens
+        return split_text(text, limit, lambda t: len(self._tokenizer.encode(t)))
+
+    def generation(
+        self,
+        session: Session,
+        code: str,
+        text: str,
+        on_finish: Callable[[Generation], None],
+        number: int = 0,
     ) -> Generation:
+        """The translation of one piece into the language of ``code``."""
         task = f"translation:{code}"
         prompt = self._prompts.render("translate", language=LANGUAGES[code], text=text)
         source_tokens = len(self._tokenizer.encode(text))
@@ -95,6 +105,7 @@ class TranslationTask:
             make_drafter=lambda: make_drafter(self._config, session, prompt, []),
             draft_length=draft_length(self._config, session, task),
             ends=self._complete,
+            number=number,
             on_finish=on_finish,
         )
 
@@ -102,6 +113,11 @@ class TranslationTask:
         """The prompt opens a quotation on one line: its closing mark or a line break ends it."""
         text = self._tokenizer.decode(output)
         return "\n" in text.lstrip() or text.rstrip().endswith(('"', "”", "»"))
+
+    def text(self, made: list[Generation]) -> str:
+        """The pieces' translations as one text."""
+        pieces = [self._tokenizer.decode(g.output).strip(' \n"“”«»') for g in made]
+        return " ".join(p for p in pieces if p)
 
     def events(self, session: Session, work: Work) -> list[Event]:
         """The finished translations of one segment, one event per language, in settings' order."""
@@ -114,7 +130,6 @@ class TranslationTask:
         revision = session.next_revision(task)
         reasons = {g.finish_reason for g in made}
         cut = sorted(reasons - {"stop"})
-        pieces = [self._tokenizer.decode(g.output).strip(' \n"“”«»') for g in made]
         segment = work.segment
         usages = [g.usage() for g in made]
         return TranslationEvent(
@@ -126,7 +141,7 @@ class TranslationTask:
             unit_id=segment.segment_id,
             source_lang=segment.language,
             source_text=segment.text,
-            committed=" ".join(p for p in pieces if p),
+            committed=self.text(made),
             source_segment_ids=(segment.segment_id,),
             covers=session.covers,
             source=Source(first_offset=work.ticket, last_offset=work.ticket),
