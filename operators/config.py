@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 
 from operators.errors import ConfigError
@@ -28,7 +29,42 @@ LANGUAGES = {
 }
 
 DTYPES = ("auto", "fp32", "bf16", "int8")
-DRAFTERS = ("none", "ngram", "previous", "combined")
+DRAFTERS = ("auto", "none", "ngram", "previous", "combined", "draft")
+TASKS = ("summary", "compaction", "translation", "answer")
+ACCEPTANCES = ("coupled", "rejection")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen from the logits. The default is greedy decoding."""
+
+    temperature: float = 0.0
+    """0 takes the most likely token."""
+    top_k: int = 0
+    """Only so many of the most likely tokens (0 = all)."""
+    top_p: float = 1.0
+    """Only the most likely tokens that together have this probability."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens already in the answer are divided (if negative: multiplied) by this."""
+    seed: int = 0
+    acceptance: str = "coupled"
+    """See :mod:`operators.verify`."""
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, name: str, what: str) -> None:
+            if not ok:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: {what}")
+
+        need(0 <= self.temperature < math.inf, "temperature", "0 (greedy) or above")
+        need(self.top_k >= 0, "top_k", "a number of tokens, 0 for all")
+        need(0 < self.top_p <= 1, "top_p", "above 0, at most 1")
+        need(0 < self.repetition_penalty < math.inf, "repetition_penalty", "above 0, 1 for none")
+        need(self.acceptance in ACCEPTANCES, "acceptance", f"one of {', '.join(ACCEPTANCES)}")
+
+    @property
+    def plain(self) -> bool:
+        """Nothing but the most likely token is ever asked for."""
+        return self.temperature == 0 and self.repetition_penalty == 1
 
 
 @dataclass(frozen=True)
@@ -66,10 +102,33 @@ class OperatorConfig:
     translation_unit_tokens: int = 96
     """Longer segments are translated in pieces of at most this many tokens."""
 
-    drafter: str = "combined"
-    """Where draft tokens come from: none, ngram, previous, combined (previous, then n-gram)."""
-    max_draft: int = 8
-    """Upper bound of k, the draft tokens of one verify."""
+    drafter: str = "auto"
+    """Where draft tokens come from: none, ngram, previous (output), combined (previous, then ngram),
+    draft (the draft model), auto (whichever of them is worth most at the moment). Never changes the
+    text, only the speed."""
+    max_draft: int = 16
+    """Upper bound of k, the draft tokens of one verify. How many are drafted follows from how many
+    were accepted lately and what a forward costs on this machine."""
+    draft_model: str = ""
+    """A smaller model with the same vocabulary that drafts for the model; none by default. It has a
+    window of its own, which counts in the memory per stream."""
+
+    temperature: float = 0.0
+    """Above 0 the tokens of an answer are sampled; 0 always takes the most likely one (greedy)."""
+    top_k: int = 0
+    """Sample among this many most likely tokens (0 = all)."""
+    top_p: float = 1.0
+    """Sample among the most likely tokens that together have this probability."""
+    repetition_penalty: float = 1.0
+    """Above 1 tokens that are already in the answer become less likely, also in greedy decoding."""
+    sampling_seed: int = 0
+    """Another seed gives other samples; the same seed the same answer to the same words."""
+    sampling_acceptance: str = "coupled"
+    """How sampled tokens meet a draft model's: coupled (same text with any drafter and any load) or
+    rejection (accepts more drafts; the text then depends on them, its distribution does not)."""
+    sampled_tasks: tuple[str, ...] = ()
+    """Kinds of answer the sampling settings hold for (summary, compaction, translation, answer); the
+    others stay greedy. Empty: all."""
     dtype_ingest: str = "auto"
     dtype_generation: str = "auto"
     max_text_bytes: int = 262_144
@@ -97,14 +156,36 @@ class OperatorConfig:
         need(self.max_draft >= 0, "max_draft", "0 switches speculation off")
         need(self.max_queue >= 1, "max_queue", "at least 1 segment")
         need(self.max_text_bytes >= 1, "max_text_bytes", "at least 1 byte")
+        need(self.drafter != "draft" or bool(self.draft_model), "drafter", "set draft_model too")
         need(self.drafter in DRAFTERS, "drafter", f"one of {', '.join(DRAFTERS)}")
         need(self.dtype_ingest in DTYPES, "dtype_ingest", f"one of {', '.join(DTYPES)}")
         need(self.dtype_generation in DTYPES, "dtype_generation", f"one of {', '.join(DTYPES)}")
+        for task in self.sampled_tasks:
+            need(task in TASKS, "sampled_tasks", f"of {', '.join(TASKS)}")
+        accepts = f"one of {', '.join(ACCEPTANCES)}"
+        need(self.sampling_acceptance in ACCEPTANCES, "sampling_acceptance", accepts)
+        self._sampling()  # its numbers are checked there
         for code in self.targets:
             if code not in LANGUAGES:
                 raise ConfigError(
                     f"targets: unknown language code {code!r}; known: {', '.join(sorted(LANGUAGES))}"
                 )
+
+    def sampling(self, task: str) -> Sampling:
+        """How answers of this kind (``translation:fr`` is a translation) choose their tokens."""
+        if self.sampled_tasks and task.partition(":")[0] not in self.sampled_tasks:
+            return Sampling()
+        return self._sampling()
+
+    def _sampling(self) -> Sampling:
+        return Sampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.sampling_seed,
+            acceptance=self.sampling_acceptance,
+        )
 
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> OperatorConfig:
@@ -114,8 +195,9 @@ class OperatorConfig:
         if unknown:
             raise ConfigError(f"unknown operator settings: {', '.join(sorted(unknown))}")
         values = dict(values)
-        if "targets" in values:
-            values["targets"] = tuple(values["targets"])  # type: ignore[arg-type]
+        for name in ("targets", "sampled_tasks"):
+            if name in values:
+                values[name] = tuple(values[name])  # type: ignore[arg-type]
         return cls(**values)  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, object]:

@@ -4,14 +4,17 @@
   prompt and the output so far (prompt lookup, Saxena 2023);
 * previous output: the last answer of the same kind as a draft for this one.
 
-How many tokens to draft is decided by :class:`DraftLength` from what was accepted lately.
+How many tokens are drafted, and by whom, is decided in :mod:`operators.draft_control`.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from torch import Tensor
 
 
 class NgramIndex:
@@ -80,19 +83,34 @@ class NgramIndex:
         return 0, []
 
 
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """Guessed tokens: who guessed, and under which ``arm`` its successes are counted (the drafter, or
+    one of its states of confidence). ``probs`` ``[k, vocab]`` float64: what each token was drawn
+    from, where the drafter drew with chance of its own; None for one that did not."""
+
+    tokens: list[int] = field(default_factory=list)
+    drafter: str = "none"
+    arm: str = ""
+    probs: Tensor | None = None
+
+    def cut(self, k: int) -> Draft:
+        """Its first ``k`` tokens."""
+        if k >= len(self.tokens):
+            return self
+        probs = self.probs[:k] if self.probs is not None else None
+        return Draft(self.tokens[:k], self.drafter, self.arm, probs)
+
+
 class Drafter(Protocol):
-    """Proposes up to ``k`` tokens to follow; told of every token that became final."""
+    """Proposes up to ``k`` tokens to follow (or none); told of every token that became final."""
 
-    name: str
-
-    def propose(self, k: int) -> list[int]: ...
+    def propose(self, k: int) -> Draft: ...
     def accept(self, tokens: Sequence[int]) -> None: ...
 
 
 class NgramDrafter:
     """Longest match over the stream's window (shared, read only), this prompt and this output."""
-
-    name = "ngram"
 
     def __init__(self, window: NgramIndex, prompt: Sequence[int], room: int) -> None:
         self._window = window
@@ -100,32 +118,36 @@ class NgramDrafter:
         self._own.extend(prompt)
         self._tail: deque[int] = deque(prompt[-8:], maxlen=8)
 
-    def propose(self, k: int) -> list[int]:
+    def propose(self, k: int) -> Draft:
         tail = list(self._tail)
         own_length, own = self._own.lookup(tail, k)
         window_length, window = self._window.lookup(tail, k)
-        return own if own_length >= window_length else window
+        length, tokens = max((own_length, own), (window_length, window), key=lambda hit: hit[0])
+        return Draft(tokens, "ngram", f"ngram{length}")
 
     def accept(self, tokens: Sequence[int]) -> None:
         self._own.extend(tokens)
         self._tail.extend(tokens)
 
 
+STEADY = 4
+"""Tokens in a row after which following the previous answer counts as steady."""
+
+
 class PreviousOutputDrafter:
     """Follows the previous answer of the same kind; finds its place again after a divergence."""
-
-    name = "previous"
 
     def __init__(self, previous: Sequence[int], resync: int = 2) -> None:
         self._previous = list(previous)
         self._resync = resync
         self._at: int | None = 0
+        self._followed = 0  # tokens in a row that were the previous answer's
         self._recent: deque[int] = deque(maxlen=resync)
 
-    def propose(self, k: int) -> list[int]:
-        if self._at is None:
-            return []
-        return self._previous[self._at : self._at + k]
+    def propose(self, k: int) -> Draft:
+        tokens = self._previous[self._at : self._at + k] if self._at is not None else []
+        arm = "previous" if self._followed < STEADY else "previous+"
+        return Draft(tokens, "previous", arm)
 
     def accept(self, tokens: Sequence[int]) -> None:
         for token in tokens:
@@ -133,8 +155,10 @@ class PreviousOutputDrafter:
             at = self._at
             if at is not None and at < len(self._previous) and self._previous[at] == token:
                 self._at = at + 1
+                self._followed += 1
             else:
                 self._at = self._find(at or 0)
+                self._followed = 0
 
     def _find(self, near: int) -> int | None:
         """Place behind the match of the recent tokens closest to where we were, if any."""
@@ -154,57 +178,14 @@ class CombinedDrafter:
 
     def __init__(self, drafters: Sequence[Drafter]) -> None:
         self._drafters = list(drafters)
-        self.name = drafters[0].name if drafters else "none"
 
-    def propose(self, k: int) -> list[int]:
+    def propose(self, k: int) -> Draft:
         for drafter in self._drafters:
             draft = drafter.propose(k)
-            if draft:
-                self.name = drafter.name
+            if draft.tokens:
                 return draft
-        return []
+        return Draft()
 
     def accept(self, tokens: Sequence[int]) -> None:
         for drafter in self._drafters:
             drafter.accept(tokens)
-
-
-class DraftLength:
-    """Adapts k: doubles on full acceptance, halves on a rejection, 0 = off, then probes again.
-
-    Kept per stream and kind of answer, since acceptance differs by both.
-    """
-
-    def __init__(self, maximum: int, *, start: int = 4, probe_after: int = 12) -> None:
-        self.maximum = maximum
-        self._k = min(start, maximum)
-        self._probe_after = probe_after
-        self._idle = 0
-
-    @property
-    def memory(self) -> tuple[int, int]:
-        """(k, idle turns): what a snapshot keeps."""
-        return self._k, self._idle
-
-    def recall(self, memory: tuple[int, int]) -> None:
-        self._k, self._idle = min(memory[0], self.maximum), memory[1]
-
-    def next(self) -> int:
-        """How many tokens to draft now. Counts idle turns while switched off."""
-        if self._k == 0 and self.maximum > 0:
-            self._idle += 1
-            if self._idle >= self._probe_after:
-                self._idle = 0
-                self._k = min(2, self.maximum)
-        return self._k
-
-    def update(self, drafted: int, accepted: int) -> None:
-        """Tell what came of a verify; ``drafted`` 0 (nothing to propose) changes nothing."""
-        if drafted == 0:
-            return
-        if accepted == drafted:
-            self._k = min(self.maximum, max(2, self._k * 2))
-        elif accepted == 0:
-            self._k //= 2
-        else:
-            self._k = max(1, min(self._k, accepted + 1))

@@ -9,17 +9,31 @@ import torch
 from torch import Tensor
 
 from operators.attention import Row
-from operators.drafting import Drafter, DraftLength
+from operators.draft_control import Candidate, DraftControl
+from operators.drafting import Draft, Drafter
 from operators.kv_cache import Branch, KvCache
+from operators.sampling import Sampler
 from operators.types import Usage
-from operators.verify import accept_greedy
+from operators.verify import Verdict, accept_greedy, accept_sampled
 
 _LOOP_TOKENS = 24
+NO_DRAFT = Draft()
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an answer's tokens are chosen and guessed. ``sampler`` None: the most likely token.
+    ``by_model``: a draft model may be used. Only ``sampler`` has a say in the text."""
+
+    control: DraftControl = field(default_factory=DraftControl)
+    make_drafters: Callable[[], list[Drafter]] = list
+    by_model: bool = False
+    sampler: Sampler | None = None
 
 
 @dataclass(eq=False)
 class Generation:
-    """A greedy answer on a branch; lives from the fork until ``finish_reason`` is set.
+    """An answer on a branch; lives from the fork until ``finish_reason`` is set.
 
     Each turn is either a stretch of prompt (role ingest) or a verify block ``[pending, *drafts]``
     (role generation). ``output`` never holds a token the target model did not choose itself.
@@ -29,8 +43,7 @@ class Generation:
     prompt: Sequence[int]
     max_tokens: int
     eos_ids: frozenset[int]
-    make_drafter: Callable[[], Drafter | None]
-    draft_length: DraftLength
+    decoding: Decoding = field(default_factory=Decoding)
     ends: Callable[[Sequence[int]], bool] | None = None
     """Whether the answer is complete with this output, asked after every token (besides EOS)."""
     number: int = 0
@@ -48,12 +61,13 @@ class Generation:
     drafted: int = 0
     accepted: int = 0
     verifies: int = 0
-    _drafter: Drafter | None = None
-    _drafts: list[int] = field(default_factory=list)
+    drafters: list[Drafter] = field(default_factory=list)
+    _draft: Draft = NO_DRAFT
 
     @property
     def drafter_name(self) -> str:
-        return self._drafter.name if self._drafter is not None else "none"
+        """Who made the drafts of the last verify block."""
+        return self._draft.drafter
 
     @property
     def prefilling(self) -> bool:
@@ -61,7 +75,7 @@ class Generation:
 
     def start(self, branch: Branch) -> None:
         self.branch = branch
-        self._drafter = self.make_drafter()
+        self.drafters = self.decoding.make_drafters()
 
     def prompt_row(self, budget: int) -> Row:
         """The next stretch of prompt; asks for logits only when it is the last."""
@@ -70,16 +84,27 @@ class Generation:
         last = self.prefilled + len(tokens) == len(self.prompt)
         return Row(self.branch.stream, tokens, self.branch, want=1 if last else 0)
 
-    def verify_row(self, cache: KvCache, max_draft: int) -> Row:
-        """``[pending, *drafts]`` with logits at every place. Remembers the drafts for judging."""
+    def draft_room(self, cache: KvCache) -> int:
+        """How many draft tokens the branch and the answer still have room for."""
+        assert self.branch is not None
+        return max(0, min(cache.branch_room(self.branch), self.max_tokens - len(self.output)) - 1)
+
+    def candidates(self, limit: int) -> dict[Candidate, Draft]:
+        """What the drafters would propose now, at most ``limit`` tokens each."""
+        found = {}
+        for drafter in self.drafters if limit > 0 else ():
+            draft = drafter.propose(limit)
+            if draft.tokens:
+                found[Candidate(draft.arm, len(draft.tokens))] = draft
+        return found
+
+    def verify_row(self, draft: Draft = NO_DRAFT) -> Row:
+        """``[pending, *drafts]`` with logits at every place. Remembers the draft for judging.
+        ``draft`` must fit :meth:`draft_room`."""
         assert self.branch is not None
         assert self.pending is not None
-        room = min(
-            cache.branch_room(self.branch) - 1, self.max_tokens - len(self.output) - 1, max_draft
-        )
-        k = max(0, min(self.draft_length.next(), room))
-        self._drafts = self._drafter.propose(k) if self._drafter is not None and k else []
-        tokens = [self.pending, *self._drafts]
+        self._draft = draft
+        tokens = [self.pending, *draft.tokens]
         return Row(self.branch.stream, tokens, self.branch, want=len(tokens))
 
     def prompt_done(self, tokens: int, logits: Tensor | None) -> int:
@@ -88,33 +113,34 @@ class Generation:
         self.prefilled += tokens
         if logits is None:
             return 0
-        return len(self._judge([], logits))
+        return len(self._judge(NO_DRAFT, logits))
 
     def verified(self, logits: Tensor) -> tuple[int, list[int]]:
         """Judge the last verify block by ``logits`` ``[k+1, vocab]``: roll the rejected part of the
         branch back, extend the output. Returns (accepted drafts, new tokens)."""
         assert self.branch is not None
-        drafts = self._drafts
-        before = self.accepted
-        tokens = self._judge(drafts, logits)
+        draft, before = self._draft, self.accepted
+        tokens = self._judge(draft, logits)
+        accepted = self.accepted - before
         # Rollback: the block wrote pending + k tokens, pending + accepted of them stand.
-        self.branch.length -= len(drafts) - (self.accepted - before)
-        self.draft_length.update(len(drafts), self.accepted - before)
-        return self.accepted - before, tokens
+        self.branch.length -= len(draft.tokens) - accepted
+        if draft.tokens and self.finish_reason != "nonfinite":
+            self.decoding.control.update(draft.arm, len(draft.tokens), accepted)
+        return accepted, tokens
 
-    def _judge(self, drafts: list[int], logits: Tensor) -> list[int]:
+    def _judge(self, draft: Draft, logits: Tensor) -> list[int]:
         if not bool(torch.isfinite(logits).all()):
             if self.branch is not None:
                 self.branch.tainted = self.branch.stream.tainted = True
             self.finish_reason = "nonfinite"
             return []
-        verdict = accept_greedy(logits, drafts, self.eos_ids)
+        verdict = self._verdict(draft, logits)
         self.verifies += 1
-        self.drafted += len(drafts)
+        self.drafted += len(draft.tokens)
         self.accepted += verdict.accepted
         tokens, complete = self._extend(verdict.tokens[: self.max_tokens - len(self.output)])
-        if self._drafter is not None:
-            self._drafter.accept(tokens)
+        for drafter in self.drafters:
+            drafter.accept(tokens)
         self.pending = tokens[-1] if tokens else None
         if complete or verdict.stopped:
             self.finish_reason = "stop"
@@ -123,6 +149,12 @@ class Generation:
         elif is_looping(self.output):
             self.finish_reason = "repetition"
         return tokens
+
+    def _verdict(self, draft: Draft, logits: Tensor) -> Verdict:
+        sampler = self.decoding.sampler
+        if sampler is None:
+            return accept_greedy(logits, draft.tokens, self.eos_ids)
+        return accept_sampled(logits, draft.tokens, self.eos_ids, sampler, self.output, draft.probs)
 
     def _extend(self, tokens: list[int]) -> tuple[list[int], bool]:
         """Append tokens one by one until the answer is complete; returns those appended. Asking

@@ -150,6 +150,16 @@ class KvCache:
         self._open[stream] = []
         return stream
 
+    def claim(self, index: int) -> StreamSlot:
+        """Take the slot of this number, from whoever held it: for a cache that follows another."""
+        held = next((s for s in self._open if s.index == index), None)
+        if held is not None:
+            self.release(held)
+        self._free_slots.remove(index)
+        stream = StreamSlot(index)
+        self._open[stream] = []
+        return stream
+
     def release(self, stream: StreamSlot) -> None:
         """Give the slot back, with every branch still open on it."""
         for branch in list(self._open[stream]):

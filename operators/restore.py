@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from operators.drafting import DraftLength
+from operators.draft_control import DraftControl
 from operators.session import Part, Session
 from operators.snapshot import PartRecord, StreamMemory
 from operators.types import SessionState, WindowSegment
@@ -30,7 +30,7 @@ def remember(session: Session, identity: dict[str, str], recent: list[str]) -> S
         last_fork=session.last_fork,
         window=[PartRecord(p.start, tuple(p.tokens), p.said, p.info) for p in session.window],
         index=session.index.tokens,
-        draft_lengths={task: length.memory for task, length in session.draft_lengths.items()},
+        draft_arms={task: control.memory for task, control in session.draft_controls.items()},
         recent=recent,
     )
 
@@ -69,7 +69,6 @@ def from_snapshot(
     since: list[WindowSegment],
     *,
     encode: Encode,
-    max_draft: int,
 ) -> None:
     """Put the memory back and queue what was said ``since``. Mutates the fresh session."""
     _take_over(session, state)
@@ -79,9 +78,8 @@ def from_snapshot(
         part.start = record.start
         session.window.append(part)
     session.index.extend(memory.index)
-    for task, kept in memory.draft_lengths.items():
-        session.draft_lengths[task] = DraftLength(max_draft)
-        session.draft_lengths[task].recall(kept)
+    for task, kept in memory.draft_arms.items():
+        session.draft_controls[task] = DraftControl.recall(kept)
     session.tokens_total = memory.state.tokens_total
     session.covered, session.last_fork = memory.covered, memory.last_fork
     if since:

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from operators.attention import Row
 from operators.config import OperatorConfig
-from operators.generation import Generation
+from operators.draft_control import Candidate, Choice, Costs, share_out
+from operators.draft_model import DraftModel, ModelDrafter
+from operators.drafting import Draft
+from operators.generation import NO_DRAFT, Generation
 from operators.kv_cache import KvCache
 from operators.session import Part, Session
-
-VERIFY_BUDGET = 24
-"""Tokens of all verify blocks of a step: beyond that a draft token costs more than it saves."""
 
 
 @dataclass
@@ -38,9 +38,17 @@ class Scheduler:
     """Admission and row selection. Holds no stream state besides the order of rotation."""
 
     def __init__(
-        self, cache: KvCache, config: OperatorConfig, prefix: Tensor, prefix_tokens: int
+        self,
+        cache: KvCache,
+        config: OperatorConfig,
+        prefix: Tensor,
+        prefix_tokens: int,
+        *,
+        draft: DraftModel | None = None,
+        costs: Costs | None = None,
     ) -> None:
         self._cache, self._config = cache, config
+        self._draft, self._costs = draft, costs or Costs()
         self.prefix, self._prefix_tokens = prefix, prefix_tokens
         self._turn = 0
 
@@ -84,6 +92,9 @@ class Scheduler:
             session.parked = None
         else:
             self._cache.restore(session.slot, self.prefix, self._prefix_tokens)
+        if self._draft is not None:
+            self._draft.adopt(session.slot, session.parked_draft)
+            session.parked_draft = None
         return True
 
     def park(self, session: Session) -> None:
@@ -91,6 +102,8 @@ class Scheduler:
         assert session.slot is not None
         session.parked = self._cache.export(session.slot)
         session.parked_length = session.slot.length
+        if self._draft is not None:
+            session.parked_draft = self._draft.export(session.slot)
         self._cache.release(session.slot)
         session.slot = None
 
@@ -100,18 +113,14 @@ class Scheduler:
         self, sessions: list[Session], start_part: Callable[[Session], Part | None]
     ) -> StepPlan:
         """Choose the rows of the next step. ``start_part(session)`` takes the next part a session
-        may ingest off its queue, or returns None; everything else here is arithmetic."""
+        may ingest off its queue, or returns None. Runs the draft model, if there is one."""
         plan = StepPlan()
         order = self._rotated([s for s in sessions if s.slot is not None])
         self._turn += 1
         running = [g for s in order for g in s.running]
         decoding = [g for g in running if not g.prefilling]
-        spare = max(0, VERIFY_BUDGET - len(decoding))
-        for at, generation in enumerate(decoding):
-            share = -(-spare // (len(decoding) - at))
-            row = generation.verify_row(self._cache, min(share, self._config.max_draft))
-            spare -= len(row.tokens) - 1
-            plan.verifies.append((row, generation))
+        for generation, draft in zip(decoding, self._drafts(decoding), strict=True):
+            plan.verifies.append((generation.verify_row(draft), generation))
         budget = self._config.ingest_budget
         for generation in running:
             if generation.prefilling and budget > 0:
@@ -126,6 +135,47 @@ class Scheduler:
                 plan.blocks.append((block, session))
                 budget -= len(block.tokens)
         return plan
+
+    def _drafts(self, decoding: list[Generation]) -> list[Draft]:
+        """What each answer drafts in this step: every answer picks a drafter, the step shares out
+        its room, the draft model does its part."""
+        offers = [self._candidates(generation) for generation in decoding]
+        choices: list[Choice | None] = [
+            generation.decoding.control.choose(list(offer), len(decoding), self._costs)
+            for generation, offer in zip(decoding, offers, strict=True)
+        ]
+        lengths = share_out(choices, self._costs)
+        drafts: list[Draft] = []
+        modelled: list[tuple[int, ModelDrafter, int]] = []
+        for at, (offer, choice, k) in enumerate(zip(offers, choices, lengths, strict=True)):
+            made = offer[choice.candidate] if choice is not None and k else NO_DRAFT
+            if isinstance(made, ModelDrafter):
+                modelled.append((at, made, k))
+                made = NO_DRAFT
+            drafts.append(made.cut(k))
+        if modelled and self._draft is not None:
+            by_model = self._draft.draft([(drafter, k) for _, drafter, k in modelled])
+            for (at, _, _), draft in zip(modelled, by_model, strict=True):
+                drafts[at] = draft
+        return drafts
+
+    def _candidates(self, generation: Generation) -> dict[Candidate, Draft | ModelDrafter]:
+        """Who could draft for this answer now; the draft model's tokens are not made yet."""
+        limit = min(generation.draft_room(self._cache), self._config.max_draft)
+        found: dict[Candidate, Draft | ModelDrafter] = {**generation.candidates(limit)}
+        if self._draft is None or not generation.decoding.by_model or limit < 1:
+            return found
+        drafter = next((d for d in generation.drafters if isinstance(d, ModelDrafter)), None)
+        if drafter is None:
+            assert generation.branch is not None
+            drafter = self._draft.open(
+                generation.branch,
+                generation.prompt,
+                generation.output,
+                generation.decoding.sampler,
+            )
+            generation.drafters.append(drafter)
+        return {**found, self._draft.candidate(drafter, limit): drafter}
 
     def _block(
         self, session: Session, budget: int, start_part: Callable[[Session], Part | None]

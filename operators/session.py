@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from operators.drafting import DraftLength, NgramIndex
+from operators.draft_control import DraftControl
+from operators.draft_model import DraftMemory
+from operators.drafting import NgramIndex
 from operators.generation import Generation
 from operators.kv_cache import KvLayout, StreamSlot
 from operators.types import (
@@ -84,6 +86,7 @@ class Session:
     slot: StreamSlot | None = None
     parked: Tensor | None = None
     parked_length: int = 0
+    parked_draft: DraftMemory | None = None
     last_used: float = 0.0
 
     queue: deque[Part | Work] = field(default_factory=deque)  # a bare Work is a session_end mark
@@ -113,7 +116,7 @@ class Session:
     next_item: int = 1
     tokens_total: int = 0
     last_output: dict[str, str] = field(default_factory=dict)
-    draft_lengths: dict[str, DraftLength] = field(default_factory=dict)
+    draft_controls: dict[str, DraftControl] = field(default_factory=dict)
     restored: Restored = "none"
     degraded: tuple[str, ...] = ()
 

@@ -49,7 +49,8 @@ class StreamMemory(msgspec.Struct, kw_only=True):
     window: list[PartRecord]
     index: list[int]
     """Tokens of the draft index, oldest first."""
-    draft_lengths: dict[str, tuple[int, int]]
+    draft_arms: dict[str, dict[str, tuple[float, float, float]]]
+    """Per kind of answer what is known of each way to draft."""
     recent: list[str]
     """Segment ids taken lately, oldest first."""
 

@@ -23,6 +23,8 @@ from torch import Tensor
 from operators import restore
 from operators.attention import Row
 from operators.config import LANGUAGES, OperatorConfig
+from operators.draft_control import Costs
+from operators.draft_model import DraftModel
 from operators.drafting import NgramIndex
 from operators.errors import CapacityError, ConfigError, DeviceError, SegmentError
 from operators.generation import Generation
@@ -53,7 +55,10 @@ RECENT_IDS = 1024
 
 class StreamOperator:
     """See the module's docstring. Errors: ConfigError when sizes do not fit each other or the model,
-    SegmentError/CapacityError from :meth:`feed`, DeviceError from :meth:`step`."""
+    SegmentError/CapacityError from :meth:`feed`, DeviceError from :meth:`step`.
+
+    ``draft`` is a smaller model with the same vocabulary, ``costs`` what forwards cost on this
+    machine; both change the speed only. The operator answers for ``draft`` as for ``model``."""
 
     def __init__(
         self,
@@ -62,6 +67,8 @@ class StreamOperator:
         *,
         clock: Callable[[], float],
         observer: Observer | None = None,
+        draft: DecoderModel | None = None,
+        costs: Costs | None = None,
     ) -> None:
         self.model, self.config = model, config
         self._observer, self._clock = observer or Observer(), clock
@@ -72,14 +79,17 @@ class StreamOperator:
         )
         self._check_branch_size()
         self.cache = model.new_cache(self.layout, slots=config.slots, branches=config.branches)
-        info = ModelInfo(model.name, config.drafter)
+        self._draft = self._new_draft(draft)
+        info = ModelInfo(model.name, draft.name if draft is not None else config.drafter)
         self._summary = SummaryTask(config, self._prompts, model.tokenizer, info)
         self._translation = TranslationTask(config, self._prompts, model.tokenizer, info)
         self._answers = AnswerTask(config, self._prompts, model.tokenizer, info)
         self._sessions: dict[str, Session] = {}
         self._recent: dict[str, OrderedDict[str, int]] = {}
         prefix = self._make_prefix()
-        self._scheduler = Scheduler(self.cache, config, prefix, len(self._prompts.prefix))
+        self._scheduler = Scheduler(
+            self.cache, config, prefix, len(self._prompts.prefix), draft=self._draft, costs=costs
+        )
         self._steps = 0
         self.identity = identity(model, self.layout, self._prompts.prefix)
 
@@ -87,13 +97,31 @@ class StreamOperator:
 
     @property
     def bytes_per_stream(self) -> int:
-        """KV bytes of one stream: slot plus its share of branch scratch. Fixed, computed beforehand."""
-        return bytes_per_stream(
+        """KV bytes of one stream: slot plus its share of branch scratch, in the draft model's cache
+        too if there is one. Fixed, computed beforehand."""
+        drafts = self._draft.bytes_per_stream if self._draft is not None else 0
+        return drafts + bytes_per_stream(
             self.model.shape,
             self.layout,
             self.model.dtype,
             slots=self.config.slots,
             branches=self.config.branches,
+        )
+
+    def _new_draft(self, draft: DecoderModel | None) -> DraftModel | None:
+        config = self.config
+        if draft is None and config.draft_model:
+            raise ConfigError(f"draft_model={config.draft_model!r} is set, but it was not loaded")
+        if draft is None:
+            return None
+        return DraftModel(
+            draft,
+            self.model,
+            self.layout,
+            self._prompts.prefix,
+            slots=config.slots,
+            branches=config.branches,
+            block=config.ingest_budget,
         )
 
     def _check_branch_size(self) -> None:
@@ -163,8 +191,7 @@ class StreamOperator:
         encode = self._tokenizer.encode
         since = restore.said_since(found[0], state) if found is not None else None
         if found is not None and since is not None:
-            most = 0 if self.config.drafter == "none" else self.config.max_draft
-            restore.from_snapshot(session, state, *found, since, encode=encode, max_draft=most)
+            restore.from_snapshot(session, state, *found, since, encode=encode)
             known = [*found[0].recent, *(info.segment_id for info in since)]
         else:
             restore.from_text(session, state, encode)
@@ -405,6 +432,8 @@ class StreamOperator:
                     waited = generation.first_token_at - generation.due_at
                     self._observer.observe("time_to_first_token_seconds", waited)
                 self._finish_if_done(generation)
+            if self._draft is not None:
+                self._draft.ingest([row for row, _ in plan.blocks])
             for row, session in plan.blocks:
                 self._ingested(session, row)
         if plan.verifies:
@@ -603,5 +632,6 @@ class StreamOperator:
         self._observer.gauge("resident_streams", used)
         self._observer.gauge("kv_slots_used", used)
         self._observer.gauge("kv_slots", self.config.slots)
-        self._observer.gauge("kv_bytes", self.cache.nbytes)
+        drafts = self._draft.cache.nbytes if self._draft is not None else 0
+        self._observer.gauge("kv_bytes", self.cache.nbytes + drafts)
         self._gauge_streams()

@@ -19,6 +19,10 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
+    def vocabulary(self) -> dict[str, int]:
+        """Id of every token, by its name."""
+        ...
+
     def chat(self, system: str, user: str) -> tuple[list[int], list[int]]:
         """Tokens before and after what stands at ``{window}`` in ``user``."""
         ...
@@ -49,6 +53,10 @@ class HubTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def vocabulary(self) -> dict[str, int]:
+        ids: dict[str, int] = self._tokenizer.get_vocab()
+        return ids
 
     def chat(self, system: str, user: str) -> tuple[list[int], list[int]]:
         messages = [

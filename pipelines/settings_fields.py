@@ -37,12 +37,13 @@ def _threads() -> int:
 
 
 def _operator_input(value: object) -> object:
-    """Accept what an environment can say: targets as "fr,de" and prompts as a JSON object."""
+    """Accept what an environment can say: lists as "fr,de" and prompts as a JSON object."""
     if not isinstance(value, dict):
         return value
     values = dict(value)
-    if isinstance(targets := values.get("targets"), str):
-        values["targets"] = tuple(code.strip() for code in targets.split(",") if code.strip())
+    for name in ("targets", "sampled_tasks"):
+        if isinstance(listed := values.get(name), str):
+            values[name] = tuple(item.strip() for item in listed.split(",") if item.strip())
     if isinstance(prompts := values.get("prompts"), str):
         try:
             values["prompts"] = json.loads(prompts)

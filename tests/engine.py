@@ -22,6 +22,9 @@ class ToyTokenizer(ByteTokenizer):
 
     eos_ids = frozenset({ByteTokenizer.eos_id})
 
+    def vocabulary(self) -> dict[str, int]:
+        return {str(i): i for i in range(self.vocab_size)}
+
     def chat(self, system: str, user: str) -> tuple[list[int], list[int]]:
         before, after = f"{system[:4]}|{user}".split("{window}")
         return self.encode(before[:6]), self.encode(after + "\n>")

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 
 OPERATOR_LAYERS = [
     {"errors", "types", "config", "observer"},
-    {"kv_cache", "attention", "verify", "text", "model", "drafting"},
+    {"kv_cache", "attention", "verify", "text", "model", "drafting"}
+    | {"sampling", "draft_control", "draft_model"},
     {"generation", "session", "scheduler", "tasks", "snapshot", "restore"},
     {"stream_operator"},
 ]

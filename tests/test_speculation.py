@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from operators.drafting import (
     CombinedDrafter,
+    Draft,
     Drafter,
-    DraftLength,
     NgramDrafter,
     NgramIndex,
     PreviousOutputDrafter,
 )
-from operators.generation import Generation, is_looping
+from operators.generation import NO_DRAFT, Decoding, Generation, is_looping
 from operators.kv_cache import StreamSlot
 from operators.verify import accept_greedy
 from tests.engine import SINKS, Driver, ToyTokenizer, layout, random_tokens, toy_decoder
@@ -31,17 +31,15 @@ EOS = ToyTokenizer.eos_ids
 class JunkDrafter:
     """Proposes random tokens, and now and then the truth, so that every outcome occurs."""
 
-    name = "junk"
-
     def __init__(self, truth: Sequence[int], seed: int) -> None:
         self.truth, self.at, self.rng = list(truth), 0, random.Random(seed)
 
-    def propose(self, k: int) -> list[int]:
+    def propose(self, k: int) -> Draft:
         draft = self.truth[self.at : self.at + k]
         draft += [self.rng.randrange(256) for _ in range(k - len(draft))]
         if self.rng.random() < 0.6 and draft:
             draft[self.rng.randrange(len(draft))] = self.rng.randrange(256)
-        return draft
+        return Draft(draft, "junk", "junk")
 
     def accept(self, tokens: Sequence[int]) -> None:
         self.at += len(tokens)
@@ -57,16 +55,16 @@ def generate(
     eos: frozenset[int] = EOS,
 ) -> Generation:
     """Run one answer to its end with verify blocks of up to k drafts; drops its branch."""
-    generation = Generation(
-        "test", prompt, count, eos, lambda: drafter, DraftLength(k, start=k, probe_after=2)
-    )
+    decoding = Decoding(make_drafters=lambda: [drafter] if drafter is not None else [])
+    generation = Generation("test", prompt, count, eos, decoding)
     generation.start(driver.cache.fork(slot))
     while generation.prefilling:
         row = generation.prompt_row(7)
         logits = driver.model.forward("ingest", driver.cache, [row])
         generation.prompt_done(len(row.tokens), logits if row.want else None)
     while not generation.finish_reason:
-        row = generation.verify_row(driver.cache, k)
+        offers = generation.candidates(min(k, generation.draft_room(driver.cache)))
+        row = generation.verify_row(next(iter(offers.values()), NO_DRAFT))
         generation.verified(driver.model.forward("generation", driver.cache, [row]))
     driver.cache.drop(generation.branch)
     return generation
@@ -136,7 +134,7 @@ def test_first_wrong_draft_ends_the_block_and_the_target_speaks() -> None:
 
 
 def test_non_finite_logits_end_a_generation_as_failed() -> None:
-    generation = Generation("test", [1], 5, EOS, lambda: None, DraftLength(0))
+    generation = Generation("test", [1], 5, EOS)
     generation.prompt_done(1, torch.full((1, 300), torch.nan))
     assert generation.finish_reason == "nonfinite"
     assert generation.output == []
@@ -182,18 +180,8 @@ def test_ngram_index_equals_a_plain_search_and_stays_small(
 
 def test_previous_output_drafter_finds_its_place_again() -> None:
     drafter = PreviousOutputDrafter([1, 2, 3, 4, 5, 6, 7, 8])
-    assert drafter.propose(3) == [1, 2, 3]
+    assert drafter.propose(3).tokens == [1, 2, 3]
     drafter.accept([1, 2, 99])
-    assert drafter.propose(3) == []
+    assert drafter.propose(3).tokens == []
     drafter.accept([4, 5])
-    assert drafter.propose(3) == [6, 7, 8]
-
-
-def test_draft_length_grows_shrinks_switches_off_and_probes_again() -> None:
-    length = DraftLength(8, start=4, probe_after=3)
-    length.update(4, 4)
-    assert length.next() == 8
-    for _ in range(4):
-        length.update(length.next(), 0)
-    assert [length.next() for _ in range(4)] == [0, 0, 2, 2]
-    assert DraftLength(0).next() == 0
+    assert drafter.propose(3).tokens == [6, 7, 8]

@@ -9,7 +9,7 @@ from operators.errors import SegmentError
 from operators.generation import Generation
 from operators.session import Session
 from operators.tasks import ledger
-from operators.tasks.drafts import draft_length, make_drafter
+from operators.tasks.drafts import decoding
 from operators.tasks.prompts import Prompts
 from operators.text import Tokenizer
 from operators.types import AnswerEvent, KvInfo, LedgerItem, ModelInfo, event_id
@@ -49,8 +49,7 @@ class AnswerTask:
             prompt=prompt,
             max_tokens=min(room, self._config.summary_tokens),
             eos_ids=self._tokenizer.eos_ids,
-            make_drafter=lambda: make_drafter(self._config, session, prompt, []),
-            draft_length=draft_length(self._config, session, TASK),
+            decoding=decoding(self._config, session, TASK, prompt),
             on_finish=on_finish,
         )
 

@@ -1,33 +1,58 @@
-"""Which drafter and draft length an answer of some kind gets."""
+"""How an answer of some kind is decoded: its drafters, its draft control, its sampler."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from operators.config import OperatorConfig
-from operators.drafting import (
-    CombinedDrafter,
-    Drafter,
-    DraftLength,
-    NgramDrafter,
-    PreviousOutputDrafter,
-)
+from operators.draft_control import DraftControl
+from operators.drafting import CombinedDrafter, Drafter, NgramDrafter, PreviousOutputDrafter
+from operators.generation import Decoding
+from operators.sampling import Sampler, sampler_key
 from operators.session import Session
 
 
-def draft_length(config: OperatorConfig, session: Session, task: str) -> DraftLength:
-    """The stream's own k controller for this kind of answer."""
-    maximum = 0 if config.drafter == "none" else config.max_draft
-    return session.draft_lengths.setdefault(task, DraftLength(maximum))
+def decoding(
+    config: OperatorConfig,
+    session: Session,
+    task: str,
+    prompt: Sequence[int],
+    previous: Sequence[int] = (),
+) -> Decoding:
+    """What the settings ask for; ``previous`` is the last answer of this kind, or empty. To be called
+    when the answer becomes due: its place in the stream is part of what seeds its samples."""
+    return Decoding(
+        control=session.draft_controls.setdefault(task, DraftControl()),
+        make_drafters=lambda: drafters(config, session, prompt, previous),
+        by_model=config.drafter in ("auto", "draft"),
+        sampler=_sampler(config, session, task, prompt),
+    )
 
 
-def make_drafter(
-    config: OperatorConfig, session: Session, prompt: list[int], previous: list[int]
-) -> Drafter | None:
-    """The drafter the settings ask for; ``previous`` is the last answer of this kind, or empty."""
-    ngram = NgramDrafter(session.index, prompt, config.branch_tokens)
-    if config.drafter == "none":
+def drafters(
+    config: OperatorConfig, session: Session, prompt: Sequence[int], previous: Sequence[int]
+) -> list[Drafter]:
+    """The drafters that need no model, best first."""
+    kinds = {
+        "auto": ("previous", "ngram"),
+        "combined": ("previous", "ngram"),
+        "previous": ("previous",),
+        "ngram": ("ngram",),
+    }.get(config.drafter, ())
+    made: list[Drafter] = []
+    if "previous" in kinds and previous:
+        made.append(PreviousOutputDrafter(previous))
+    if "ngram" in kinds:
+        made.append(NgramDrafter(session.index, prompt, config.branch_tokens))
+    return [CombinedDrafter(made)] if config.drafter == "combined" else made
+
+
+def _sampler(
+    config: OperatorConfig, session: Session, task: str, prompt: Sequence[int]
+) -> Sampler | None:
+    sampling = config.sampling(task)
+    if sampling.plain:
         return None
-    if config.drafter == "ngram" or not previous:
-        return ngram if config.drafter != "previous" else None
-    if config.drafter == "previous":
-        return PreviousOutputDrafter(previous)
-    return CombinedDrafter([PreviousOutputDrafter(previous), ngram])
+    key = sampler_key(session.stream_id, session.epoch, task, sampling.seed, prompt)
+    # Counted in transcript tokens since the stream began: slots and replays do not change it.
+    return Sampler(sampling, key, start=session.tokens_total + len(prompt))

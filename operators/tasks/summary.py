@@ -14,7 +14,7 @@ from operators.config import OperatorConfig
 from operators.generation import Generation
 from operators.session import Session
 from operators.tasks import ledger
-from operators.tasks.drafts import draft_length, make_drafter
+from operators.tasks.drafts import decoding
 from operators.tasks.prompts import Prompts
 from operators.text import Tokenizer, normalized_erasure
 from operators.types import (
@@ -133,10 +133,7 @@ class SummaryTask:
             prompt=prompt,
             max_tokens=min(config.summary_tokens, config.branch_tokens - len(prompt)),
             eos_ids=self._tokenizer.eos_ids,
-            make_drafter=lambda: make_drafter(
-                config, session, prompt, self._tokenizer.encode(previous)
-            ),
-            draft_length=draft_length(config, session, task),
+            decoding=decoding(config, session, task, prompt, self._tokenizer.encode(previous)),
             ends=lambda output: self._tokenizer.decode(output).count("\n") >= MAX_NOTES,
             on_finish=on_finish,
         )

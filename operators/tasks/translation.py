@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from operators.config import LANGUAGES, OperatorConfig
 from operators.generation import Generation
 from operators.session import Part, Session, Work
-from operators.tasks.drafts import draft_length, make_drafter
+from operators.tasks.drafts import decoding
 from operators.tasks.prompts import Prompts
 from operators.text import Tokenizer
 from operators.types import (
@@ -102,8 +102,7 @@ class TranslationTask:
             prompt=prompt,
             max_tokens=min(room, 3 * source_tokens + 16),
             eos_ids=self._tokenizer.eos_ids,
-            make_drafter=lambda: make_drafter(self._config, session, prompt, []),
-            draft_length=draft_length(self._config, session, task),
+            decoding=decoding(self._config, session, task, prompt),
             ends=self._complete,
             number=number,
             on_finish=on_finish,
