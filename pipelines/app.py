@@ -153,6 +153,9 @@ class Worker:
             model=self._settings.model,
             device=self._settings.device,
             config=self._settings.operator.to_dict(),
+            gguf_dir=str(self._settings.gguf_dir) if self._settings.gguf_dir else None,
+            snapshot_url=self._settings.snapshot_url,
+            snapshot_interval_s=self._settings.snapshot_interval_s,
             toy=self._toy,
         )
         starting = asyncio.ensure_future(self._device.start(load))

@@ -36,6 +36,7 @@ from operators.types import Emission, Segment, SessionState
 from pipelines import protocol
 from pipelines.beats import BeatObserver
 from pipelines.frames import FrameReader, frame
+from pipelines.snapshot_store import Snapshots, SnapshotStore
 
 BEAT_SECONDS = 0.5
 TEST_OPERATOR = "LONGSTREAM_TEST_OPERATOR"
@@ -45,7 +46,11 @@ TEST_OPERATOR = "LONGSTREAM_TEST_OPERATOR"
 class Operator(Protocol):
     """What the loop needs of ``operators.stream_operator.StreamOperator``."""
 
-    def open(self, stream_id: str, state: SessionState | None = None) -> None: ...
+    def open(
+        self, stream_id: str, state: SessionState | None = None, snapshot: bytes | None = None
+    ) -> None: ...
+    def quiet(self, stream_id: str) -> bool: ...
+    def snapshot(self, stream_id: str) -> bytes: ...
     def feed(self, segment: Segment, ticket: int) -> None: ...
     def drop(self, stream_id: str) -> None: ...
     def step(self) -> list[Emission]: ...
@@ -66,6 +71,7 @@ class Device:
         self._send_lock = threading.Lock()
         self._observer = BeatObserver()
         self._operator: Operator | None = None
+        self._snapshots: Snapshots | None = None
         self._waiting: dict[str, deque[protocol.Feed]] = {}
         self._steps = 0
         self._busy = True  # loading counts
@@ -99,6 +105,8 @@ class Device:
         emissions = operator.step()
         self._steps += 1
         for emission in emissions:
+            if self._snapshots is not None:
+                self._snapshots.note(operator, emission)
             self._send(protocol.Output(emission))
         self._feed_waiting()
         self._busy = operator.has_work()
@@ -120,7 +128,10 @@ class Device:
             raise Stopped
         assert self._operator is not None, "the first command must be Load"
         if isinstance(command, protocol.Open):
-            self._operator.open(command.stream_id, command.state)
+            if self._snapshots is not None:
+                self._snapshots.open(self._operator, command.stream_id, command.state)
+            else:
+                self._operator.open(command.stream_id, command.state)
         elif isinstance(command, protocol.Feed):
             stream_id = command.segment.stream_id
             if stream_id in self._waiting or not self._feed(command):
@@ -128,6 +139,8 @@ class Device:
         else:
             self._waiting.pop(command.stream_id, None)
             self._operator.drop(command.stream_id)
+            if self._snapshots is not None:
+                self._snapshots.forget(command.stream_id)
             self._send(protocol.Dropped(command.stream_id, command.generation))
 
     def _feed(self, command: protocol.Feed) -> bool:
@@ -152,6 +165,9 @@ class Device:
 
     def _load(self, load: protocol.Load) -> None:
         config = OperatorConfig.from_dict(load.config)
+        if load.snapshot_url:
+            store = SnapshotStore(load.snapshot_url)
+            self._snapshots = Snapshots(store, load.snapshot_interval_s, time.monotonic)
         self._operator, ready = make_operator(load, config, self._observer, self._progress)
         self._busy = False
         self._send(ready)

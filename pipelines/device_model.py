@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from operators.config import OperatorConfig
 from operators.model import load_model
@@ -25,7 +26,8 @@ def load_operator(
     Raises ModelError or ConfigError.
     """
     progress(f"looking for {load.model}")
-    path = model_store.resolve(load.model, _throttled(progress))
+    gguf_dir = Path(load.gguf_dir) if load.gguf_dir else None
+    path = model_store.resolve(load.model, _throttled(progress), gguf_dir=gguf_dir)
     progress(f"loading {load.model} from {path}")
     started = time.monotonic()
     model = load_model(

@@ -23,6 +23,10 @@ class Load(msgspec.Struct, tag="load", kw_only=True):
     model: str
     device: str = "auto"
     config: dict[str, object] = {}
+    gguf_dir: str | None = None
+    snapshot_url: str = ""
+    """Where snapshots go (an fsspec URL); empty: none are taken."""
+    snapshot_interval_s: float = 60.0
     toy: bool = False
     """Tests only: build a tiny random model instead of loading one."""
 

@@ -121,6 +121,13 @@ class Settings(BaseSettings):
     """CPU threads of the model; default: the cores it may use, at most 16."""
     cache: Path = Path("~/.cache/longstream")
     """Folder for models and the local Kafka."""
+    gguf_dir: Path | None = None
+    """Folder with GGUF files that stand for a model alias (same bytes, checked)."""
+    snapshot_url: str = ""
+    """Where streams' memories are kept: a folder, s3://…, any fsspec URL. Empty: no snapshots, a
+    stream that moves is restored from its window's text."""
+    snapshot_interval_s: float = Field(60.0, ge=0)
+    """Least seconds between two snapshots of a stream; taken when it has caught up."""
     operator: Annotated[OperatorConfig, BeforeValidator(_operator_input)] = OperatorConfig()
     """Settings of the engine itself."""
 
@@ -174,6 +181,13 @@ class Settings(BaseSettings):
             raise ValueError("Kafka confuses . and _ in metric names: use one of them")
         return value
 
+    @field_validator("snapshot_url")
+    @classmethod
+    def _check_snapshot_url(cls, value: str) -> str:
+        if "@" in value:
+            raise ValueError("no login in the URL: the store's own environment variables hold it")
+        return value
+
     @field_validator("device")
     @classmethod
     def _check_device(cls, value: str) -> str:
@@ -181,7 +195,7 @@ class Settings(BaseSettings):
             raise ValueError("expected auto, cpu, cuda or cuda:N")
         return value
 
-    @field_validator("cache", "sasl_password_file", "ssl_cafile")
+    @field_validator("cache", "gguf_dir", "sasl_password_file", "ssl_cafile")
     @classmethod
     def _expand_home(cls, value: Path | None) -> Path | None:
         return value and value.expanduser()

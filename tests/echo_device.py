@@ -51,7 +51,15 @@ class EchoOperator:
         self.states: dict[str, SessionState] = {}
         self.queue: deque[tuple[Segment, int]] = deque()
 
-    def open(self, stream_id: str, state: SessionState | None = None) -> None:
+    def quiet(self, stream_id: str) -> bool:
+        return False
+
+    def snapshot(self, stream_id: str) -> bytes:
+        raise AssertionError("never quiet")
+
+    def open(
+        self, stream_id: str, state: SessionState | None = None, snapshot: bytes | None = None
+    ) -> None:
         assert stream_id not in self.states, "opened twice"
         self.states[stream_id] = state or SessionState(stream_id=stream_id)
 

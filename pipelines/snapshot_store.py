@@ -1,0 +1,140 @@
+"""Snapshots of streams in a store: a folder, s3://…, whatever fsspec speaks. Used by the device process.
+
+The promise: what a session record refers to is either in the store, whole, or the stream is restored
+from its text instead. So a snapshot is written before the state that names it is published, the one
+before it is kept until the next, and nothing that is read is trusted (checksum, identity).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import fsspec
+import msgspec
+from fsspec.implementations.local import LocalFileSystem
+
+from operators.errors import ConfigError, SnapshotError
+from operators.types import Emission, SessionState
+
+log = logging.getLogger(__name__)
+
+KEPT = 2
+"""Snapshots of a stream in the store: the newest may be named by a state that is never committed."""
+
+
+class SnapshotOperator(Protocol):
+    """What is needed of ``operators.stream_operator.StreamOperator``."""
+
+    def open(
+        self, stream_id: str, state: SessionState | None = None, snapshot: bytes | None = None
+    ) -> None: ...
+    def quiet(self, stream_id: str) -> bool: ...
+    def snapshot(self, stream_id: str) -> bytes: ...
+
+
+class SnapshotStore:
+    """Bytes by name under one URL. Raises ConfigError when the store cannot be used."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(url)
+            self._files.makedirs(self._root, exist_ok=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise ConfigError(f"snapshot_url {url}: {error}") from error
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write whole or not at all. Raises OSError."""
+        path = f"{self._root}/{name}"
+        if isinstance(self._files, LocalFileSystem):
+            self._files.makedirs(self._files._parent(path), exist_ok=True)
+            self._files.pipe_file(f"{path}.part", data)
+            self._files.mv(f"{path}.part", path)
+        else:  # object stores show a file when it is complete
+            self._files.pipe_file(path, data)
+
+    def get(self, name: str) -> bytes:
+        """Raises OSError, also when it is not there."""
+        data: bytes = self._files.cat_file(f"{self._root}/{name}")
+        return data
+
+    def delete(self, name: str) -> None:
+        """What is not there is deleted already."""
+        try:
+            self._files.rm_file(f"{self._root}/{name}")
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning("snapshot %s could not be deleted: %s", name, error)
+
+    def clear(self, folder: str) -> None:
+        """Delete all that lies under ``folder``."""
+        try:
+            self._files.rm(f"{self._root}/{folder}", recursive=True)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning("snapshots under %s could not be deleted: %s", folder, error)
+
+
+def folder_of(stream_id: str) -> str:
+    """Where a stream's snapshots lie: a hash, so that any id makes a fair name and none shows."""
+    return hashlib.sha256(stream_id.encode()).hexdigest()[:32]
+
+
+class Snapshots:
+    """Takes, names, finds and clears away the snapshots of a device's streams."""
+
+    def __init__(self, store: SnapshotStore, interval_s: float, clock: Callable[[], float]) -> None:
+        self._store, self._interval_s, self._clock = store, interval_s, clock
+        self._names: dict[str, list[str]] = {}
+        self._taken_at: dict[str, float] = {}
+
+    def open(self, operator: SnapshotOperator, stream_id: str, state: SessionState | None) -> None:
+        """Open the stream from the snapshot its state names, or, failing that, from its text."""
+        self.forget(stream_id)
+        if state is None or state.snapshot is None:
+            operator.open(stream_id, state)
+            return
+        self._names[stream_id] = [state.snapshot]
+        try:
+            operator.open(stream_id, state, self._store.get(state.snapshot))
+        except (OSError, SnapshotError) as error:
+            log.warning("snapshot %s is not used, the text is: %s", state.snapshot, error)
+            operator.open(stream_id, state)
+
+    def note(self, operator: SnapshotOperator, emission: Emission) -> None:
+        """Before an emission is published: take a snapshot if one is due and possible, and name the
+        newest in the state. Mutates the emission."""
+        stream_id, state = emission.stream_id, emission.state
+        if state.ended:
+            self.forget(stream_id)
+            self._store.clear(folder_of(stream_id))
+            return
+        now = self._clock()
+        due = now - self._taken_at.get(stream_id, -self._interval_s) >= self._interval_s
+        if due and operator.quiet(stream_id):
+            self._take(operator, stream_id, state)
+            self._taken_at[stream_id] = now
+        if names := self._names.get(stream_id):
+            emission.state = msgspec.structs.replace(state, snapshot=names[-1])
+
+    def _take(self, operator: SnapshotOperator, stream_id: str, state: SessionState) -> None:
+        name = f"{folder_of(stream_id)}/{state.epoch}-{state.cursor}.safetensors"
+        try:
+            self._store.put(name, operator.snapshot(stream_id))
+        except OSError as error:
+            log.warning("no snapshot was written, the next is tried in its time: %s", error)
+            return
+        names = self._names.setdefault(stream_id, [])
+        if name not in names:
+            names.append(name)
+        while len(names) > KEPT:
+            self._store.delete(names.pop(0))
+
+    def forget(self, stream_id: str) -> None:
+        """The stream is somebody else's now; what is in the store stays for them."""
+        self._names.pop(stream_id, None)
+        self._taken_at.pop(stream_id, None)
