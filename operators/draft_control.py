@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from operators.errors import ConfigError
 
@@ -115,11 +115,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The arm one answer drafts with this turn, if the step has room for it."""
+    """The arm one answer drafts with this turn, if the step has room for it. ``owed``: tokens it
+    drafts whatever they cost."""
 
     candidate: Candidate
     acceptance: float
-    probe: bool = False
+    owed: int = 0
 
 
 @dataclass
@@ -172,20 +173,22 @@ class DraftControl:
         """The candidate worth most in a step of ``rows`` answers, or one whose probe is due, or None
         when plain decoding is best. Mutates the probe credits of the arms not taken."""
         plain = costs.verify.seconds(rows)
-        worth = [(self._worth(c, rows, costs), c) for c in candidates]
-        best = max(worth, key=lambda pair: pair[0], default=(0.0, None))
-        taken = best[1] if best[0] > rows / plain else None
-        choice = Choice(taken, self.arm(taken.arm).acceptance) if taken is not None else None
+        best, taken = rows / plain, None
+        for candidate in candidates:
+            worth = self._worth(candidate, rows, costs)
+            if worth > best:
+                best, taken = worth, candidate
         for candidate in candidates:
             if candidate is taken:
                 continue
-            arm = self.arm(candidate.arm)
+            arm, k = self.arm(candidate.arm), min(PROBE, candidate.limit)
             arm.credit += PROBE_SHARE * plain / rows
-            if arm.credit >= _extra(candidate, min(PROBE, candidate.limit), rows, costs):
+            # What a probe loses: its time, less what the same tokens take otherwise.
+            tokens = rows + sum(arm.acceptance**j for j in range(1, k + 1))
+            if arm.credit >= plain + _extra(candidate, k, rows, costs) - tokens / best:
                 arm.credit = 0.0
-                choice = Choice(candidate, arm.acceptance, probe=True)
-                break
-        return choice
+                return Choice(candidate, arm.acceptance, k)
+        return Choice(taken, self.arm(taken.arm).acceptance) if taken is not None else None
 
     def _worth(self, candidate: Candidate, rows: int, costs: Costs) -> float:
         """Tokens per second of the step with the best number of drafts from this candidate."""
@@ -209,42 +212,72 @@ def _extra(candidate: Candidate, k: int, rows: int, costs: Costs) -> float:
 def share_out(choices: Sequence[Choice | None], costs: Costs) -> list[int]:
     """How many tokens every answer of a step may draft: ``len(choices)`` numbers.
 
-    Draft tokens enter in the order of their chance to be accepted, and as many of them as make the
-    step's tokens per second greatest. The floor comes first: a probe gets its tokens, and every
-    answer for which one draft pays gets one before any gets a second.
+    What is owed comes first. Then every answer gets one draft, those likeliest to be accepted before
+    others, as many as make the step's tokens per second greatest: the floor. What room is left goes
+    to the likeliest tokens of all, again as far as tokens per second grow.
     """
-    rows = len(choices)
-    if not any(choices):
-        return [0] * rows
-    floor: list[tuple[float, int]] = []
-    rest: list[tuple[float, int]] = []
-    plain = costs.verify.seconds(rows)
+    step = _Step([0] * len(choices), tokens=float(len(choices)))
+    ones: list[_Token] = []
+    rest: list[_Token] = []
     for at, choice in enumerate(choices):
         if choice is None:
             continue
-        gains = [choice.acceptance**j for j in range(1, choice.candidate.limit + 1)]
-        owed = PROBE if choice.probe else 1
-        one = plain + _extra(choice.candidate, 1, rows, costs)
-        if choice.probe or (rows + choice.acceptance) / one > rows / plain:
-            floor += [(gain, at) for gain in gains[:owed]]
-            gains = [] if choice.probe else gains[owed:]
-        rest += [(gain, at) for gain in gains]
-    rest.sort(key=lambda pair: -pair[0])  # stable: equals stay in the order of rotation
-    lengths, best, best_rate = [0] * rows, [0] * rows, 0.0
-    tokens, steps, by_model = float(rows), 0, set[int]()
-    for count, (gain, at) in enumerate(floor + rest, start=1):
-        choice = choices[at]
-        assert choice is not None
-        lengths[at] += 1
-        tokens += gain
-        if choice.candidate.by_model:
-            by_model.add(at)
-            steps = max(steps, lengths[at])
-        cost = costs.verify.seconds(rows + count) + costs.drafting(steps, len(by_model))
-        rate = tokens / cost
-        if count <= len(floor) or rate > best_rate:
-            best, best_rate = lengths.copy(), rate
-    if best_rate > rows / plain:
-        return best
-    # Together they do not pay, or nothing is wanted: probes alone.
-    return [min(PROBE, c.candidate.limit) if c is not None and c.probe else 0 for c in choices]
+        limit, by_model = choice.owed or choice.candidate.limit, choice.candidate.by_model
+        tokens = [_Token(at, choice.acceptance**j, by_model) for j in range(1, limit + 1)]
+        if choice.owed:
+            for token in tokens:
+                step.add(token)
+        else:
+            ones += tokens[:1]
+            rest += tokens[1:]
+    left = step.extend(ones, costs)
+    step.extend([*left, *rest], costs)
+    return step.lengths
+
+
+@dataclass(frozen=True)
+class _Token:
+    """One draft token of answer ``at``, and the chance that it stands."""
+
+    at: int
+    gain: float
+    by_model: bool
+
+
+@dataclass
+class _Step:
+    """Draft lengths in the making. ``tokens``: expected of the step; ``drafted``: in all;
+    ``steps``, ``modelled``: forwards of the draft model, and how many answers they serve."""
+
+    lengths: list[int]
+    tokens: float
+    drafted: int = 0
+    steps: int = 0
+    modelled: int = 0
+
+    def add(self, token: _Token) -> None:
+        self.lengths[token.at] += 1
+        self.tokens += token.gain
+        self.drafted += 1
+        if token.by_model:
+            self.modelled += self.lengths[token.at] == 1
+            self.steps = max(self.steps, self.lengths[token.at])
+
+    def rate(self, costs: Costs) -> float:
+        """Expected tokens per second."""
+        seconds = costs.verify.seconds(len(self.lengths) + self.drafted)
+        return self.tokens / (seconds + costs.drafting(self.steps, self.modelled))
+
+    def extend(self, tokens: Sequence[_Token], costs: Costs) -> list[_Token]:
+        """Add the likeliest tokens, as many as make the rate greatest; returns the others. An
+        answer's tokens are less and less likely, so none comes before the one it follows."""
+        queue = sorted(tokens, key=lambda token: -token.gain)  # equals stay in order of rotation
+        trial = replace(self, lengths=self.lengths.copy())
+        best, best_rate = 0, self.rate(costs) if self.lengths else 0.0
+        for count, token in enumerate(queue, start=1):
+            trial.add(token)
+            if trial.rate(costs) > best_rate:
+                best, best_rate = count, trial.rate(costs)
+        for token in queue[:best]:
+            self.add(token)
+        return queue[best:]

@@ -7,7 +7,7 @@ prefills at most ``ingest_budget`` tokens over all streams, however long a segme
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -20,6 +20,10 @@ from operators.drafting import Draft
 from operators.generation import NO_DRAFT, Generation
 from operators.kv_cache import KvCache
 from operators.session import Part, Session
+
+HELD_DRAFTS = 4
+"""Tokens of every draft where the text depends on them (rejection sampling): a number that changed with
+load or luck would make the text irreproducible."""
 
 
 @dataclass
@@ -140,8 +144,8 @@ class Scheduler:
         """What each answer drafts in this step: every answer picks a drafter, the step shares out
         its room, the draft model does its part."""
         offers = [self._candidates(generation) for generation in decoding]
-        choices: list[Choice | None] = [
-            generation.decoding.control.choose(list(offer), len(decoding), self._costs)
+        choices = [
+            self._choose(generation, offer, len(decoding))
             for generation, offer in zip(decoding, offers, strict=True)
         ]
         lengths = share_out(choices, self._costs)
@@ -159,10 +163,31 @@ class Scheduler:
                 drafts[at] = draft
         return drafts
 
+    def _choose(
+        self, generation: Generation, offer: Iterable[Candidate], rows: int
+    ) -> Choice | None:
+        control = generation.decoding.control
+        if not self._held(generation):
+            return control.choose(list(offer), rows, self._costs)
+        model = next(iter(offer), None)
+        if model is None:
+            return None
+        return Choice(model, control.arm(model.arm).acceptance, owed=model.limit)
+
+    def _held(self, generation: Generation) -> bool:
+        """Whether the drafts have a say in the text."""
+        sampler = generation.decoding.sampler
+        drafted = self._draft is not None and generation.decoding.by_model
+        return drafted and sampler is not None and sampler.sampling.acceptance == "rejection"
+
     def _candidates(self, generation: Generation) -> dict[Candidate, Draft | ModelDrafter]:
         """Who could draft for this answer now; the draft model's tokens are not made yet."""
         limit = min(generation.draft_room(self._cache), self._config.max_draft)
-        found: dict[Candidate, Draft | ModelDrafter] = {**generation.candidates(limit)}
+        found: dict[Candidate, Draft | ModelDrafter] = {}
+        if self._held(generation):
+            limit = min(limit, HELD_DRAFTS)
+        else:
+            found.update(generation.candidates(limit))
         if self._draft is None or not generation.decoding.by_model or limit < 1:
             return found
         drafter = next((d for d in generation.drafters if isinstance(d, ModelDrafter)), None)

@@ -1,0 +1,235 @@
+"""Draft control: as many drafts as pay on this machine, fairly shared; the text never depends on it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from operators.draft_control import (
+    PROBE,
+    TYPICAL,
+    Candidate,
+    Choice,
+    CostCurve,
+    Costs,
+    DraftControl,
+    share_out,
+)
+from operators.errors import ConfigError
+from operators.stream_operator import StreamOperator
+from operators.types import Emission
+from tests.engine import toy_decoder
+from tests.test_stream_operator import CONFIG, Clock, events, ordered, run, speech
+
+FLAT = Costs(CostCurve(((1, 1.0), (512, 1.001))))
+STEEP = Costs(CostCurve(((1, 1.0), (2, 2.0))))
+"""Weights read for nothing (drafts are free), and compute bound (every token costs the same)."""
+
+
+def candidate(limit: int = 8, arm: str = "ngram3", **more: object) -> Candidate:
+    return Candidate(arm, limit, **more)  # type: ignore[arg-type]
+
+
+# --- the curve -------------------------------------------------------------------------------
+
+
+def test_the_curve_is_straight_between_points_and_goes_on_behind_the_last() -> None:
+    curve = CostCurve(((1, 1.0), (4, 2.5), (8, 3.0)))
+    assert [curve.seconds(n) for n in (0, 1, 2, 4, 6, 8, 16)] == [0, 1.0, 1.5, 2.5, 2.75, 3.0, 4.0]
+
+
+def test_noise_never_makes_a_longer_block_cheaper() -> None:
+    curve = CostCurve.measured([(4, 0.9), (1, 1.0), (2, 1.2), (8, 2.0)])
+    assert curve.points == ((1, 1.0), (2, 1.2), (4, 1.2), (8, 2.0))
+
+
+@pytest.mark.parametrize(
+    "points", [(), ((0, 1.0),), ((2, 1.0), (1, 2.0)), ((1, 2.0), (2, 1.0)), ((1, 0.0),)]
+)
+def test_what_is_no_curve_is_refused(points: tuple[tuple[int, float], ...]) -> None:
+    with pytest.raises(ConfigError, match="cost curve"):
+        CostCurve(points)
+
+
+# --- one answer ------------------------------------------------------------------------------
+
+
+def simulate(
+    costs: Costs, chance: float, turns: int, seed: int = 0, by_model: bool = False
+) -> tuple[float, float]:
+    """Run one answer's controller against a drafter right with ``chance``: seconds per token of
+    plain decoding over those with drafts, and the tokens drafted per verify."""
+    control, rng, spent, tokens, drafted = DraftControl(), random.Random(seed), 0.0, 0, 0
+    for _ in range(turns):
+        choice = control.choose([candidate(16, by_model=by_model)], 1, costs)
+        (k,) = share_out([choice], costs)
+        spent += costs.verify.seconds(1 + k) + (costs.drafting(k, 1) if by_model else 0)
+        accepted = next((i for i in range(k) if rng.random() >= chance), k)
+        tokens += accepted + 1
+        drafted += k
+        if k:
+            control.update("ngram3", k, accepted)
+    return tokens * costs.verify.seconds(1) / spent, drafted / turns
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.1, 0.3])
+def test_a_drafter_below_break_even_costs_next_to_nothing(chance: float) -> None:
+    speed, drafted = simulate(STEEP, chance, 2000)
+    assert speed > 0.98
+    assert 0 < drafted < 0.1, "it must go on probing"
+
+
+@pytest.mark.parametrize("by_model", [False, True])
+@pytest.mark.parametrize("chance", [0.0, 0.2, 0.5, 0.8, 0.95])
+def test_on_a_typical_machine_drafting_never_loses(chance: float, by_model: bool) -> None:
+    speed, _ = simulate(Costs(), chance, 2000, by_model=by_model)
+    assert speed > 0.98
+
+
+@pytest.mark.parametrize(("chance", "least"), [(0.8, 0.97), (0.95, 0.97), (0.5, 0.95)])
+def test_it_comes_close_to_the_best_fixed_length(chance: float, least: float) -> None:
+    curve = TYPICAL
+    best = max(
+        sum(chance**j for j in range(k + 1)) / curve.seconds(1 + k) * curve.seconds(1)
+        for k in range(17)
+    )
+    assert simulate(Costs(), chance, 4000)[0] > least * best
+
+
+def test_it_comes_back_when_the_drafter_does() -> None:
+    control, costs = DraftControl(), Costs()
+    for _ in range(200):
+        control.update("ngram3", 2, 0)
+    lengths = []
+    for _ in range(400):
+        choice = control.choose([candidate()], 1, costs)
+        (k,) = share_out([choice], costs)
+        lengths.append(k)
+        if k:
+            control.update("ngram3", k, k)
+    assert lengths[0] == 0
+    assert PROBE in lengths
+    assert lengths[-1] == 8
+
+
+def test_the_better_of_two_drafters_is_taken_and_the_other_still_tried() -> None:
+    control, costs, taken = DraftControl(), Costs(), []
+    chances, rng = {"ngram3": 0.2, "previous": 0.9}, random.Random(3)
+    for _ in range(800):
+        offer = [candidate(8, arm) for arm in chances]
+        choice = control.choose(offer, 1, costs)
+        (k,) = share_out([choice], costs)
+        assert choice is not None
+        arm = choice.candidate.arm
+        taken.append(arm)
+        accepted = next((i for i in range(k) if rng.random() >= chances[arm]), k)
+        control.update(arm, k, accepted)
+    assert taken.count("previous") > 0.9 * len(taken)
+    assert "ngram3" in taken[400:]
+
+
+def test_a_draft_model_pays_for_its_own_forwards_and_for_being_late() -> None:
+    dear = Costs(TYPICAL, CostCurve(((1, 0.9), (64, 40.0))))
+    cheap = Costs(TYPICAL, CostCurve(((1, 0.05), (64, 0.4))))
+    ready, late = (
+        candidate(8, "draft", by_model=True),
+        candidate(8, "draft", by_model=True, lag=400),
+    )
+    assert DraftControl().choose([ready], 1, dear) is None
+    assert DraftControl().choose([ready], 1, cheap) is not None
+    slow = Costs(TYPICAL, CostCurve(((1, 0.05), (64, 6.4))))
+    assert DraftControl().choose([ready], 1, slow) is not None
+    assert DraftControl().choose([late], 1, slow) is None
+
+
+def test_what_is_known_survives_a_snapshot() -> None:
+    control = DraftControl()
+    control.update("ngram3", 4, 2)
+    assert DraftControl.recall(control.memory) == control
+
+
+# --- many answers ----------------------------------------------------------------------------
+
+CHANCES = st.lists(st.sampled_from([0.05, 0.3, 0.5, 0.8, 0.95]), min_size=1, max_size=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(chances=CHANCES, limit=st.integers(1, 3), bend=st.floats(0.01, 1.0))
+def test_sharing_out_is_as_good_as_trying_every_division(
+    chances: list[float], limit: int, bend: float
+) -> None:
+    costs = Costs(
+        CostCurve(((1, 1.0), (4, 1.0 + bend / 4), (5, 1.0 + bend), (16, 1.0 + 12 * bend)))
+    )
+    rows = len(chances)
+    choices = [Choice(candidate(limit), a) for a in chances]
+
+    def rate(lengths: tuple[int, ...]) -> float:
+        gains = sum(a**j for a, k in zip(chances, lengths, strict=True) for j in range(k + 1))
+        return gains / costs.verify.seconds(rows + sum(lengths))
+
+    every = list(itertools.product(range(limit + 1), repeat=rows))
+    got = tuple(share_out(list(choices), costs))
+    assert rate(got) >= rate((0,) * rows)
+    # The floor: nobody gets a second token at the price of another's first.
+    single = (lengths for lengths in every if max(lengths) <= 1)
+    ones = max(single, key=lambda lengths: (round(rate(lengths), 9), lengths))  # ties: first come
+    floor = [k for k, one in zip(got, ones, strict=True) if one]
+    assert min(floor, default=1) >= 1
+    above = [each for each in every if all(k >= one for k, one in zip(each, ones, strict=True))]
+    assert rate(got) >= max(map(rate, above)) * (1 - 1e-9)
+
+
+def test_every_answer_for_which_a_draft_pays_gets_one() -> None:
+    """A stream that repeats itself must not take all the room."""
+    costs = Costs(CostCurve(((1, 1.0), (12, 1.1), (32, 6.0))))
+    keen, slow = Choice(candidate(16), 0.98), Choice(candidate(16), 0.3)
+    lengths = share_out([keen, keen, slow, slow], costs)
+    assert min(lengths) >= 1
+    assert lengths[0] > lengths[2]
+
+
+def test_the_more_answers_the_shorter_their_drafts_and_none_where_none_pays() -> None:
+    for acceptance in (0.5, 0.8):
+        lengths = [
+            max(share_out([Choice(candidate(16), acceptance)] * n, Costs())) for n in (1, 2, 4, 16)
+        ]
+        assert lengths == sorted(lengths, reverse=True)
+        assert (lengths[0] > 1, lengths[-1]) == (True, 0)
+    assert share_out([None, None], Costs()) == [0, 0]
+    assert share_out([], Costs()) == []
+    assert share_out([Choice(candidate(), 0.9)] * 2, STEEP) == [0, 0]
+    probed = share_out([Choice(candidate(), 0.1, owed=PROBE), None], STEEP)
+    assert probed == [PROBE, 0]
+
+
+# --- in the operator -------------------------------------------------------------------------
+
+
+def spoken(costs: Costs | None, **changes: object) -> tuple[list[object], list[Emission]]:
+    config = type(CONFIG).from_dict({**CONFIG.to_dict(), **changes})
+    draft = toy_decoder(seed=7, layers=1) if changes.get("draft_model") else None
+    operator = StreamOperator(toy_decoder(), config, clock=Clock(), draft=draft, costs=costs)
+    emissions = run(operator, [*speech("a", 6), *speech("b", 6)], shuffle=4)
+    return [ordered(events(emissions, name)) for name in "ab"], emissions
+
+
+def drafted(emissions: list[Emission]) -> int:
+    return sum(e.usage.drafted for m in emissions for e in m.events)
+
+
+def test_whatever_is_chosen_the_text_is_that_of_plain_decoding() -> None:
+    plain, _ = spoken(None, drafter="none")
+    wild = Costs(CostCurve(((1, 1.0), (3, 1.01), (7, 3.0), (40, 3.1))), CostCurve(((1, 0.01),)))
+    counts = set()
+    for costs in (None, FLAT, STEEP, wild):
+        text, emissions = spoken(costs, drafter="auto", draft_model="toy")
+        assert text == plain
+        counts.add(drafted(emissions))
+    assert len(counts) > 2, "the costs had no say: the test would prove nothing"
+    assert all(math.isfinite(c) for c in counts)
