@@ -68,3 +68,31 @@ def test_the_engine_covers_everything_through_a_kill(topics: Any, tmp_path: Path
             assert sorted(units) == sorted(
                 f"{stream}-{number} is what was said" for number in range(COUNT)
             )
+
+
+def test_a_killed_workers_streams_go_on_from_their_snapshots(topics: Any, tmp_path: Path) -> None:
+    topics.create(2)
+    kept = {"snapshot_url": str(tmp_path / "kept"), "snapshot_interval_s": 0}
+    half = COUNT // 2
+    with (
+        workers(topics, tmp_path, **ENGINE, **kept) as start,
+        producer(topics.bootstrap) as made,
+        Records(topics.bootstrap, topics.summaries, topics.translations, partitions=2) as seen,
+    ):
+        worker = start("w1")
+        for number in range(half):
+            for stream in STREAMS:
+                say(made, topics.segments, stream, f"{stream}-{number} is what was said")
+        made.flush()
+        wait_until(lambda: len(seen.translations()) == half * len(STREAMS), 60, worker.log)
+        worker.kill()
+        for number in range(half, COUNT):
+            for stream in STREAMS:
+                say(made, topics.segments, stream, f"{stream}-{number} is what was said")
+        end(made, topics.segments, *STREAMS)
+        start("w2")
+        wait_until(lambda: sum(e.status == "final" for e in seen.summaries()) == len(STREAMS), 60)
+        assert_revisions_sound(seen.events())
+        assert {e.kv.restored for e in seen.summaries() if e.status == "final"} == {"snapshot"}
+        assert {seen.covered(stream) for stream in STREAMS} == {COUNT - 1}
+        assert not [file for file in (tmp_path / "kept").rglob("*") if file.is_file()]
