@@ -13,7 +13,7 @@ import typer
 
 from pipelines.threads import OPENMP_SPINS
 
-COMMANDS = ("demo", "run", "worker", "replay", "watch", "topics", "kafka", "model", "bench")
+COMMANDS = ("demo", "run", "worker", "replay", "watch", "topics", "dlq", "kafka", "model", "bench")
 
 
 def make_cli() -> typer.Typer:

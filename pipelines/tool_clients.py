@@ -25,6 +25,7 @@ from pipelines.codec import decode_event, decode_segment
 from pipelines.settings_fields import Settings
 
 __all__ = [
+    "CONNECT_SECONDS",
     "KafkaError",
     "KafkaProducer",
     "Reader",
@@ -162,6 +163,12 @@ class Reader:
         batches = self._consumer.poll(timeout_ms=int(seconds * 1000), max_records=1000)
         for records in batches.values():
             yield from records
+
+    def read_to_end(self) -> Iterator[Any]:
+        """Records from where the reader stands to the end the topics have now."""
+        ends = self._consumer.end_offsets(list(self._consumer.assignment()))
+        while any(self._consumer.position(place) < end for place, end in ends.items()):
+            yield from self.poll(1.0)
 
     def close(self) -> None:
         self._consumer.close()
