@@ -42,10 +42,11 @@ test: setup lint ## Lint, types and the fast tests (with a real Kafka where one 
 test-full: setup lint ## All tests, the long ones too
 	@$(BIN)/pytest
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, mypy and bandit
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/bandit -q -c pyproject.toml -r operators pipelines
 
 format: setup ## Format the code
 	@$(BIN)/ruff format .

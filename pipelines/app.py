@@ -99,8 +99,13 @@ class Worker:
         self._host = self._make_host()
         self._connect()
         try:
+            token = settings.http_token
             self._http = await serve(
-                settings.http_host, settings.http_port, self._metrics, self._readiness
+                settings.http_host,
+                settings.http_port,
+                self._metrics,
+                self._readiness,
+                token=token.get_secret_value() if token else None,
             )
             log.info("serving %s/metrics", self._http.url)
             if await self._start_device(stop):

@@ -129,7 +129,7 @@ class WorkerProcess:
 
     def _get(self, path: str) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(self._url + path, timeout=HTTP_SECONDS) as answer:  # noqa: S310
+            with urllib.request.urlopen(self._url + path, timeout=HTTP_SECONDS) as answer:  # noqa: S310  # nosec B310
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, ""

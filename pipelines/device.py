@@ -25,7 +25,7 @@ from pipelines.threads import OPENMP_SPINS
 
 _ERRORS: dict[str, type[Exception]] = {"config": ConfigError, "model": ModelError}
 TEST_OPERATOR = "LONGSTREAM_TEST_OPERATOR"
-_SECRET_PREFIXES = ("LONGSTREAM_SASL_", "LONGSTREAM_SSL_")
+_SECRET_PREFIXES = ("LONGSTREAM_SASL_", "LONGSTREAM_SSL_", "LONGSTREAM_HTTP_")
 
 
 def test_operator_named() -> bool:

@@ -135,6 +135,10 @@ class Settings(BaseSettings):
     """Address of /metrics, /live and /ready; 0.0.0.0 opens them to the network."""
     http_port: int = Field(6066, ge=0, le=65535)
     """Port of /metrics, /live and /ready; 0 takes a free one."""
+    http_token: SecretStr | None = None
+    """/metrics wants this as a bearer token; better kept in a file."""
+    http_token_file: Path | None = None
+    """File that holds the token."""
     log_format: Literal["plain", "json"] = "plain"
     """Log lines for people or for machines."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -195,7 +199,7 @@ class Settings(BaseSettings):
             raise ValueError("expected auto, cpu, cuda or cuda:N")
         return value
 
-    @field_validator("cache", "gguf_dir", "sasl_password_file", "ssl_cafile")
+    @field_validator("cache", "gguf_dir", "http_token_file", "sasl_password_file", "ssl_cafile")
     @classmethod
     def _expand_home(cls, value: Path | None) -> Path | None:
         return value and value.expanduser()
@@ -207,18 +211,20 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_password(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The password's file stands for the password; it is read here, once."""
-        path = values.get("sasl_password_file")
-        if not path:
-            return values
-        if values.get("sasl_password"):
-            raise ValueError("set sasl_password or sasl_password_file, not both")
-        try:
-            password = Path(path).expanduser().read_text().rstrip("\r\n")
-        except (OSError, UnicodeDecodeError, TypeError):
-            raise ValueError(f"sasl_password_file: cannot read {path}") from None
-        return {**values, "sasl_password": password}
+    def _read_secrets(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A secret's file stands for the secret; it is read here, once."""
+        values = dict(values)
+        for name in ("sasl_password", "http_token"):
+            path = values.get(f"{name}_file")
+            if not path:
+                continue
+            if values.get(name):
+                raise ValueError(f"set {name} or {name}_file, not both")
+            try:
+                values[name] = Path(path).expanduser().read_text().rstrip("\r\n")
+            except (OSError, UnicodeDecodeError, TypeError):
+                raise ValueError(f"{name}_file: cannot read {path}") from None
+        return values
 
     @model_validator(mode="after")
     def _check_together(self) -> Settings:

@@ -329,3 +329,15 @@ def test_any_values_give_settings_or_a_config_error(values: dict[str, Any]) -> N
     else:
         message = "fine"
     assert message
+
+
+def test_the_pages_token_comes_from_a_file_and_is_never_shown(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("hunter2\n")
+    settings = load_settings(None, http_token_file=str(file))
+    assert settings.http_token is not None
+    assert settings.http_token.get_secret_value() == "hunter2"
+    assert "hunter2" not in repr(settings)
+    with pytest.raises(ConfigError, match="not both") as refused:
+        load_settings(None, http_token_file=str(file), http_token="hunter3")
+    assert "hunter3" not in str(refused.value)
