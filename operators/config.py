@@ -104,8 +104,8 @@ class OperatorConfig:
 
     drafter: str = "auto"
     """Where draft tokens come from: none, ngram, previous (output), combined (previous, then ngram),
-    draft (the draft model), auto (whichever of them is worth most at the moment). Never changes the
-    text, only the speed."""
+    draft (the draft model), auto (whichever of them is worth most at the moment). Changes the speed
+    only, not the text (exactly so with dtype fp32)."""
     max_draft: int = 16
     """Upper bound of k, the draft tokens of one verify. How many are drafted follows from how many
     were accepted lately and what a forward costs on this machine."""

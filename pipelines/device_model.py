@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from operators.config import OperatorConfig
-from operators.model import load_model
+from operators.draft_control import Costs
+from operators.model import DecoderModel, load_model
 from operators.observer import Observer
 from operators.stream_operator import StreamOperator
 from pipelines import model_store, protocol
+from pipelines.calibration import DRAFT, VERIFY, cost_curve
 
 PROGRESS_SECONDS = 5.0
 
@@ -25,21 +27,50 @@ def load_operator(
 
     Raises ModelError or ConfigError.
     """
-    progress(f"looking for {load.model}")
-    gguf_dir = Path(load.gguf_dir) if load.gguf_dir else None
-    path = model_store.resolve(load.model, _throttled(progress), gguf_dir=gguf_dir)
-    progress(f"loading {load.model} from {path}")
     started = time.monotonic()
-    model = load_model(
+    model = _load(load.model, load, config, progress)
+    draft = _load(config.draft_model, load, config, progress) if config.draft_model else None
+    operator = StreamOperator(
+        model,
+        config,
+        clock=time.monotonic,
+        observer=observer,
+        draft=draft,
+        costs=_costs(model, draft, config, progress),
+    )
+    return operator, describe(operator, time.monotonic() - started)
+
+
+def _load(
+    name: str, load: protocol.Load, config: OperatorConfig, progress: Callable[[str], None]
+) -> DecoderModel:
+    progress(f"looking for {name}")
+    gguf_dir = Path(load.gguf_dir) if load.gguf_dir else None
+    path = model_store.resolve(name, _throttled(progress), gguf_dir=gguf_dir)
+    progress(f"loading {name} from {path}")
+    return load_model(
         path,
-        name=load.model,
+        name=name,
         device=load.device,
         dtype_ingest=config.dtype_ingest,
         dtype_generation=config.dtype_generation,
         rows=config.branches,
     )
-    operator = StreamOperator(model, config, clock=time.monotonic, observer=observer)
-    return operator, describe(operator, time.monotonic() - started)
+
+
+def _costs(
+    model: DecoderModel,
+    draft: DecoderModel | None,
+    config: OperatorConfig,
+    progress: Callable[[str], None],
+) -> Costs | None:
+    """What forwards cost here; measured on the first start with a model."""
+    if config.drafter == "none" or config.max_draft == 0:
+        return None
+    cache = model_store.default_cache()
+    verify = cost_curve(model, VERIFY, cache, progress)
+    drafting = cost_curve(draft, DRAFT, cache, progress) if draft is not None else None
+    return Costs(verify, drafting)
 
 
 def _throttled(tell: Callable[[str], None]) -> Callable[[str, float | None], None]:
@@ -59,7 +90,7 @@ def _throttled(tell: Callable[[str], None]) -> Callable[[str, float | None], Non
 def describe(operator: StreamOperator, seconds: float) -> protocol.Ready:
     """The report that says what was loaded and what it costs."""
     model, slots = operator.model, operator.config.slots
-    per_stream = operator.bytes_per_stream
+    per_stream, draft = operator.bytes_per_stream, operator.config.draft_model
     return protocol.Ready(
         model=model.name,
         device=str(model.device),
@@ -68,5 +99,5 @@ def describe(operator: StreamOperator, seconds: float) -> protocol.Ready:
         slots=slots,
         bytes_per_stream=per_stream,
         bytes_total=per_stream * slots,
-        description=f"loaded in {seconds:.1f} s",
+        description=f"loaded in {seconds:.1f} s" + (f", drafts by {draft}" if draft else ""),
     )

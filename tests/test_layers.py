@@ -20,7 +20,16 @@ OPERATOR_LAYERS = [
 PIPELINE_LAYERS = [
     {"protocol", "codec", "dead_letters", "settings", "settings_fields"}
     | {"metrics", "metric_catalogue", "beats", "frames", "watermark", "threads"},
-    {"device", "device_main", "device_model", "broker", "model_store", "http", "snapshot_store"}
+    {
+        "device",
+        "device_main",
+        "device_model",
+        "calibration",
+        "broker",
+        "model_store",
+        "http",
+        "snapshot_store",
+    }
     | {"clients", "publishers", "outputs", "committer", "transport", "sessions", "partition"},
     {"app", "worker"},
     {"tool_clients", "replaying", "following", "tally", "screen"}

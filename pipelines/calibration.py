@@ -1,0 +1,128 @@
+"""What a forward costs on this machine: measured once per model, kept in the cache folder.
+
+The curve T(n) of a forward of n tokens decides how many tokens are drafted (operators.draft_control).
+It changes the speed, never the text, so an old or a rough one does no harm. A file lies in
+``CACHE/calibration/``, named by what the numbers depend on: processor, threads, model, number types,
+version of torch. To measure again, delete it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from operators.attention import Row
+from operators.draft_control import CostCurve
+from operators.draft_model import FEW
+from operators.errors import ConfigError
+from operators.kv_cache import KvLayout
+from operators.model import DecoderModel, Role
+
+ROUNDS = 5
+LAYOUT = KvLayout(sinks=4, window=256, slack=128, branch_tokens=128)
+"""A full window of this size lies behind the measured blocks."""
+VERIFY: Mapping[int, Role] = dict.fromkeys((1, 2, 4, 8, 16, 32), "generation")
+"""Block sizes measured of the model itself, and the role they run in."""
+DRAFT: Mapping[int, Role] = {
+    **dict.fromkeys((1, 2, 4, FEW), "generation"),
+    **dict.fromkeys((32, 128), "ingest"),
+}
+"""Of a draft model: decoding, and catching up."""
+
+
+def cost_curve(
+    model: DecoderModel,
+    blocks: Mapping[int, Role],
+    cache: Path,
+    say: Callable[[str], None] = lambda message: None,
+) -> CostCurve:
+    """The curve for this machine: from the cache folder, else measured (seconds) and put there.
+
+    Resets the model's rotary tables: call it before the operator makes its cache.
+    """
+    key = describe_machine(model, blocks)
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    file = cache / "calibration" / f"{name}.json"
+    kept = _read(file, key)
+    if kept is not None:
+        return kept
+    say(f"measuring what {model.name} costs on this machine (once)")
+    curve = CostCurve.measured(measure(model, blocks).items())
+    with contextlib.suppress(OSError):  # no room or no right to write: measure again next time
+        _write(file, {"key": key, "points": curve.points})
+    return curve
+
+
+def describe_machine(model: DecoderModel, blocks: Mapping[int, Role]) -> dict[str, object]:
+    """Everything the curve depends on."""
+    return {
+        "processor": _processor(model.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "model": model.fingerprint,
+        "dtypes": dict(model.dtypes),
+        "blocks": {str(n): role for n, role in blocks.items()},
+    }
+
+
+def measure(model: DecoderModel, blocks: Mapping[int, Role]) -> dict[int, float]:
+    """Seconds of a forward by its number of tokens: the least of several interleaved rounds, which
+    other programs on the machine disturb least."""
+    cache = model.new_cache(LAYOUT, slots=1, branches=1)
+    slot = cache.allocate()
+    while slot.length < LAYOUT.slot_tokens:
+        model.forward("ingest", cache, [Row(slot, [7] * LAYOUT.slack)])
+    branch = cache.fork(slot)
+    least = dict.fromkeys(blocks, float("inf"))
+    for turn in range(ROUNDS + 1):
+        for tokens, role in blocks.items():
+            began = time.perf_counter()
+            logits = model.forward(role, cache, [Row(slot, [7] * tokens, branch, want=tokens)])
+            float(logits[-1, 0])  # waits for a device that works on its own
+            took = time.perf_counter() - began
+            branch.length -= tokens
+            if turn:  # the first round warms up
+                least[tokens] = min(least[tokens], took)
+    return least
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()} x {os.cpu_count()}"
+    return f"{platform.processor() or platform.machine()} x {os.cpu_count()}"
+
+
+def _read(file: Path, key: dict[str, object]) -> CostCurve | None:
+    try:
+        data = json.loads(file.read_text())
+        if data["key"] != key:
+            return None
+        return CostCurve(tuple((int(n), float(seconds)) for n, seconds in data["points"]))
+    except (OSError, ValueError, KeyError, TypeError, ConfigError):
+        return None
+
+
+def _write(file: Path, data: dict[str, object]) -> None:
+    """Appears whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(prefix=f".{file.stem}-", dir=file.parent)
+    try:
+        with os.fdopen(handle, "w") as out:
+            json.dump(data, out)
+        Path(draft).replace(file)
+    except OSError:
+        Path(draft).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,90 @@
+"""The cost curve of this machine: measured once, kept, measured again when it no longer fits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from operators.config import OperatorConfig
+from operators.draft_control import CostCurve
+from operators.observer import Observer
+from pipelines import calibration, device_model, protocol
+from pipelines.calibration import DRAFT, VERIFY, cost_curve
+from tests.engine import toy_decoder
+
+
+def kept(cache: Path) -> list[Path]:
+    return sorted((cache / "calibration").iterdir())
+
+
+def test_a_curve_covers_the_blocks_and_is_read_back(tmp_path: Path) -> None:
+    said: list[str] = []
+    model = toy_decoder()
+    first = cost_curve(model, VERIFY, tmp_path, said.append)
+    assert [n for n, _ in first.points] == list(VERIFY)
+    assert all(0 < seconds < 10 for _, seconds in first.points)
+    assert cost_curve(toy_decoder(), VERIFY, tmp_path, said.append) == first
+    assert len(said) == len(kept(tmp_path)) == 1
+
+
+def test_another_model_threads_or_blocks_have_a_curve_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost_curve(toy_decoder(), VERIFY, tmp_path)
+    cost_curve(toy_decoder(), DRAFT, tmp_path)
+    cost_curve(toy_decoder(seed=1), VERIFY, tmp_path)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 77)
+    cost_curve(toy_decoder(), VERIFY, tmp_path)
+    assert len(kept(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"key": 1}', '{"points": [[2, 1], [1, 2]]}'])
+def test_a_spoilt_file_is_measured_again(tmp_path: Path, text: str) -> None:
+    model = toy_decoder()
+    cost_curve(model, VERIFY, tmp_path)
+    (file,) = kept(tmp_path)
+    key = json.loads(file.read_text())["key"]
+    if "points" in text:
+        text = json.dumps({**json.loads(text), "key": key})
+    file.write_text(text)
+    assert isinstance(cost_curve(model, VERIFY, tmp_path), CostCurve)
+    assert json.loads(file.read_text())["key"] == key
+
+
+def test_a_folder_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "calibration").write_text("a file where a folder should be")
+    assert cost_curve(toy_decoder(), VERIFY, tmp_path).points
+
+
+def test_the_device_measures_both_models_and_drafts_with_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = {"big": toy_decoder(), "small": toy_decoder(seed=7, layers=1)}
+    monkeypatch.setattr(device_model.model_store, "resolve", lambda name, progress, **_: Path(name))
+    monkeypatch.setattr(device_model.model_store, "default_cache", lambda: tmp_path)
+    monkeypatch.setattr(device_model, "load_model", lambda path, **_: models[path.name])
+    config = OperatorConfig(draft_model="small", slots=2, branches=2, branch_tokens=1500)
+    operator, ready = device_model.load_operator(
+        protocol.Load(model="big"), config, Observer(), lambda message: None
+    )
+    files = [json.loads(file.read_text()) for file in kept(tmp_path)]
+    assert {f["key"]["model"] for f in files} == {m.fingerprint for m in models.values()}
+    costs = operator._scheduler._costs
+    assert costs.draft is not None
+    assert sorted(len(f["points"]) for f in files) == sorted(
+        [len(costs.draft.points), len(costs.verify.points)]
+    )
+    assert ready.bytes_per_stream == operator.bytes_per_stream
+    assert "small" in ready.description
+
+
+def test_without_speculation_nothing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "measure", None)
+    monkeypatch.setattr(device_model.model_store, "resolve", lambda name, progress, **_: Path(name))
+    monkeypatch.setattr(device_model, "load_model", lambda path, **_: toy_decoder())
+    config = OperatorConfig(drafter="none", branch_tokens=1500)
+    device_model.load_operator(protocol.Load(model="big"), config, Observer(), lambda _: None)
