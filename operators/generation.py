@@ -138,16 +138,12 @@ class Generation:
         self.verifies += 1
         self.drafted += len(draft.tokens)
         self.accepted += verdict.accepted
-        tokens, complete = self._extend(verdict.tokens[: self.max_tokens - len(self.output)])
+        tokens, self.finish_reason = self._extend(verdict.tokens)
+        if verdict.stopped and not self.finish_reason:
+            self.finish_reason = "stop"
         for drafter in self.drafters:
             drafter.accept(tokens)
         self.pending = tokens[-1] if tokens else None
-        if complete or verdict.stopped:
-            self.finish_reason = "stop"
-        elif len(self.output) >= self.max_tokens:
-            self.finish_reason = "length"
-        elif is_looping(self.output):
-            self.finish_reason = "repetition"
         return tokens
 
     def _verdict(self, draft: Draft, logits: Tensor) -> Verdict:
@@ -156,14 +152,23 @@ class Generation:
             return accept_greedy(logits, draft.tokens, self.eos_ids)
         return accept_sampled(logits, draft.tokens, self.eos_ids, sampler, self.output, draft.probs)
 
-    def _extend(self, tokens: list[int]) -> tuple[list[int], bool]:
-        """Append tokens one by one until the answer is complete; returns those appended. Asking
-        after every single token keeps the end where plain decoding would have put it."""
+    def _extend(self, tokens: list[int]) -> tuple[list[int], str]:
+        """Append tokens one by one until the answer is complete; returns those appended, and why it
+        ended, if it did. Asking after every single token keeps the end, whatever its reason, where
+        plain decoding would have put it."""
         for count, token in enumerate(tokens, start=1):
             self.output.append(token)
-            if self.ends is not None and self.ends(self.output):
-                return tokens[:count], True
-        return tokens, False
+            reason = self._why_complete()
+            if reason:
+                return tokens[:count], reason
+        return tokens, ""
+
+    def _why_complete(self) -> str:
+        if self.ends is not None and self.ends(self.output):
+            return "stop"
+        if len(self.output) >= self.max_tokens:
+            return "length"
+        return "repetition" if is_looping(self.output) else ""
 
     def usage(self) -> Usage:
         return Usage(

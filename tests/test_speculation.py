@@ -19,7 +19,7 @@ from operators.drafting import (
     PreviousOutputDrafter,
 )
 from operators.generation import NO_DRAFT, Decoding, Generation, is_looping
-from operators.kv_cache import StreamSlot
+from operators.kv_cache import Branch, StreamSlot
 from operators.verify import accept_greedy
 from tests.engine import SINKS, Driver, ToyTokenizer, layout, random_tokens, toy_decoder
 from tests.reference import StreamReference
@@ -95,7 +95,9 @@ def test_any_drafter_and_length_gives_plain_greedy_text(kind: str, k: int) -> No
             ),
         }[kind]
         got = generate(driver, slot, prompt, drafter, k)
-        loops = got.finish_reason == "repetition"
+        plain = generate(driver, slot, prompt, None, 0)
+        assert (got.output, got.finish_reason) == (plain.output, plain.finish_reason)
+        loops = plain.finish_reason == "repetition"  # the reference does not know that rule
         assert got.output == (text[: len(got.output)] if loops else text)
         accepted += got.accepted
     if kind in ("junk", "oracle", "previous"):
@@ -114,6 +116,37 @@ def test_accepting_everything_takes_one_forward_per_k_plus_one_tokens() -> None:
     assert fast.output == plain.output
     assert plain.verifies == len(plain.output) == 21
     assert fast.verifies == 5  # the prompt's own token, then 4 blocks of 4 drafts and a bonus
+
+
+@pytest.mark.parametrize("k", [0, 1, 3, 7, 16])
+def test_a_loop_ends_an_answer_at_the_same_token_with_any_draft(k: int) -> None:
+    """It was looked for once per verify block: a drafted answer ran on by up to k tokens."""
+    script = [1, 2, 3, *[7, 8] * 20]
+    generation = scripted(script, k, max_tokens=40)
+    assert generation.finish_reason == "repetition"
+    assert generation.output == script[:27]
+
+
+@pytest.mark.parametrize("k", [0, 1, 4, 9])
+def test_an_answer_of_full_length_is_cut_even_if_its_end_was_drafted(k: int) -> None:
+    generation = scripted([*range(10), next(iter(EOS))], k, max_tokens=10)
+    assert (generation.output, generation.finish_reason) == (list(range(10)), "length")
+
+
+def scripted(script: list[int], k: int, max_tokens: int) -> Generation:
+    """An answer whose target says ``script``, drafted k tokens at a time by who knows it."""
+    generation = Generation("test", [1], max_tokens, EOS)
+    generation.branch = Branch(StreamSlot(0), 0, fork=0)
+    generation.prompt_done(1, one_hot(script[:1]))
+    while not generation.finish_reason:
+        at = len(generation.output)
+        generation.verify_row(Draft(script[at : at + k], "oracle", "oracle"))
+        generation.verified(one_hot(script[at : at + k + 1]))
+    return generation
+
+
+def one_hot(tokens: Sequence[int]) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(tokens), 300).float()
 
 
 def test_nothing_behind_an_end_token_inside_a_block_is_kept() -> None:
