@@ -51,7 +51,7 @@ lint: setup ## ruff, mypy and bandit
 format: setup ## Format the code
 	@$(BIN)/ruff format .
 
-bench: setup ## Measure; BENCH=NAME for one of them
+bench: setup ## Measure, BENCH=NAME for one of them (all of them take hours)
 	@$(BIN)/longstream bench "$(BENCH)"
 
 kafka: setup ## A Kafka broker on this machine until Ctrl-C

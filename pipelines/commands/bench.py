@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,40 +11,76 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from operators.errors import ConfigError, LongstreamError
+from pipelines.benchmarks import BENCHMARKS, find
+from pipelines.benchmarks.harness import TOY, Result, Run, measure, set_threads
 
-def bench(
-    name: Annotated[str, typer.Argument(help="forward, speculation, or all.")] = "all",
-    model: Annotated[str | None, typer.Option(help="Alias, folder, file or hub name.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write JSON here.")] = None,
-    threads: Annotated[int, typer.Option(help="torch threads; at most the cores.")] = 2,
-) -> None:
-    """Measure the engine on this machine."""
-    import torch
-
-    from pipelines import model_store
-    from pipelines.benchmarks import BENCHMARKS, machine
-
-    if name != "all" and name not in BENCHMARKS:
-        raise typer.BadParameter(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}, all")
-    torch.set_num_threads(threads)
-    console, notes = Console(), Console(stderr=True)
-    result: dict[str, object] = {"date": datetime.date.today().isoformat(), **machine()}
-    for each in BENCHMARKS if name == "all" else [name]:
-        default, run = BENCHMARKS[each]
-        path = model_store.resolve(model or default)
-        measured = run(path, lambda line: notes.print(f"[dim]{line}[/dim]"))
-        result[each] = {"model": path.name, **measured}
-        console.print(_table(each, path.name, measured))
-    line = json.dumps(result)
-    if json_file is not None:
-        json_file.write_text(line + "\n", "utf-8")
-    typer.echo(line)
+app = typer.Typer(
+    help="Measure the engine on this machine: a table, and one JSON object as the last line.",
+    no_args_is_help=True,
+)
 
 
-def _table(name: str, model: str, measured: dict[str, object]) -> Table:
+def _command(names: list[str]) -> Callable[..., None]:
+    """The command that runs these benchmarks; all take the same options."""
+
+    def bench(
+        model: Annotated[
+            str | None, typer.Option(help="Alias, folder, file or hub name, or toy.")
+        ] = None,
+        json_file: Annotated[
+            Path | None, typer.Option("--json", help="Also write the JSON object here.")
+        ] = None,
+        quick: Annotated[
+            bool, typer.Option("--quick", help="A smoke run in seconds, by default on a toy model.")
+        ] = False,
+        long: Annotated[
+            bool, typer.Option("--long", help="The long version, if it has one.")
+        ] = False,
+        text: Annotated[
+            Path | None, typer.Option(help="Plain text to read instead of ours.")
+        ] = None,
+        threads: Annotated[int, typer.Option(help="torch threads; at most the cores.")] = 2,
+    ) -> None:
+        notes = Console(stderr=True)
+        set_threads(threads)
+        results: dict[str, Result] = {}
+        for name in names:
+            try:
+                benchmark = find(name)
+                chosen = model or (TOY if quick else benchmark.MODEL)
+                say = _speaker(notes, name)
+                run = Run(model=chosen, say=say, quick=quick, long=long, text=text)
+                results[name] = measure(name, benchmark.run, run)
+            except (LongstreamError, OSError, ModuleNotFoundError) as error:
+                notes.print(f"longstream bench {name}: {error}", markup=False)
+                if len(names) == 1:
+                    raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+                results[name] = {"benchmark": name, "failed": str(error)}
+            Console().print(_table(name, results[name]))
+        line = json.dumps(results[names[0]] if len(names) == 1 else results)
+        if json_file is not None:
+            json_file.write_text(line + "\n", "utf-8")
+        typer.echo(line)
+
+    return bench
+
+
+def _speaker(notes: Console, name: str) -> Callable[[str], None]:
+    return lambda line: notes.print(f"{name}: {line}", style="dim", markup=False, highlight=False)
+
+
+def _table(name: str, measured: Result) -> Table:
     """A row per measure; nested values side by side."""
-    table = Table("measure", "values", title=f"{name} ({model})", title_justify="left")
+    table = Table(
+        "measure", "values", title=f"{name} ({measured.get('model')})", title_justify="left"
+    )
     for key, value in measured.items():
         cells = value.items() if isinstance(value, dict) else [("", value)]
         table.add_row(key, "   ".join(f"{k} {v}".strip() for k, v in cells))
     return table
+
+
+for _name, _help in BENCHMARKS.items():
+    app.command(_name, help=_help)(_command([_name]))
+app.command("all", help="All of them, one after the other. Takes hours.")(_command([*BENCHMARKS]))

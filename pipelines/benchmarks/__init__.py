@@ -1,0 +1,29 @@
+"""What ``longstream bench`` measures: one module per benchmark, named as on the command line.
+
+A module offers ``MODEL`` (the default model) and ``run(run: Run) -> Result``. What it returns becomes
+the benchmark's JSON line, together with the facts about machine and versions that the harness adds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Protocol, cast
+
+from pipelines.benchmarks.harness import Result, Run
+
+BENCHMARKS: dict[str, str] = {
+    "forward": "One generation forward of n tokens: bf16 weights against int8.",
+    "speculation": "A meeting summarised and translated with each drafter, against plain decoding.",
+}
+"""Name → one line of help."""
+
+
+class Benchmark(Protocol):
+    MODEL: str
+
+    def run(self, run: Run, /) -> Result: ...
+
+
+def find(name: str) -> Benchmark:
+    """The module of that benchmark; imports torch. Raises ModuleNotFoundError for a missing extra."""
+    return cast(Benchmark, importlib.import_module(f"pipelines.benchmarks.{name}"))

@@ -1,0 +1,83 @@
+"""Every benchmark runs on the toy model, and its last line is JSON with the promised fields."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.benchmarks import BENCHMARKS, find
+from pipelines.benchmarks.harness import cores, interleaved, medians, set_threads
+from pipelines.commands.bench import app
+
+FACTS = {"benchmark", "model", "date", "processor", "cores", "memory_gib", "torch_threads"} | {
+    "versions",
+    "load_before",
+    "load_after",
+    "took_s",
+    "quick",
+}
+FIELDS = {
+    "forward": {"ms_per_forward", "int8_speedup"},
+    "speculation": {"seconds", "speedup", "tokens_per_verify", "identical_text"},
+}
+"""What each benchmark's JSON object must have, besides the facts."""
+
+
+@functools.cache
+def quick(name: str, *options: str) -> dict[str, Any]:
+    """Run the command as a user would; the object of its last line."""
+    command = [name, "--quick", "--threads", "1", *options]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_a_quick_run_gives_every_field(name: str) -> None:
+    result = quick(name)
+    assert result.keys() >= FIELDS[name] | FACTS
+    assert result["benchmark"] == name
+    assert result["quick"] is True
+
+
+def test_every_benchmark_has_its_fields_checked() -> None:
+    assert FIELDS.keys() == BENCHMARKS.keys()
+    assert all(find(name).MODEL for name in BENCHMARKS)
+
+
+def test_json_goes_to_a_file_too(tmp_path: Any) -> None:
+    file = tmp_path / "forward.json"
+    result = quick("forward", "--json", str(file))
+    assert json.loads(file.read_text()) == result
+
+
+def test_texts_do_not_depend_on_the_drafter() -> None:
+    assert quick("speculation")["identical_text"] is True
+
+
+def test_steps_are_interleaved_and_the_warm_up_does_not_count() -> None:
+    order: list[str] = []
+    steps = {name: lambda name=name: order.append(name) for name in "ab"}
+    times = interleaved(steps, rounds=3, warm_up=2)
+    assert order == list("ab" * 5)
+    assert [len(values) for values in times.values()] == [3, 3]
+
+
+def test_median() -> None:
+    assert medians({"odd": [9.0, 1.0, 2.0], "even": [4.0, 1.0, 3.0, 100.0]}) == {
+        "odd": 2.0,
+        "even": 3.5,
+    }
+
+
+def test_never_more_threads_than_cores() -> None:
+    try:
+        assert set_threads(10_000) == cores()
+        assert set_threads(0) == 1
+    finally:
+        set_threads(1)
