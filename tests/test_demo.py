@@ -20,9 +20,9 @@ from operators.types import (
     TranslationEvent,
     event_id,
 )
-from pipelines.demo_plan import DEMO, leading, meeting_files, transcripts, with_choices
-from pipelines.demo_report import RunFacts, json_line, markdown, problems, remarks, result
-from pipelines.demo_worker import Measured, parse_metrics
+from pipelines.demo.plan import DEMO, leading, meeting_files, transcripts, with_choices
+from pipelines.demo.report import RunFacts, json_line, markdown, problems, remarks, result
+from pipelines.demo.worker import Measured, parse_metrics
 from pipelines.following import Follower, Seen, StreamView
 from pipelines.replaying import Sent
 from pipelines.screen import Status, draw

@@ -32,8 +32,7 @@ PIPELINE_LAYERS = [
     }
     | {"clients", "publishers", "outputs", "committer", "transport", "sessions", "partition"},
     {"app", "worker"},
-    {"tool_clients", "replaying", "following", "tally", "screen"}
-    | {"demo_plan", "demo_report", "demo_worker", "demo_run", "benchmarks", "live"},
+    {"tool_clients", "replaying", "following", "tally", "screen"} | {"demo", "benchmarks", "live"},
     {"commands", "cli"},
 ]
 """Lowest first. A module may import its own layer and those below."""
@@ -63,7 +62,7 @@ READS_ENVIRONMENT = {
     "model_store": "finds the cache folder",
     "cli": "sets how long OpenMP's threads spin, before torch reads it",
     "device": "hands the child process a copy without credentials",
-    "demo_worker": "starts the worker with a copy of it",
+    "demo": "starts the worker with a copy of it",
     "commands": "the demo lets variables override its plan",
     "device_main": "a test names the toy engine to build",
 }

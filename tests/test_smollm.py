@@ -13,7 +13,7 @@ from operators.drafting import CombinedDrafter, NgramDrafter, NgramIndex, Previo
 from operators.kv_cache import KvLayout
 from operators.model import DecoderModel, load_model
 from pipelines import model_store
-from pipelines.demo_plan import meeting_files
+from pipelines.demo.plan import meeting_files
 from tests.engine import Driver, assert_same_logits
 from tests.reference import StreamReference
 from tests.test_speculation import JunkDrafter, generate

@@ -11,7 +11,7 @@ from operators.stream_operator import StreamOperator
 from operators.types import Event, Segment
 from pipelines.benchmarks.harness import Result, Run, interleaved
 from pipelines.codec import read_transcript
-from pipelines.demo_plan import meeting_files
+from pipelines.demo.plan import meeting_files
 
 MODEL = "smollm2-135m"
 DRAFTERS = ("none", "ngram", "previous", "combined")

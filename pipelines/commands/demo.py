@@ -22,10 +22,10 @@ from operators.errors import LongstreamError
 from pipelines import broker
 from pipelines.broker.base import free_ports
 from pipelines.commands.worker import topic_specs
-from pipelines.demo_plan import DEMO, DemoPlan, transcripts, with_choices
-from pipelines.demo_report import RunFacts, closing_table, json_line, markdown, problems, remarks
-from pipelines.demo_run import DemoRun
-from pipelines.demo_worker import WorkerProcess
+from pipelines.demo.plan import DEMO, DemoPlan, transcripts, with_choices
+from pipelines.demo.report import RunFacts, closing_table, json_line, markdown, problems, remarks
+from pipelines.demo.run import DemoRun
+from pipelines.demo.worker import WorkerProcess
 from pipelines.replaying import parse_speed
 from pipelines.settings import load_settings
 from pipelines.settings_fields import Settings

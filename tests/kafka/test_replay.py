@@ -10,7 +10,7 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from pipelines.codec import decode_segment, read_transcript
-from pipelines.demo_plan import meeting_files
+from pipelines.demo.plan import meeting_files
 from pipelines.tool_clients import partition_for
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from operators.types import SummaryEvent
-from pipelines.demo_worker import Measured
+from pipelines.demo.worker import Measured
 from pipelines.screen import MARKS, clean, size
 from pipelines.tally import MAX_REPEATED_TRIGRAMS, StreamTally, Tally, share
 

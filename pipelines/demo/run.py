@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.live import Live
 
 from operators.types import Segment, SummaryEvent
-from pipelines.demo_plan import DemoPlan
-from pipelines.demo_worker import Measured, WorkerProcess
+from pipelines.demo.plan import DemoPlan
+from pipelines.demo.worker import Measured, WorkerProcess
 from pipelines.following import Follower
 from pipelines.replaying import Pacer, Replay, Sent, merged, parse_speed, timeline
 from pipelines.screen import Status, draw, plain_event, plain_segment
