@@ -20,7 +20,7 @@ from operators.types import SessionState, WindowSegment
 Encode = Callable[[str], list[int]]
 
 
-def remember(session: Session, identity: dict[str, str], recent: list[str]) -> StreamMemory:
+def remember(session: Session, identity: dict[str, str]) -> StreamMemory:
     """What a snapshot of a quiet session holds besides its KV."""
     return StreamMemory(
         identity=identity,
@@ -31,7 +31,7 @@ def remember(session: Session, identity: dict[str, str], recent: list[str]) -> S
         window=[PartRecord(p.start, tuple(p.tokens), p.said, p.info) for p in session.window],
         index=session.index.tokens,
         draft_arms={task: control.memory for task, control in session.draft_controls.items()},
-        recent=recent,
+        recent=list(session.recent),
     )
 
 

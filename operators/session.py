@@ -21,7 +21,7 @@ from operators.draft_control import DraftControl
 from operators.draft_model import DraftMemory
 from operators.drafting import NgramIndex
 from operators.generation import Generation
-from operators.kv_cache import KvLayout, StreamSlot
+from operators.kv_cache import KvCache, KvLayout, StreamSlot
 from operators.types import (
     AnswerEvent,
     Covers,
@@ -36,6 +36,9 @@ from operators.types import (
     Trigger,
     WindowSegment,
 )
+
+RECENT_IDS = 1024
+"""Segment ids of a stream that are known as already taken."""
 
 
 @dataclass(eq=False)
@@ -108,6 +111,8 @@ class Session:
     update_failures: int = 0
     requested: Trigger | None = None
 
+    recent: dict[str, None] = field(default_factory=dict)
+    """Ids of segments taken lately, oldest first."""
     cursor: int = -1
     next_seq: int = 0
     settled_seq: int = 0  # next_seq as of cursor
@@ -191,6 +196,18 @@ class Session:
                 where = Evidence(info.segment_id, info.start_ms, info.end_ms, info.speaker)
                 found.append((where, part.said))
         return found
+
+    def close(self, generation: Generation, cache: KvCache) -> None:
+        """Throw a finished answer's branch away; the stream's memory is as before the fork."""
+        assert generation.branch is not None
+        cache.drop(generation.branch)
+        self.running.remove(generation)
+
+    def remember(self, segment_id: str) -> None:
+        """Know this segment as taken, should it come again."""
+        self.recent[segment_id] = None
+        while len(self.recent) > RECENT_IDS:
+            del self.recent[next(iter(self.recent))]
 
     def restore_covers(self, state: SessionState) -> None:
         self.covers = Covers(state.covered_seq, state.covered_segment_id, state.covered_ms)

@@ -14,7 +14,8 @@ OPERATOR_LAYERS = [
     {"errors", "types", "config", "observer"},
     {"kv_cache", "attention", "verify", "text", "model", "drafting"}
     | {"sampling", "draft_control", "draft_model"},
-    {"generation", "session", "scheduler", "tasks", "snapshot", "restore"},
+    {"generation", "session", "scheduler", "tasks", "snapshot", "restore"}
+    | {"intake", "updates", "requests", "runner"},
     {"stream_operator"},
 ]
 PIPELINE_LAYERS = [
