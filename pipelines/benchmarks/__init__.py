@@ -13,7 +13,9 @@ from pipelines.benchmarks.harness import Result, Run
 
 BENCHMARKS: dict[str, str] = {
     "forward": "One generation forward of n tokens: bf16 weights against int8.",
-    "speculation": "A meeting summarised and translated with each drafter, against plain decoding.",
+    "speculation": "Every kind of answer with every drafter and draft length, over plain decoding.",
+    "streams": "Tokens per second and per-token waits of 1 to 32 streams at once; fairness.",
+    "peers": "The whole job beside Hugging Face generate and llama.cpp (extra: peers).",
 }
 """Name → one line of help."""
 

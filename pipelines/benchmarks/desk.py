@@ -56,6 +56,8 @@ class Answered:
     generation: Generation
     prompt_s: float = 0.0
     decode_s: float = 0.0
+    decoding_from: float = 0.0
+    """When the last prompt of all that run together was through."""
     turns: list[Turn] = field(default_factory=list)
 
 
@@ -172,46 +174,54 @@ class Desk:
         if any(session.due for session in sessions):
             raise ConfigError(f"{len(asked)} answers do not fit: raise slots and branches")
         while any(session.running for session in sessions):
-            self._step(scheduler, sessions, answers)
+            if any(generation.prefilling for _, generation in asked):
+                self._prefill(sessions, answers)
+            else:
+                self._step(scheduler, sessions, answers)
         for session, keep in zip(sessions, held, strict=True):
             if not keep and session.slot is not None:
                 self.cache.release(session.slot)
                 session.slot = None
         return answers
 
-    def _step(
-        self, scheduler: Scheduler, sessions: list[Session], answers: list[Answered]
-    ) -> None:
+    def _prefill(self, sessions: list[Session], answers: list[Answered]) -> None:
+        """One forward of prompt tokens; no answer goes on before all prompts are through, so that
+        decoding is timed by itself."""
+        began, budget = time.perf_counter(), self.config.ingest_budget
+        rows: list[tuple[Row, Generation]] = []
+        for answer in answers:
+            if answer.generation.prefilling and budget > 0:
+                rows.append((answer.generation.prompt_row(budget), answer.generation))
+                budget -= len(rows[-1][0].tokens)
+        logits = self.model.forward("ingest", self.cache, [row for row, _ in rows])
+        at = 0
+        for row, generation in rows:
+            generation.prompt_done(len(row.tokens), logits[at : at + 1] if row.want else None)
+            at += row.want
+        ended = time.perf_counter()
+        for answer in answers:
+            answer.prompt_s += ended - began
+            answer.decoding_from = ended
+        self._tidy(sessions)
+
+    def _step(self, scheduler: Scheduler, sessions: list[Session], answers: list[Answered]) -> None:
         began = time.perf_counter()
         plan = scheduler.plan(sessions, lambda session: None)
-        prompts = len(plan.prompts)
-        self._prompts(plan)
-        middle = time.perf_counter()
         self._verifies(plan, answers)
         ended = time.perf_counter()
         for answer in answers:
-            answer.prompt_s += middle - began if prompts else 0.0
             if any(g is answer.generation for _, g in plan.verifies):
-                answer.decode_s += ended - (middle if prompts else began)
+                answer.decode_s += ended - began
+        self._tidy(sessions)
+
+    def _tidy(self, sessions: list[Session]) -> None:
         for session in sessions:
             for generation in [g for g in session.running if g.finish_reason]:
                 assert generation.branch is not None
                 self.cache.drop(generation.branch)
                 session.running.remove(generation)
 
-    def _prompts(self, plan: StepPlan) -> None:
-        if not plan.prompts:
-            return
-        logits = self.model.forward("ingest", self.cache, [row for row, _ in plan.prompts])
-        at = 0
-        for row, generation in plan.prompts:
-            mine = logits[at : at + 1] if row.want else None
-            generation.prompt_done(len(row.tokens), mine)
-            at += row.want
-
     def _verifies(self, plan: StepPlan, answers: list[Answered]) -> None:
-        if not plan.verifies:
-            return
         logits = self.model.forward("generation", self.cache, [row for row, _ in plan.verifies])
         at = 0
         for row, generation in plan.verifies:

@@ -118,9 +118,7 @@ def _draft(run: Run) -> DecoderModel | None:
     if name == TOY:
         return toy_decoder()
     folder = model_store.resolve(name)
-    return load_model(
-        folder, name=name, device="cpu", dtype_ingest="fp32", dtype_generation="fp32"
-    )
+    return load_model(folder, name=name, device="cpu", dtype_ingest="fp32", dtype_generation="fp32")
 
 
 def _costs(run: Run, model: DecoderModel, draft: DecoderModel | None) -> Costs:
@@ -149,7 +147,9 @@ def _jobs(desk: Desk, sizes: Sizes, costs: Costs) -> Iterator[Job]:
         tasks.summary.finish(session, view, generation)
 
     desk.listen(session, heard, sizes.window)
-    yield Job("first summary", desk.place(session), lambda tasks, at: tasks.summary.update(at, ignore))
+    yield Job(
+        "first summary", desk.place(session), lambda tasks, at: tasks.summary.update(at, ignore)
+    )
     place = desk.place(session)
     for segment in _utterances(meeting, 2):
         yield Job("translation", place, partial(_translation, text=segment.text))
