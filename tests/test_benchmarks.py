@@ -22,7 +22,10 @@ FACTS = {"benchmark", "model", "date", "processor", "cores", "memory_gib", "torc
 }
 FIELDS = {
     "forward": {"ms_per_forward", "int8_speedup"},
-    "speculation": {"seconds", "speedup", "tokens_per_verify", "identical_text"},
+    "speculation": {"best_summary_speedup", "retranslation_speedup", "worst_speedup"}
+    | {"identical_text", "tasks", "by_drafter", "acceptance_by_position", "cost_curve_ms"},
+    "streams": {"ratio_16", "jain", "best", "by_setting", "fairness"},
+    "peers": {"vs_hf_best_1", "vs_llamacpp_1", "sides", "missing", "peer_versions", "precision"},
 }
 """What each benchmark's JSON object must have, besides the facts."""
 

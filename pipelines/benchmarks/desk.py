@@ -72,21 +72,25 @@ class Desk:
         prefix = self.prompts.prefix
         self.layout = KvLayout(len(prefix), config.window, config.slack, config.branch_tokens)
         self.cache = model.new_cache(self.layout, slots=config.slots, branches=config.branches)
-        self.draft = draft and DraftModel(
-            draft,
-            model,
-            self.layout,
-            prefix,
-            slots=config.slots,
-            branches=config.branches,
-            block=config.ingest_budget,
-        )
+        self.draft = self._new_draft(draft) if draft is not None else None
         slot = self.cache.allocate()
         while slot.length < len(prefix):
             row = Row(slot, prefix[slot.length : slot.length + config.slack])
             model.forward("ingest", self.cache, [row])
         self._prefix = self.cache.export(slot)
         self.cache.release(slot)
+
+    def _new_draft(self, draft: DecoderModel) -> DraftModel:
+        config = self.config
+        return DraftModel(
+            draft,
+            self.model,
+            self.layout,
+            self.prompts.prefix,
+            slots=config.slots,
+            branches=config.branches,
+            block=config.ingest_budget,
+        )
 
     def scheduler(self, config: OperatorConfig, costs: Costs | None = None) -> Scheduler:
         size = self.layout.sinks

@@ -169,11 +169,10 @@ class LlamaCpp:
                 prefilled += 1
         self._decode(rows)
         for at, sequence in wanting:
-            answer = sequence.answer
-            assert answer is not None
-            answer.token = self._best(at)
-            answer.left -= 1
-            if answer.left == 0:
+            assert sequence.answer is not None
+            sequence.answer.token = self._best(at)
+            sequence.answer.left -= 1
+            if sequence.answer.left == 0:
                 sequence.answer = None
         return prefilled, len(wanting)
 

@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -74,9 +75,7 @@ def run(run: Run) -> Result:
         run.say(f"{streams} streams: {len(job.asks)} answers, finding out how long they are")
         job = job.with_lengths(run_ours(ours, config, costs, job)[1])
         sides = _peers(run, sizes, job, stock, missing, result["precision"])
-        took = _in_turns(
-            run, sizes, job, lambda j, m=ours, c=config, k=costs: run_ours(m, c, k, j)[0], sides
-        )
+        took = _in_turns(run, sizes, job, partial(_ours, ours, config, costs), sides)
         table |= {f"{name} x{streams}": _row(found) for name, found in took.items()}
         result |= _ratios(took, streams)
         for side in sides.values():
@@ -150,6 +149,10 @@ def run_ours(
     asked = sum(len(ask.instruction) for ask in job.asks)
     generated = sum(map(sum, lengths))
     return Took(seconds, len(job.asks), heard + asked, generated), lengths
+
+
+def _ours(model: DecoderModel, config: OperatorConfig, costs: Costs, job: Job) -> Took:
+    return run_ours(model, config, costs, job)[0]
 
 
 def _lengths(job: Job, events: list[Event]) -> list[list[int]]:

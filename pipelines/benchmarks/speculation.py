@@ -15,25 +15,19 @@ import dataclasses
 import statistics
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from operators.config import OperatorConfig
 from operators.draft_control import CostCurve, Costs, DraftControl
-from operators.generation import Generation
 from operators.model import DecoderModel, load_model
-from operators.session import Session
-from operators.tasks.drafts import decoding
-from operators.types import Segment
 from pipelines import model_store
-from pipelines.benchmarks.desk import Answered, Desk, Make, Tasks, ignore
+from pipelines.benchmarks.desk import Answered, Desk
 from pipelines.benchmarks.harness import TOY, Result, Run
+from pipelines.benchmarks.speculation_jobs import LONG, QUICK, Job, Sizes
+from pipelines.benchmarks.speculation_jobs import jobs as jobs_of
 from pipelines.benchmarks.toy import toy_decoder
 from pipelines.calibration import DRAFT, VERIFY, cost_curve
-from pipelines.codec import read_transcript
-from pipelines.demo.plan import meeting_files
 
 MODEL = "qwen2.5-coder-1.5b"
 DRAFT_MODELS = {"qwen2.5-coder-1.5b": "qwen2.5-coder-0.5b", TOY: TOY}
@@ -41,32 +35,6 @@ DRAFT_MODELS = {"qwen2.5-coder-1.5b": "qwen2.5-coder-0.5b", TOY: TOY}
 SUMMARIES = ("update", "compaction")
 FREE = Costs(CostCurve(((1, 1.0),)), CostCurve(((1, 1e-9),)))
 """Nothing costs anything: drafts are always made, as long as allowed."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Tokens, and how often things are done."""
-
-    window: int = 512
-    answer: int = 64
-    updates: int = 3
-    rounds: int = 2
-    lengths: tuple[int, ...] = (1, 2, 4, 8, 16)
-    growing: tuple[int, ...] = (6, 10, 14, 18, 22)
-    """Words of the utterance heard so far."""
-
-
-QUICK = Sizes(window=256, answer=12, updates=2, rounds=1, lengths=(4,), growing=(3, 5))
-LONG = dataclasses.replace(Sizes(), answer=96, rounds=3, lengths=tuple(range(1, 17)))
-
-
-@dataclass(frozen=True)
-class Job:
-    """An answer that can be asked for again and again: made at ``place`` of the stream."""
-
-    task: str
-    place: Session
-    make: Make
 
 
 def run(run: Run) -> Result:
@@ -88,7 +56,7 @@ def run(run: Run) -> Result:
     )
     desk = Desk(model, config, draft)
     run.say("following the meeting")
-    jobs = list(_jobs(desk, sizes, costs))
+    jobs = list(jobs_of(desk, sizes, costs))
     runner = _Runner(desk, jobs, run.say)
     for turn in range(sizes.rounds):
         run.say(f"plain and auto, round {turn + 1} of {sizes.rounds}")
@@ -127,71 +95,6 @@ def _costs(run: Run, model: DecoderModel, draft: DecoderModel | None) -> Costs:
         verify = cost_curve(model, VERIFY, Path(folder), run.say)
         late = cost_curve(draft, DRAFT, Path(folder), run.say) if draft is not None else None
     return Costs(verify, late)
-
-
-# --- the work ------------------------------------------------------------------------------------
-
-
-def _jobs(desk: Desk, sizes: Sizes, costs: Costs) -> Iterator[Job]:
-    """Follow the meeting, writing real summaries on the way; yields what is asked for where."""
-    meeting = [s for s in read_transcript(meeting_files()[0]) if len(s.text.split()) > 3]
-    heard = iter(meeting)
-    session = desk.open("meeting")
-    config = dataclasses.replace(desk.config, drafter="auto")
-    tasks, scheduler = desk.tasks(config), desk.scheduler(config, costs)
-
-    def summarise() -> None:
-        view = tasks.summary.view(session, "request")
-        generation = tasks.summary.update(session, ignore)
-        desk.run(scheduler, [(session, generation)])
-        tasks.summary.finish(session, view, generation)
-
-    desk.listen(session, heard, sizes.window)
-    yield Job(
-        "first summary", desk.place(session), lambda tasks, at: tasks.summary.update(at, ignore)
-    )
-    place = desk.place(session)
-    for segment in _utterances(meeting, 2):
-        yield Job("translation", place, partial(_translation, text=segment.text))
-    yield from _growing(desk, sizes, place, _utterances(meeting, 1, max(sizes.growing))[0], costs)
-    for _ in range(sizes.updates):
-        summarise()
-        desk.listen(session, heard, sizes.window // 3)
-    yield Job("update", desk.place(session), lambda tasks, at: tasks.summary.update(at, ignore))
-    yield Job(
-        "compaction", desk.place(session), lambda tasks, at: tasks.summary.compaction(at, ignore)
-    )
-
-
-def _utterances(meeting: Sequence[Segment], count: int, words: int = 18) -> list[Segment]:
-    """The shortest segments of at least so many words."""
-    enough = [s for s in meeting if len(s.text.split()) >= words]
-    return sorted(enough, key=lambda s: len(s.text.split()))[:count]
-
-
-def _translation(
-    tasks: Tasks, at: Session, text: str, before: Sequence[int] = (), kind: str = "translation:fr"
-) -> Generation:
-    generation = tasks.translation.generation(at, "fr", text, ignore)
-    generation.decoding = decoding(tasks.config, at, kind, generation.prompt, before)
-    return generation
-
-
-def _growing(
-    desk: Desk, sizes: Sizes, place: Session, segment: Segment, costs: Costs
-) -> Iterator[Job]:
-    """An utterance translated again and again while it grows."""
-    tasks, scheduler = desk.tasks(desk.config), desk.scheduler(desk.config, costs)
-    words, before = segment.text.split(), list[int]()
-    for count in sizes.growing:
-        make = partial(
-            _translation, text=" ".join(words[:count]), before=before, kind="retranslation:fr"
-        )
-        yield Job("retranslation", place, make)
-        at = desk.at(place, {})
-        (answered,) = desk.run(scheduler, [(at, make(tasks, at))])
-        text = tasks.translation.text([answered.generation])
-        before = desk.model.tokenizer.encode(text)
 
 
 # --- running it ----------------------------------------------------------------------------------

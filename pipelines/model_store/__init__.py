@@ -5,4 +5,13 @@ from pipelines.model_store.gguf import gguf_file
 from pipelines.model_store.source import ALIASES, Alias, Wheel
 from pipelines.model_store.store import cached, default_cache, resolve
 
-__all__ = ["ALIASES", "Alias", "Progress", "Wheel", "cached", "default_cache", "gguf_file", "resolve"]
+__all__ = [
+    "ALIASES",
+    "Alias",
+    "Progress",
+    "Wheel",
+    "cached",
+    "default_cache",
+    "gguf_file",
+    "resolve",
+]

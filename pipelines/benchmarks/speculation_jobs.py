@@ -1,0 +1,105 @@
+"""The answers that speculation is measured on, each at its place in a real meeting."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from operators.draft_control import Costs
+from operators.generation import Generation
+from operators.session import Session
+from operators.tasks.drafts import decoding
+from operators.types import Segment
+from pipelines.benchmarks.desk import Desk, Make, Tasks, ignore
+from pipelines.codec import read_transcript
+from pipelines.demo.plan import meeting_files
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tokens, and how often things are done."""
+
+    window: int = 512
+    answer: int = 64
+    updates: int = 3
+    rounds: int = 2
+    lengths: tuple[int, ...] = (1, 2, 4, 8, 16)
+    growing: tuple[int, ...] = (6, 10, 14, 18, 22)
+    """Words of the utterance heard so far."""
+
+
+QUICK = Sizes(window=256, answer=12, updates=2, rounds=1, lengths=(4,), growing=(3, 5))
+LONG = dataclasses.replace(Sizes(), answer=96, rounds=3, lengths=tuple(range(1, 17)))
+
+
+@dataclass(frozen=True)
+class Job:
+    """An answer that can be asked for again and again: made at ``place`` of the stream."""
+
+    task: str
+    place: Session
+    make: Make
+
+
+def jobs(desk: Desk, sizes: Sizes, costs: Costs) -> Iterator[Job]:
+    """Follow the meeting, writing real summaries on the way; yields what is asked for where."""
+    meeting = [s for s in read_transcript(meeting_files()[0]) if len(s.text.split()) > 3]
+    heard = iter(meeting)
+    session = desk.open("meeting")
+    config = dataclasses.replace(desk.config, drafter="auto")
+    tasks, scheduler = desk.tasks(config), desk.scheduler(config, costs)
+
+    def summarise() -> None:
+        view = tasks.summary.view(session, "request")
+        generation = tasks.summary.update(session, ignore)
+        desk.run(scheduler, [(session, generation)])
+        tasks.summary.finish(session, view, generation)
+
+    desk.listen(session, heard, sizes.window)
+    yield Job(
+        "first summary", desk.place(session), lambda tasks, at: tasks.summary.update(at, ignore)
+    )
+    place = desk.place(session)
+    for segment in _utterances(meeting, 2):
+        yield Job("translation", place, partial(_translation, text=segment.text))
+    yield from _growing(desk, sizes, place, _utterances(meeting, 1, max(sizes.growing))[0], costs)
+    for _ in range(sizes.updates):
+        summarise()
+        desk.listen(session, heard, sizes.window // 3)
+    yield Job("update", desk.place(session), lambda tasks, at: tasks.summary.update(at, ignore))
+    yield Job(
+        "compaction", desk.place(session), lambda tasks, at: tasks.summary.compaction(at, ignore)
+    )
+
+
+def _utterances(meeting: Sequence[Segment], count: int, words: int = 18) -> list[Segment]:
+    """The shortest segments of at least so many words."""
+    enough = [s for s in meeting if len(s.text.split()) >= words]
+    return sorted(enough, key=lambda s: len(s.text.split()))[:count]
+
+
+def _translation(
+    tasks: Tasks, at: Session, text: str, before: Sequence[int] = (), kind: str = "translation:fr"
+) -> Generation:
+    generation = tasks.translation.generation(at, "fr", text, ignore)
+    generation.decoding = decoding(tasks.config, at, kind, generation.prompt, before)
+    return generation
+
+
+def _growing(
+    desk: Desk, sizes: Sizes, place: Session, segment: Segment, costs: Costs
+) -> Iterator[Job]:
+    """An utterance translated again and again while it grows."""
+    tasks, scheduler = desk.tasks(desk.config), desk.scheduler(desk.config, costs)
+    words, before = segment.text.split(), list[int]()
+    for count in sizes.growing:
+        make = partial(
+            _translation, text=" ".join(words[:count]), before=before, kind="retranslation:fr"
+        )
+        yield Job("retranslation", place, make)
+        at = desk.at(place, {})
+        (answered,) = desk.run(scheduler, [(at, make(tasks, at))])
+        text = tasks.translation.text([answered.generation])
+        before = desk.model.tokenizer.encode(text)
