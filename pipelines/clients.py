@@ -1,18 +1,41 @@
-"""How Kafka clients are told where the brokers are and who we are."""
+"""How Kafka clients are told where the brokers are and who we are, and why they are turned away."""
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from typing import Any
 
+from aiokafka.conn import create_conn
+from aiokafka.errors import (
+    IllegalSaslStateError,
+    KafkaConnectionError,
+    KafkaError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
+
+from operators.errors import ConfigError
 from pipelines.settings import Settings
+
+DIAGNOSIS_SECONDS = 5.0
+_OTHER_LANGUAGE = (ssl.SSLError, ConnectionResetError, IllegalSaslStateError, KafkaConnectionError)
 
 
 def ssl_context(settings: Settings) -> ssl.SSLContext | None:
-    """Certificates are always checked; None where the connection is not encrypted."""
+    """Certificates are always checked; None where the connection is not encrypted.
+
+    Raises ConfigError for a file that holds no certificates.
+    """
     if settings.security_protocol not in ("SSL", "SASL_SSL"):
         return None
-    return ssl.create_default_context(cafile=settings.ssl_cafile)
+    try:
+        return ssl.create_default_context(cafile=settings.ssl_cafile)
+    except OSError as error:  # SSLError is one
+        raise ConfigError(
+            f"ssl_cafile {settings.ssl_cafile}: no certificates in PEM format can be read from it "
+            f"({getattr(error, 'reason', None) or error.strerror or error})"
+        ) from None
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
@@ -23,13 +46,18 @@ def client_options(settings: Settings) -> dict[str, Any]:
         "security_protocol": settings.security_protocol,
         "ssl_context": ssl_context(settings),
     }
-    if settings.sasl_password is not None:
-        options |= {
-            "sasl_mechanism": settings.sasl_mechanism,
-            "sasl_plain_username": settings.sasl_username,
-            "sasl_plain_password": settings.sasl_password.get_secret_value(),
-        }
-    return options
+    return options | login(settings)
+
+
+def login(settings: Settings) -> dict[str, Any]:
+    """Keyword arguments of aiokafka and kafka-python for a login; empty where there is none."""
+    if settings.sasl_password is None:
+        return {}
+    return {
+        "sasl_mechanism": settings.sasl_mechanism,
+        "sasl_plain_username": settings.sasl_username,
+        "sasl_plain_password": settings.sasl_password.get_secret_value(),
+    }
 
 
 def faust_credentials(settings: Settings) -> Any:
@@ -49,3 +77,63 @@ def faust_credentials(settings: Settings) -> Any:
 
 def faust_broker(settings: Settings) -> str:
     return ";".join(f"kafka://{server}" for server in settings.bootstrap.split(","))
+
+
+async def turned_away(settings: Settings) -> ConfigError | None:
+    """Why the broker at the first address that answers will not have us; None if it would, or if
+    nobody is there.
+
+    Clients try until their time is up and then only say that they could not connect; the reason
+    stands in their logs at best. So one bare connection is made, whose error says it.
+    """
+    for server in settings.bootstrap.split(","):
+        try:
+            await asyncio.wait_for(_connect(settings, server), DIAGNOSIS_SECONDS)
+        except (ConnectionRefusedError, TimeoutError):
+            continue
+        except (KafkaError, OSError) as error:
+            if (sentence := _sentence(settings, server, error)) is not None:
+                return ConfigError(sentence)
+            continue
+        return None
+    return None
+
+
+async def _connect(settings: Settings, server: str) -> None:
+    host, _, port = server.rpartition(":")
+    connection = await create_conn(
+        host.strip("[]"),
+        int(port),
+        client_id="longstream-diagnosis",
+        request_timeout_ms=int(DIAGNOSIS_SECONDS * 1000),
+        security_protocol=settings.security_protocol,
+        ssl_context=ssl_context(settings),
+        **login(settings),
+    )
+    connection.close()
+
+
+def _sentence(settings: Settings, server: str, error: Exception) -> str | None:
+    """The error in words, without anything that was sent."""
+    if isinstance(error, SaslAuthenticationFailed):
+        return (
+            f"the Kafka at {server} refuses the login of {settings.sasl_username!r} by "
+            f"{settings.sasl_mechanism}: check sasl_username, sasl_password_file and sasl_mechanism"
+        )
+    if isinstance(error, UnsupportedSaslMechanismError):
+        return (
+            f"the Kafka at {server} does not take logins by {settings.sasl_mechanism}: "
+            "set another sasl_mechanism"
+        )
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"the certificate of the Kafka at {server} is not trusted ({error.verify_message}): "
+            "give the authority that signed it as ssl_cafile"
+        )
+    # It hung up on our first words, or answered with what is no answer.
+    if isinstance(error, _OTHER_LANGUAGE):
+        return (
+            f"something listens at {server}, but does not speak {settings.security_protocol}: "
+            "check the port and security_protocol"
+        )
+    return None

@@ -6,7 +6,8 @@ The worker itself talks through Faust and aiokafka (``pipelines.clients``); thes
 
 from __future__ import annotations
 
-import ssl
+import asyncio
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ with warnings.catch_warnings():
 
 from operators.errors import LongstreamError, SegmentError
 from operators.types import Event, Segment
+from pipelines.clients import login, ssl_context, turned_away
 from pipelines.codec import decode_event, decode_segment
 from pipelines.settings_fields import Settings
 
@@ -54,21 +56,16 @@ def partition_for(stream_id: str, partitions: int) -> int:
 
 def connection(settings: Settings, name: str) -> dict[str, Any]:
     """Where the brokers are and how to log in, as every kafka-python client takes it."""
-    options: dict[str, Any] = {
+    # Their log lines repeat each failed attempt; what it means is said once, by no_broker.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    return {
         "bootstrap_servers": settings.bootstrap.split(","),
         "client_id": name,
         "bootstrap_timeout_ms": int(CONNECT_SECONDS * 1000),
         "security_protocol": settings.security_protocol,
+        "ssl_context": ssl_context(settings),
+        **login(settings),
     }
-    if settings.security_protocol.endswith("SSL"):
-        cafile = str(settings.ssl_cafile) if settings.ssl_cafile else None
-        options["ssl_context"] = ssl.create_default_context(cafile=cafile)
-    if settings.security_protocol.startswith("SASL_"):
-        password = settings.sasl_password
-        options["sasl_mechanism"] = settings.sasl_mechanism
-        options["sasl_plain_username"] = settings.sasl_username
-        options["sasl_plain_password"] = password.get_secret_value() if password else None
-    return options
 
 
 def producer(settings: Settings) -> KafkaProducer:
@@ -175,7 +172,10 @@ class Reader:
 
 
 def no_broker(settings: Settings, error: BaseException) -> LongstreamError:
-    """The sentence for "the broker does not answer", with what to do."""
+    """The sentence for "the broker does not answer", with what to do: a ConfigError if it is there
+    but will not have us. Asks it, so not to be called in an event loop."""
+    if (refusal := asyncio.run(turned_away(settings))) is not None:
+        return refusal
     reason = str(error) or type(error).__name__
     return LongstreamError(
         f"no Kafka answers at {settings.bootstrap} ({reason}). Start one with `longstream kafka`, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,16 +62,18 @@ def create_topics(
     *,
     replication_factor: int = -1,
     timeout: float = 30.0,
+    login: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Create the topics that do not exist and return their names; existing ones are checked.
 
     Raises :class:`BrokerError` if an existing topic has another number of partitions (keys would
     land elsewhere than their state) or another cleanup policy, or the broker refuses.
-    ``replication_factor`` -1 is the broker's default. Safe to call by several at the same time.
+    ``replication_factor`` -1 is the broker's default. ``login``: what kafka-python's clients take
+    for TLS and a login. Safe to call by several at the same time.
     """
     wanted = {topic.name: topic for topic in topics}
     try:
-        with admin_client(bootstrap, timeout) as admin:
+        with admin_client(bootstrap, timeout, login) as admin:
             created = _create(admin, list(wanted.values()), partitions, replication_factor)
             admin.wait_for_topics(list(wanted), timeout_ms=int(timeout * 1000))
             _check(admin, wanted, set(created), partitions)
@@ -80,14 +82,17 @@ def create_topics(
     return created
 
 
-def admin_client(bootstrap: str, timeout: float = 30.0) -> KafkaAdminClient:
+def admin_client(
+    bootstrap: str, timeout: float = 30.0, login: Mapping[str, Any] | None = None
+) -> KafkaAdminClient:
     """An admin client of the broker; a context manager. The caller closes it."""
-    return KafkaAdminClient(
-        bootstrap_servers=bootstrap,
-        client_id="longstream-admin",
-        request_timeout_ms=int(timeout * 1000),
-        bootstrap_timeout_ms=int(timeout * 1000),
-    )
+    options: dict[str, Any] = {
+        "bootstrap_servers": bootstrap.split(","),
+        "client_id": "longstream-admin",
+        "request_timeout_ms": int(timeout * 1000),
+        "bootstrap_timeout_ms": int(timeout * 1000),
+    }
+    return KafkaAdminClient(**options | dict(login or {}))
 
 
 def _create(

@@ -30,6 +30,7 @@ from pipelines.replaying import parse_speed
 from pipelines.settings import load_settings
 from pipelines.settings_fields import Settings
 from pipelines.tally import Tally
+from pipelines.tool_clients import connection
 
 APP_ID = "longstream-demo"
 PIPE_WIDTH = 120
@@ -92,7 +93,10 @@ def run(plan: DemoPlan, plain: bool = False, transcript_out: Path | None = None)
             console.print(NO_TRANSACTIONS.format(kafka.description), style="bold yellow")
         environment = _environment(plan, kafka)
         settings = _settings(environment)
-        broker.create_topics(kafka.bootstrap, topic_specs(settings), settings.partitions)  # 2.
+        login = connection(settings, "longstream-demo")
+        broker.create_topics(  # 2. topics
+            kafka.bootstrap, topic_specs(settings), settings.partitions, login=login
+        )
         tally = Tally(plan.targets, exactly_once=kafka.transactions)
         demo_run = DemoRun(plan, settings, tally, console, started)
         # 3. the worker, 4. the meetings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +10,10 @@ import typer
 
 from operators.errors import LongstreamError
 from pipelines import broker
+from pipelines.clients import turned_away
 from pipelines.commands.worker import topic_specs
 from pipelines.settings import load_settings
+from pipelines.tool_clients import connection
 
 app = typer.Typer(help="Kafka topics.", no_args_is_help=True)
 
@@ -37,8 +40,11 @@ def create(
             topic_specs(settings),
             settings.partitions,
             replication_factor=settings.replication,
+            login=connection(settings, "longstream-topics"),
         )
     except LongstreamError as error:
+        if isinstance(error, broker.BrokerError):
+            error = asyncio.run(turned_away(settings)) or error
         typer.echo(f"longstream topics: {error}", err=True)
         raise typer.Exit(2) from None
     for name in settings.topics:

@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError
 
 from operators.errors import LongstreamError
 from pipelines import broker
-from pipelines.clients import client_options
+from pipelines.clients import client_options, turned_away
 from pipelines.device import test_operator_named
 from pipelines.settings import Settings, describe, load_settings
 
@@ -92,6 +92,8 @@ async def check_topics(settings: Settings, timeout: float = 20.0) -> None:
             await admin.start()
             answer = await admin.describe_topics(list(settings.topics))
     except (KafkaError, TimeoutError) as error:
+        if (refusal := await turned_away(settings)) is not None:
+            raise refusal from None
         raise broker.BrokerError(
             f"no Kafka at {settings.bootstrap} ({error or 'no answer'}); set LONGSTREAM_BOOTSTRAP, or "
             "start one with `longstream kafka`"

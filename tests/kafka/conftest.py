@@ -25,6 +25,7 @@ with warnings.catch_warnings():
 from pipelines import broker
 from pipelines.broker.jvm import FAST_RESTART, java, start_jvm
 from pipelines.broker.process import ProcessBroker
+from tests.secure_broker import SecureBroker, secure_broker
 
 HERE = Path(__file__).parent
 
@@ -69,6 +70,19 @@ def own_kafka() -> Iterator[ProcessBroker]:
         pytest.skip(str(error))
     with start_jvm(broker.default_cache(), print, properties=FAST_RESTART) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def secure_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureBroker]:
+    """A JVM broker with a door that wants a login over TLS."""
+    try:
+        java()
+        with secure_broker(tmp_path_factory.mktemp("secure")) as started:
+            yield started
+    except broker.BrokerError as error:
+        if os.environ.get("LONGSTREAM_REQUIRE_KAFKA") == "1":
+            raise
+        pytest.skip(str(error))
 
 
 @dataclass(frozen=True)
@@ -121,3 +135,9 @@ class Topics:
 def topics(kafka: str) -> Topics:
     """Topic names of this test alone; call ``.create(partitions)`` to make them."""
     return Topics(kafka, f"t{uuid.uuid4().hex[:8]}.")
+
+
+@pytest.fixture
+def secure_topics(secure_kafka: SecureBroker) -> Topics:
+    """The same behind the door that wants a login."""
+    return Topics(secure_kafka.bootstrap, f"t{uuid.uuid4().hex[:8]}.")
