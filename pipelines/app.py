@@ -355,6 +355,7 @@ class Worker:
             in_flight = sum(partition.in_flight for partition in partitions)
             self._readiness.in_flight = in_flight
             self._metrics.queue_depth(in_flight)
+            self._metrics.event_loop_tasks(len(asyncio.all_tasks()))
             now = time.monotonic()
             lags = [partition.coverage_lag(now) for partition in partitions]
             self._metrics.coverage_lag(max(lags, default=0.0))

@@ -13,7 +13,19 @@ import typer
 
 from pipelines.threads import OPENMP_SPINS
 
-COMMANDS = ("demo", "run", "worker", "replay", "watch", "topics", "dlq", "kafka", "model", "bench")
+COMMANDS = (
+    "demo",
+    "run",
+    "worker",
+    "replay",
+    "watch",
+    "topics",
+    "dlq",
+    "kafka",
+    "model",
+    "bench",
+    "soak",
+)
 
 
 def make_cli() -> typer.Typer:

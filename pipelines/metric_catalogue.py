@@ -67,6 +67,7 @@ LOOP_SPECS = (
         "Unix time of the last input finished or work done by the device; 0 before the first.",
     ),
     Spec("gauge", "queue_depth", "Segments read and not finished."),
+    Spec("gauge", "event_loop_tasks", "Tasks of the worker's event loop."),
     Spec(
         "gauge",
         "coverage_lag_seconds",

@@ -137,6 +137,9 @@ class Metrics:
     def retry(self, stage: str) -> None:
         self._record("retries", 1, stage)
 
+    def event_loop_tasks(self, tasks: int) -> None:
+        self._record("event_loop_tasks", tasks)
+
     def queue_depth(self, segments: int) -> None:
         """Segments read and not finished, now."""
         self._record("queue_depth", segments)

@@ -31,6 +31,7 @@ __all__ = [
     "KafkaError",
     "KafkaProducer",
     "Reader",
+    "TopicPartition",
     "connection",
     "no_broker",
     "partition_count",
@@ -166,6 +167,10 @@ class Reader:
         ends = self._consumer.end_offsets(list(self._consumer.assignment()))
         while any(self._consumer.position(place) < end for place, end in ends.items()):
             yield from self.poll(1.0)
+
+    def positions(self) -> dict[TopicPartition, int]:
+        """The offset of the next record of each partition."""
+        return {place: self._consumer.position(place) for place in self._consumer.assignment()}
 
     def close(self) -> None:
         self._consumer.close()

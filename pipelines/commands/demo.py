@@ -25,10 +25,8 @@ from pipelines.commands.worker import topic_specs
 from pipelines.demo.plan import DEMO, DemoPlan, transcripts, with_choices
 from pipelines.demo.report import RunFacts, closing_table, json_line, markdown, problems, remarks
 from pipelines.demo.run import DemoRun
-from pipelines.demo.worker import WorkerProcess
+from pipelines.demo.worker import WorkerProcess, settings_with
 from pipelines.replaying import parse_speed
-from pipelines.settings import load_settings
-from pipelines.settings_fields import Settings
 from pipelines.tally import Tally
 from pipelines.tool_clients import connection
 
@@ -92,7 +90,7 @@ def run(plan: DemoPlan, plain: bool = False, transcript_out: Path | None = None)
         if not kafka.transactions:
             console.print(NO_TRANSACTIONS.format(kafka.description), style="bold yellow")
         environment = _environment(plan, kafka)
-        settings = _settings(environment)
+        settings = settings_with(environment)
         login = connection(settings, "longstream-demo")
         broker.create_topics(  # 2. topics
             kafka.bootstrap, topic_specs(settings), settings.partitions, login=login
@@ -158,20 +156,6 @@ def _environment(plan: DemoPlan, kafka: broker.Broker) -> dict[str, str]:
         "LONGSTREAM_DELIVERY": "exactly_once" if kafka.transactions else "at_least_once",
         "LONGSTREAM_HTTP_HOST": "127.0.0.1",
     }
-
-
-def _settings(environment: dict[str, str]) -> Settings:
-    """The worker's own settings, read as it will read them; wrong ones are refused here already."""
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
-    try:
-        return load_settings()
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextlib.contextmanager

@@ -15,9 +15,11 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from operators.errors import DeviceError
+from pipelines.settings import Settings, load_settings
 
 HTTP_SECONDS = 2.0
 STOP_SECONDS = 20.0
@@ -47,12 +49,18 @@ class Measured:
         return None if self.generated is None else 1.0
 
 
-def parse_metrics(page: str) -> Measured:
-    """The numbers above from a Prometheus text page, summed over labels."""
+def parse_page(page: str) -> dict[str, float]:
+    """All numbers of a Prometheus text page by name, summed over labels."""
     sums: dict[str, float] = {}
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
             sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+    return sums
+
+
+def parse_metrics(page: str) -> Measured:
+    """The numbers above from a Prometheus text page."""
+    sums = parse_page(page)
     get = {name.removeprefix("longstream_"): value for name, value in sums.items()}.get
     slots, reserved = get("kv_slots"), get("kv_bytes")
     return Measured(
@@ -127,6 +135,31 @@ class WorkerProcess:
         status, body = self._get("/metrics")
         return parse_metrics(body) if status == 200 else Measured()
 
+    def numbers(self) -> dict[str, float]:
+        """All it measures, by metric and summed over labels; empty while it does not answer."""
+        status, body = self._get("/metrics")
+        return parse_page(body) if status == 200 else {}
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def children(self) -> list[int]:
+        """Process ids of what it started: its device process."""
+        try:
+            return [child.pid for child in psutil.Process(self.pid).children()]
+        except psutil.NoSuchProcess:
+            return []
+
+    def cpu_seconds(self) -> float:
+        """CPU time it and its children have used so far."""
+        total = 0.0
+        for pid in (self.pid, *self.children()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = psutil.Process(pid).cpu_times()
+                total += times.user + times.system
+        return total
+
     def _get(self, path: str) -> tuple[int, str]:
         try:
             with urllib.request.urlopen(self._url + path, timeout=HTTP_SECONDS) as answer:  # noqa: S310  # nosec B310
@@ -135,6 +168,20 @@ class WorkerProcess:
             return error.code, ""
         except (OSError, ValueError):
             return 0, ""
+
+
+def settings_with(environment: Mapping[str, str]) -> Settings:
+    """The settings a worker with this environment will read; wrong ones are refused here already."""
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        return load_settings()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _die_with_parent() -> None:
