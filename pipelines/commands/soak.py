@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from operators.errors import ConfigError, LongstreamError
 from pipelines import broker
@@ -22,8 +21,10 @@ from pipelines.commands.worker import topic_specs
 from pipelines.demo.worker import WorkerProcess, settings_with
 from pipelines.replaying import parse_speed
 from pipelines.settings_fields import TOPIC_FIELDS, Settings
+from pipelines.soak.plan import stretches
+from pipelines.soak.report import problems, table
 from pipelines.soak.resources import Sampler, plot, summary
-from pipelines.soak.run import Balance, Soak, stretches
+from pipelines.soak.run import Balance, Soak
 
 READY_SECONDS = 600.0
 NOTE_SECONDS = 60.0
@@ -64,12 +65,12 @@ def soak(
         typer.echo(f"longstream soak: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
     result = {"file": file.name, "speed": speed, "model": model, **result}
-    problems = _problems(result, max_growth)
-    console.print(_table(result["processes"]))
-    for problem in problems:
+    found = problems(result, max_growth)
+    console.print(table(result["processes"]))
+    for problem in found:
         console.print(f"FAILED: {problem}", style="bold red")
-    typer.echo(json.dumps({**result, "ok": not problems}))
-    raise typer.Exit(1 if problems else 0)
+    typer.echo(json.dumps({**result, "ok": not found}))
+    raise typer.Exit(1 if found else 0)
 
 
 def run(
@@ -175,35 +176,3 @@ def _watch(worker: WorkerProcess, sampler: Sampler, log: Callable[[str], None]) 
             log(f"{said / 60:.0f} min: lag {newest['worker'].lag}, {use}")
 
     return watch
-
-
-def _problems(result: dict[str, Any], max_growth: float) -> list[str]:
-    found = []
-    if result["lag_at_end"]:
-        found.append(f"{result['lag_at_end']} messages of lag at the end")
-    if result["dead_letters"]:
-        found.append(f"{result['dead_letters']} dead letters")
-    if result["uncovered_streams"]:
-        found.append(f"not covered to their end: {', '.join(result['uncovered_streams'])}")
-    for name, row in result["processes"].items():
-        if name == "kafka":  # the JVM's heap goes up and down as its settings let it
-            continue
-        if row["growth"] > max_growth:
-            found.append(f"memory of {name} grew by {row['growth']:.1%}")
-        for measure in ("files", "threads", "tasks"):
-            if measure in row and row[measure]["end"] > row[measure]["warm"]:
-                found.append(f"{measure} of {name} grew: {row[measure]}")
-    return found
-
-
-def _table(processes: dict[str, Any]) -> Table:
-    table = Table("process", "memory, MiB (warm, end, max)", "growth", "files", "threads", "tasks")
-    for name, row in processes.items():
-        memory = row["rss_mb"]
-        cells = [
-            f"{row[m]['warm']:.0f} → {row[m]['end']:.0f}" if m in row else ""
-            for m in ("files", "threads", "tasks")
-        ]
-        levels = f"{memory['warm']:.0f}, {memory['end']:.0f}, {memory['max']:.0f}"
-        table.add_row(name, levels, f"{row['growth']:.2%}", *cells)
-    return table

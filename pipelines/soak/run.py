@@ -8,15 +8,13 @@ offset must be the end of every partition.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-
-from operators.errors import ConfigError, LongstreamError
+from operators.errors import LongstreamError
 from operators.types import Segment, SummaryEvent
 from pipelines.broker.topics import admin_client
-from pipelines.replaying import Due, Pacer, Replay, merged, timeline
+from pipelines.replaying import Pacer, Replay, merged, timeline
 from pipelines.settings_fields import Settings
 from pipelines.tool_clients import Reader, TopicPartition, partition_count, producer, read
 
@@ -36,38 +34,6 @@ class Balance:
     uncovered: list[str] = field(default_factory=list)
     """Streams whose last summary is not final or does not cover their last segment."""
     lag: int = 0
-
-
-def stretches(
-    segments: Sequence[Segment], streams: int, seconds: float | None
-) -> list[list[Segment]]:
-    """``streams`` parts of a transcript, each ``seconds`` of it long (None: all of it), starting at
-    places spread evenly over it; each a stream of its own.
-
-    Raises ConfigError for a transcript without start times when ``seconds`` is given.
-    """
-    if seconds is None:
-        return [_named(segments, number) for number in range(streams)]
-    starts = [s.start_ms for s in segments if s.start_ms is not None]
-    if not starts:
-        raise ConfigError("the transcript has no start times (start_ms), so it has no minutes")
-    free = max(0.0, starts[-1] - starts[0] - seconds * 1000)
-    parts = []
-    for number in range(streams):
-        begin = starts[0] + free * number / max(1, streams - 1)
-        end = begin + seconds * 1000
-        part = [s for s in segments if s.start_ms is not None and begin <= s.start_ms <= end]
-        parts.append(_named(part, number))
-    return [part for part in parts if part]
-
-
-def _named(segments: Sequence[Segment], number: int) -> list[Segment]:
-    return [msgspec.structs.replace(s, stream_id=f"{s.stream_id}-{number}") for s in segments]
-
-
-def start_times(parts: Sequence[Sequence[Segment]]) -> list[Iterator[Due]]:
-    """Each part's timeline, from its own first segment."""
-    return [timeline(part) for part in parts]
 
 
 class Soak:
@@ -92,7 +58,7 @@ class Soak:
                 self._watch()
 
             replay = Replay(client, self._settings.topic_segments, count, on_sent)
-            replay.run(merged(start_times(self._parts)), Pacer(speed, sleep=self._sleep))
+            replay.run(merged(map(timeline, self._parts)), Pacer(speed, sleep=self._sleep))
 
     def finish(self) -> None:
         """Wait until the group has committed everything. Raises LongstreamError if it stands still."""
