@@ -25,6 +25,7 @@ from pipelines.soak.plan import stretches
 from pipelines.soak.report import problems, table
 from pipelines.soak.resources import Sampler, plot, summary
 from pipelines.soak.run import Balance, Soak
+from pipelines.tool_clients import connection
 
 READY_SECONDS = 600.0
 NOTE_SECONDS = 60.0

@@ -16,7 +16,14 @@ from operators.types import Segment, SummaryEvent
 from pipelines.broker.topics import admin_client
 from pipelines.replaying import Pacer, Replay, merged, timeline
 from pipelines.settings_fields import Settings
-from pipelines.tool_clients import Reader, TopicPartition, partition_count, producer, read
+from pipelines.tool_clients import (
+    Reader,
+    TopicPartition,
+    connection,
+    partition_count,
+    producer,
+    read,
+)
 
 LOOK_SECONDS = 1.0
 LAG_SECONDS = 5.0
@@ -79,7 +86,8 @@ class Soak:
         reader = Reader(settings, [topic], ())  # stands at the end
         ends = reader.positions()
         reader.close()
-        with admin_client(settings.bootstrap) as admin:
+        login = connection(settings, "longstream-soak")
+        with admin_client(settings.bootstrap, login=login) as admin:
             answer = admin.list_group_offsets(
                 {settings.app_id: [TopicPartition(topic, place.partition) for place in ends]}
             )
