@@ -13,12 +13,9 @@ sequence already has in memory is used again, in one of two ways:
 
 from __future__ import annotations
 
-import os
-import sys
+import ctypes
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,19 +62,20 @@ class LlamaCpp:
         import llama_cpp
 
         self._api: Any = llama_cpp
-        with _quiet():
-            llama_cpp.llama_backend_init()
-            self._model = llama_cpp.llama_model_load_from_file(
-                str(file).encode(), llama_cpp.llama_model_default_params()
-            )
-            settings = llama_cpp.llama_context_default_params()
-            per_sequence = -(-(prefix + window + ROOM) // 256) * 256
-            settings.n_ctx = streams * per_sequence
-            settings.n_batch = settings.n_ubatch = BATCH
-            settings.n_seq_max = streams
-            settings.n_threads = settings.n_threads_batch = threads
-            settings.no_perf = True
-            self._context = llama_cpp.llama_init_from_model(self._model, settings)
+        self._log = llama_cpp.llama_log_callback(lambda level, text, data: None)  # it is talkative
+        llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        self._model = llama_cpp.llama_model_load_from_file(
+            str(file).encode(), llama_cpp.llama_model_default_params()
+        )
+        settings = llama_cpp.llama_context_default_params()
+        per_sequence = -(-(prefix + window + ROOM) // 256) * 256
+        settings.n_ctx = streams * per_sequence
+        settings.n_batch = settings.n_ubatch = BATCH
+        settings.n_seq_max = streams
+        settings.n_threads = settings.n_threads_batch = threads
+        settings.no_perf = True
+        self._context = llama_cpp.llama_init_from_model(self._model, settings)
         if not self._context:
             raise RuntimeError(f"llama.cpp could not make a context for {file}")
         self._memory = llama_cpp.llama_get_memory(self._context)
@@ -88,7 +86,7 @@ class LlamaCpp:
     @property
     def precision(self) -> str:
         """How the weights are kept, in llama.cpp's words."""
-        buffer = self._api.ctypes.create_string_buffer(256)
+        buffer = ctypes.create_string_buffer(256)
         self._api.llama_model_desc(self._model, buffer, len(buffer))
         return f"{buffer.value.decode()}, KV f16"
 
@@ -199,17 +197,3 @@ def _common(held: list[int], wanted: list[int]) -> int:
         if mine != its:
             return at
     return min(len(held), len(wanted))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Send what llama.cpp writes to the error stream while it loads to nowhere."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
