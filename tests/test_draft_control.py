@@ -233,3 +233,23 @@ def test_whatever_is_chosen_the_text_is_that_of_plain_decoding() -> None:
         counts.add(drafted(emissions))
     assert len(counts) > 2, "the costs had no say: the test would prove nothing"
     assert all(math.isfinite(c) for c in counts)
+
+
+def test_what_was_learned_stays_with_its_stream_and_kind_of_answer() -> None:
+    """One stream's luck with its drafts says nothing about another's, nor summaries about translations."""
+    config = type(CONFIG).from_dict(
+        {**CONFIG.to_dict(), "drafter": "auto", "targets": ("fr", "de")}
+    )
+    operator = StreamOperator(toy_decoder(), config, clock=Clock(), costs=FLAT)
+    run(operator, [*speech("a", 6)[:-1], *speech("b", 6)[:-1]], shuffle=4)
+    known = {name: operator._sessions[name].draft_controls for name in "ab"}
+    for controls in known.values():
+        assert controls.keys() >= {"summary", "translation:fr", "translation:de"}
+    alone = StreamOperator(toy_decoder(), config, clock=Clock(), costs=FLAT)
+    run(alone, speech("a", 6)[:-1])
+    learned = alone._sessions["a"].draft_controls
+    assert {task: c.memory for task, c in learned.items()} == {
+        task: c.memory for task, c in known["a"].items()
+    }
+    memories = [str(c.memory) for controls in known.values() for c in controls.values()]
+    assert len(set(memories)) == len(memories)
