@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from operators.draft_control import CostCurve
+from operators.drafting import PreviousOutputDrafter
 from pipelines.benchmarks import BENCHMARKS, find
 from pipelines.benchmarks.harness import cores, interleaved, medians, set_threads
+from pipelines.benchmarks.replay import replay
+from pipelines.benchmarks.streams import jain
 from pipelines.commands.bench import app
 
 FACTS = {"benchmark", "model", "date", "processor", "cores", "memory_gib", "torch_threads"} | {
@@ -61,6 +65,33 @@ def test_json_goes_to_a_file_too(tmp_path: Any) -> None:
 
 def test_texts_do_not_depend_on_the_drafter() -> None:
     assert quick("speculation")["identical_text"] is True
+
+
+def test_what_replay_counts_is_what_the_engine_does() -> None:
+    """Tokens per verify of an answer gone through without the model, against the same with it."""
+    result = quick("speculation")
+    for drafter in ("ngram", "previous"):
+        for length, tasks in result["fixed"][drafter].items():
+            for task, numbers in tasks.items():
+                replayed = result["by_drafter"][drafter][task][length]
+                assert numbers["tokens_per_verify"] == replayed["tokens_per_verify"], (
+                    drafter,
+                    task,
+                )
+
+
+def test_replay_follows_a_draft_as_far_as_it_stands() -> None:
+    known = [([PreviousOutputDrafter([1, 2, 3, 4, 9, 6])], [1, 2, 3, 4, 5, 6])]
+    found = replay(known, 2)
+    assert (found.drafted, found.tokens) == ([2, 2, 0], [3, 1, 1])
+    assert found.acceptance() == [0.5, 0.5]
+    assert found.speedup(CostCurve(((1, 1.0), (2, 1.0), (3, 1.5)))) == 5 / 4
+    assert replay([([], [1, 2, 3])], 16).tokens == [1, 1]
+
+
+def test_fairness_is_one_for_equals_and_a_share_for_a_monopoly() -> None:
+    assert jain([3.0, 3.0, 3.0]) == 1
+    assert jain([1.0, 0.0, 0.0, 0.0]) == 0.25
 
 
 def test_steps_are_interleaved_and_the_warm_up_does_not_count() -> None:

@@ -236,7 +236,7 @@ def test_whatever_is_chosen_the_text_is_that_of_plain_decoding() -> None:
 
 
 def test_what_was_learned_stays_with_its_stream_and_kind_of_answer() -> None:
-    """One stream's luck with its drafts says nothing about another's, nor summaries about translations."""
+    """One stream's luck with drafts says nothing of another's, nor summaries of translations."""
     config = type(CONFIG).from_dict(
         {**CONFIG.to_dict(), "drafter": "auto", "targets": ("fr", "de")}
     )

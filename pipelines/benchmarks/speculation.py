@@ -6,6 +6,9 @@ before as a draft). Every answer is run plain and with drafts, one after the oth
 place. Times are those of the tokens behind the first: the prompt costs the same either way, and
 ``whole_speedup`` says what is left of the gain with it.
 
+Every draft length is gone through without the model (:mod:`pipelines.benchmarks.replay`), a few also
+with it.
+
 In fp32 the texts must be equal, whatever drafts; whether they are is part of the result.
 """
 
@@ -14,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import tempfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from operators.model import DecoderModel, load_model
 from pipelines import model_store
 from pipelines.benchmarks.desk import Answered, Desk
 from pipelines.benchmarks.harness import TOY, Result, Run
+from pipelines.benchmarks.replay import Replayed, replay
 from pipelines.benchmarks.speculation_jobs import LONG, QUICK, Job, Sizes
 from pipelines.benchmarks.speculation_jobs import jobs as jobs_of
 from pipelines.benchmarks.toy import toy_decoder
@@ -35,12 +39,15 @@ DRAFT_MODELS = {"qwen2.5-coder-1.5b": "qwen2.5-coder-0.5b", TOY: TOY}
 SUMMARIES = ("update", "compaction")
 FREE = Costs(CostCurve(((1, 1.0),)), CostCurve(((1, 1e-9),)))
 """Nothing costs anything: drafts are always made, as long as allowed."""
+REPLAYED = ("ngram", "previous", "combined")
+LONGEST = 16
 
 
 def run(run: Run) -> Result:
     """``best_summary_speedup``, ``retranslation_speedup``, ``worst_speedup`` (with ``auto``, over
-    plain decoding), ``identical_text``; times and tokens by task; speed-up by drafter and length;
-    ``acceptance_by_position`` of drafts of the greatest length."""
+    plain decoding), ``identical_text``; times and tokens by task; speed-up with drafts of fixed
+    lengths as measured (``fixed``) and, for every length, by the cost curve (``by_drafter``);
+    ``acceptance_by_position``."""
     sizes = QUICK if run.quick else LONG if run.long else Sizes()
     model, draft = run.load("fp32"), _draft(run)
     costs = _costs(run, model, draft)
@@ -61,8 +68,7 @@ def run(run: Run) -> Result:
     for turn in range(sizes.rounds):
         run.say(f"plain and auto, round {turn + 1} of {sizes.rounds}")
         runner.compare(costs)
-    drafters = ["ngram", "previous", "combined", *(["draft"] if draft is not None else [])]
-    for drafter in drafters:
+    for drafter in ["ngram", "previous", *(["draft"] if draft is not None else [])]:
         for k in sizes.lengths:
             run.say(f"{drafter}, {k} drafts")
             runner.fixed(drafter, k)
@@ -70,11 +76,10 @@ def run(run: Run) -> Result:
         **runner.result(),
         "draft_model": draft.name if draft is not None else None,
         "dtype": "fp32",
-        "cost_curve_ms": {
-            n: round(seconds * 1000, 1) for n, seconds in (costs.verify.points if costs else ())
-        },
-        "by_drafter": runner.by_drafter(drafters, sizes.lengths),
-        "acceptance_by_position": runner.positions(drafters, max(sizes.lengths)),
+        "cost_curve_ms": {n: round(seconds * 1000, 1) for n, seconds in costs.verify.points},
+        "fixed": runner.fixed_lengths(),
+        "by_drafter": runner.replayed(costs.verify),
+        "acceptance_by_position": runner.positions(),
     }
 
 
@@ -109,6 +114,7 @@ class _Runner:
         self._desk, self._jobs, self._say = desk, jobs, say
         self._rounds: list[dict[str, list[Answered]]] = []  # plain, auto
         self._fixed: dict[tuple[str, int], list[Answered]] = {}
+        self._tasks = list(dict.fromkeys(job.task for job in jobs))
         self.identical = True
 
     def compare(self, costs: Costs) -> None:
@@ -117,7 +123,7 @@ class _Runner:
         learned: Controls = {}
         for job in self._jobs:
             found["plain"].append(self._answer(job, "none", 0, {}, costs))
-            found["auto"].append(self._answer(job, "auto", 16, learned, costs))
+            found["auto"].append(self._answer(job, "auto", LONGEST, learned, costs))
         self._rounds.append(found)
         self._check(found["plain"])
         self._check(found["auto"])
@@ -146,7 +152,7 @@ class _Runner:
     # --- numbers -----------------------------------------------------------------------------
 
     def result(self) -> Result:
-        tasks = {task: self._task(task) for task in dict.fromkeys(j.task for j in self._jobs)}
+        tasks = {task: self._task(task) for task in self._tasks}
         speedups = {task: numbers["speedup"] for task, numbers in tasks.items()}
         return {
             "best_summary_speedup": max(speedups[task] for task in SUMMARIES),
@@ -176,43 +182,67 @@ class _Runner:
     def _of(self, task: str, found: Sequence[Answered]) -> list[Answered]:
         return [a for job, a in zip(self._jobs, found, strict=True) if job.task == task]
 
-    def by_drafter(self, drafters: Sequence[str], lengths: Sequence[int]) -> Result:
-        """Speed-up over plain decoding and tokens per verify, by drafter, length and task."""
-        plain = {t: self._median_plain(t) for t in dict.fromkeys(j.task for j in self._jobs)}
-        table: dict[str, dict[int, Result]] = {d: {} for d in drafters}
-        for drafter in drafters:
-            for k in lengths:
-                found = self._fixed[drafter, k]
-                table[drafter][k] = {
-                    task: {
-                        "speedup": round(_ratio(seconds, _seconds(self._of(task, found))), 2),
-                        "tokens_per_verify": _per_verify(self._of(task, found)),
-                    }
-                    for task, seconds in plain.items()
+    def fixed_lengths(self) -> Result:
+        """Measured speed-up over plain decoding and tokens per verify, by drafter, length, task."""
+        table: dict[str, dict[int, Result]] = defaultdict(dict)
+        for (drafter, k), found in self._fixed.items():
+            table[drafter][k] = {
+                task: {
+                    "speedup": round(_ratio(self._plain(task), _seconds(self._of(task, found))), 2),
+                    "tokens_per_verify": _mean(
+                        [turn.tokens for a in self._of(task, found) for turn in a.turns]
+                    ),
                 }
-        return table
+                for task in self._tasks
+            }
+        return dict(table)
 
-    def _median_plain(self, task: str) -> float:
+    def _plain(self, task: str) -> float:
         return statistics.median(_seconds(self._of(task, r["plain"])) for r in self._rounds)
 
-    def positions(self, drafters: Sequence[str], k: int) -> Result:
-        """By drafter and task: how often the draft at places 1, 2, … of a block stood, of all times
-        one was there."""
-        table: dict[str, dict[str, list[float]]] = {}
-        for drafter in drafters:
-            by_task: dict[str, tuple[Counter[int], Counter[int]]] = defaultdict(
-                lambda: (Counter(), Counter())
-            )
-            for job, answered in zip(self._jobs, self._fixed[drafter, k], strict=True):
-                stood, there = by_task[job.task]
-                for turn in answered.turns:
-                    there.update(range(turn.drafted))
-                    stood.update(range(turn.accepted))
-            table[drafter] = {
-                task: [round(stood[i] / there[i], 3) for i in sorted(there)]
-                for task, (stood, there) in by_task.items()
+    def replayed(self, curve: CostCurve) -> Result:
+        """Tokens per verify and speed-up by the cost curve, by drafter, task and length 1 to 16."""
+        return {
+            drafter: {
+                task: {
+                    k: {
+                        "tokens_per_verify": (
+                            found := self._replay(drafter, task, k)
+                        ).tokens_per_verify,
+                        "speedup": found.speedup(curve),
+                    }
+                    for k in range(1, LONGEST + 1)
+                }
+                for task in self._tasks
             }
+            for drafter in REPLAYED
+        }
+
+    def positions(self) -> Result:
+        """By drafter and task: the share of drafts that stood at places 1, 2, … of a block."""
+        table: dict[str, dict[str, list[float]]] = {
+            drafter: {t: self._replay(drafter, t, LONGEST).acceptance() for t in self._tasks}
+            for drafter in REPLAYED
+        }
+        by_model = [found for (drafter, _), found in self._fixed.items() if drafter == "draft"]
+        if by_model:
+            table["draft"] = {}
+            for task in self._tasks:
+                noted = Replayed()
+                for answered in self._of(task, by_model[-1]):
+                    for turn in answered.turns:
+                        noted.note(turn.drafted, turn.accepted, turn.tokens)
+                table["draft"][task] = noted.acceptance()
         return table
+
+    def _replay(self, drafter: str, task: str, k: int) -> Replayed:
+        tasks = self._desk.tasks(dataclasses.replace(self._desk.config, drafter=drafter))
+        known = []
+        for job, plain in zip(self._jobs, self._rounds[0]["plain"], strict=True):
+            if job.task == task:
+                made = job.make(tasks, self._desk.at(job.place, {}))
+                known.append((made.decoding.make_drafters(), plain.generation.output))
+        return replay(known, k)
 
 
 def _seconds(found: Sequence[Answered]) -> float:
@@ -222,10 +252,6 @@ def _seconds(found: Sequence[Answered]) -> float:
 
 def _whole(found: Sequence[Answered]) -> float:
     return sum(a.decode_s + a.prompt_s for a in found)
-
-
-def _per_verify(found: Sequence[Answered]) -> float:
-    return _mean([turn.tokens for answered in found for turn in answered.turns])
 
 
 def _mean(numbers: Sequence[int]) -> float:

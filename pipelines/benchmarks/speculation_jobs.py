@@ -22,16 +22,19 @@ class Sizes:
     """Tokens, and how often things are done."""
 
     window: int = 512
-    answer: int = 64
+    answer: int = 48
     updates: int = 3
-    rounds: int = 2
-    lengths: tuple[int, ...] = (1, 2, 4, 8, 16)
-    growing: tuple[int, ...] = (6, 10, 14, 18, 22)
+    translations: int = 1
+    rounds: int = 1
+    lengths: tuple[int, ...] = (4,)
+    growing: tuple[int, ...] = (8, 12, 16, 20)
     """Words of the utterance heard so far."""
 
 
 QUICK = Sizes(window=256, answer=12, updates=2, rounds=1, lengths=(4,), growing=(3, 5))
-LONG = dataclasses.replace(Sizes(), answer=96, rounds=3, lengths=tuple(range(1, 17)))
+LONG = dataclasses.replace(
+    Sizes(), answer=96, rounds=3, translations=3, lengths=tuple(range(1, 17))
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def jobs(desk: Desk, sizes: Sizes, costs: Costs) -> Iterator[Job]:
         "first summary", desk.place(session), lambda tasks, at: tasks.summary.update(at, ignore)
     )
     place = desk.place(session)
-    for segment in _utterances(meeting, 2):
+    for segment in _utterances(meeting, sizes.translations):
         yield Job("translation", place, partial(_translation, text=segment.text))
     yield from _growing(desk, sizes, place, _utterances(meeting, 1, max(sizes.growing))[0], costs)
     for _ in range(sizes.updates):

@@ -163,7 +163,7 @@ def _fairness(desk: Desk, places: Sequence[Session], costs: Costs) -> Result:
         for a in found
     ]
     return {
-        "jain": round(_jain(rates), 3),
+        "jain": round(jain(rates), 3),
         "tokens_s": [round(rate, 1) for rate in rates],
         "plain_tokens_s": [round(_alone(a), 1) for a in _together(desk, places, "none", costs)],
     }
@@ -180,6 +180,6 @@ def _alone(answered: Answered) -> float:
     return tokens / (answered.turns[-1].at - answered.decoding_from)
 
 
-def _jain(rates: Sequence[float]) -> float:
+def jain(rates: Sequence[float]) -> float:
     """1 when all are equal, 1/n when one has all (Jain et al. 1984)."""
     return sum(rates) ** 2 / (len(rates) * sum(rate**2 for rate in rates))
