@@ -25,6 +25,7 @@ COMMANDS = (
     "model",
     "bench",
     "soak",
+    "chaos",
 )
 
 

@@ -28,6 +28,7 @@ from pipelines.settings_fields import Settings
 
 __all__ = [
     "CONNECT_SECONDS",
+    "KafkaConsumer",
     "KafkaError",
     "KafkaProducer",
     "Reader",

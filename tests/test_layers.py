@@ -33,7 +33,8 @@ PIPELINE_LAYERS = [
     }
     | {"clients", "publishers", "outputs", "committer", "transport", "sessions", "partition"},
     {"app", "worker"},
-    {"tool_clients", "replaying", "following", "tally", "screen"} | {"demo", "benchmarks", "live"},
+    {"tool_clients", "replaying", "following", "tally", "screen"}
+    | {"demo", "benchmarks", "chaos", "live"},
     {"commands", "cli"},
 ]
 """Lowest first. A module may import its own layer and those below."""
@@ -64,6 +65,7 @@ READS_ENVIRONMENT = {
     "cli": "sets how long OpenMP's threads spin, before torch reads it",
     "device": "hands the child process a copy without credentials",
     "demo": "starts the worker with a copy of it",
+    "chaos": "starts workers with a copy of it",
     "commands": "the demo lets variables override its plan",
     "device_main": "a test names the toy engine to build",
 }

@@ -1,0 +1,343 @@
+"""A chaos run from its beginning to its result."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from operators.errors import LongstreamError
+from pipelines import broker as brokers
+from pipelines.broker.jvm import FAST_RESTART
+from pipelines.chaos import watching
+from pipelines.chaos.check import Findings, Place, Topics, check, differences
+from pipelines.chaos.plan import BROKER, KILLS, Action, make_plan
+from pipelines.chaos.players import Fleet, Process, Speakers, break_broker
+from pipelines.chaos.reading import Progress, read_topics
+from pipelines.settings_fields import Settings
+
+TARGET = "fr"
+DRAIN_SECONDS = 180.0
+START_SECONDS = 120.0
+TICK_SECONDS = 0.1
+FREEZE_SECONDS = 4.0
+"""How much longer than its session a zombie sleeps."""
+
+TOY = {
+    "OPERATOR__WINDOW": "96",
+    "OPERATOR__SLACK": "24",
+    "OPERATOR__BRANCH_TOKENS": "220",
+    "OPERATOR__SLOTS": "6",
+    "OPERATOR__BRANCHES": "4",
+    "OPERATOR__UPDATE_TOKENS": "60",
+    "OPERATOR__SUMMARY_TOKENS": "16",
+    "OPERATOR__LEDGER_TOKENS": "80",
+    "OPERATOR__TRANSLATION_UNIT_TOKENS": "32",
+    "OPERATOR__PROMPTS": '{"system": "S", "user": "U{window}", "summary": "{ledger} {limit}",'
+    ' "compact": "{ledger} {limit}", "translate": "{language}"}',
+}
+REAL = {
+    "OPERATOR__WINDOW": "256",
+    "OPERATOR__SLOTS": "8",
+    "OPERATOR__UPDATE_TOKENS": "128",
+    "OPERATOR__SUMMARY_TOKENS": "24",
+}
+MODELS = {"toy": "make_toy", "echo": "make_echo"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for."""
+
+    kills: int = 20
+    seed: int = 1
+    delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
+    workers: int = 2
+    streams: int = 12
+    partitions: int = 6
+    rate: float = 6.0
+    model: str = "toy"
+    session_timeout_s: float = 10.0
+    least_s: float = 5.0
+    most_s: float = 15.0
+    broker_restarts: int = 2
+    keep: Path | None = None
+
+
+@dataclass
+class Outcome:
+    """``summary`` is the JSON line. ``broken``: the promises that were not kept, in words."""
+
+    summary: dict[str, Any]
+    findings: Findings
+    broken: list[str]
+    report: list[str]
+
+
+Say = Callable[[str], None]
+
+
+def run(options: Options, say: Say) -> Outcome:
+    """Start everything, let the plan happen while the speakers speak, then check.
+
+    Raises LongstreamError when the run itself could not be carried out.
+    """
+    folder = options.keep or Path(tempfile.mkdtemp(prefix="longstream-chaos-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with brokers.start(properties=FAST_RESTART, log=say) as broker:
+            return Chaos(options, broker, folder, say).run()
+    finally:
+        if options.keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class Chaos:
+    """One run on a broker of its own."""
+
+    def __init__(self, options: Options, broker: brokers.Broker, folder: Path, say: Say) -> None:
+        self._options, self._broker, self._folder = options, broker, folder
+        self._began = time.monotonic()
+        self._say = say
+        self._settings = Settings.model_validate(
+            {
+                "bootstrap": broker.bootstrap,
+                "app_id": "chaos",
+                "delivery": options.delivery,
+                "partitions": options.partitions,
+                "session_timeout_s": options.session_timeout_s,
+            }
+        )
+        self._fleet = Fleet(self._environment(), folder, options.seed)
+        self._incidents = watching.Incidents()
+        self._done = dict.fromkeys([*KILLS, *BROKER, "join", "leave"], 0)
+
+    def run(self) -> Outcome:
+        options, settings = self._options, self._settings
+        brokers.create_topics(settings.bootstrap, brokers.TOPICS, options.partitions)
+        plan = make_plan(
+            options.seed, options.kills, options.broker_restarts, options.least_s, options.most_s
+        )
+        stopped = threading.Event()
+        speakers = Speakers(
+            settings, options.streams, options.partitions, options.rate, options.seed
+        )
+        watcher = watching.Watcher(settings)
+        reading = threading.Thread(
+            target=self._fleet.watch_restores, args=(stopped,), daemon=True, name="restores"
+        )
+        try:
+            self._fleet.wanted = options.workers
+            self._wait_for_workers()
+            for thread in (watcher, reading, speakers):
+                thread.start()
+            self._carry_out(plan)
+            self._say("the speakers finish")
+            speakers.finish()
+            committed = self._drain()
+            stopped.set()
+            reading.join(5)
+            watcher.stop()
+        finally:
+            stopped.set()
+            self._fleet.end()
+        return self._judge(speakers, watcher, committed)
+
+    # --- the plan ---------------------------------------------------------------------------
+
+    def _wait_for_workers(self) -> None:
+        self._wait(lambda: len(self._fleet.working) >= self._options.workers, START_SECONDS)
+        if len(self._fleet.working) < self._options.workers:
+            logs = "\n".join(process.log[-1500:] for process in self._fleet.all)
+            raise LongstreamError(f"the workers did not start in {START_SECONDS:.0f} s:\n{logs}")
+
+    def _carry_out(self, plan: list[Action]) -> None:
+        for number, action in enumerate(plan, 1):
+            self._wait(lambda: False, action.after)
+            # Whoever is to suffer must be there: with nobody at work nothing would be proven.
+            self._wait(lambda: bool(self._fleet.working), START_SECONDS)
+            words = self._perform(action)
+            self._done[action.kind] += 1
+            self._note(f"[{number}/{len(plan)}] {words}")
+
+    def _perform(self, action: Action) -> str:
+        if action.kind == "join":
+            self._fleet.wanted += 1
+            return "one more worker is wanted"
+        if action.kind in BROKER:
+            return self._break_broker(gently=action.kind == "stop_broker")
+        workers = self._fleet.working
+        if not workers:
+            raise LongstreamError("no worker came back; their logs are kept with --keep FOLDER")
+        return self._hurt(action, workers[int(action.pick * len(workers))])
+
+    def _hurt(self, action: Action, worker: Process) -> str:
+        now, name = time.time(), worker.name
+        if action.kind == "leave":
+            self._fleet.wanted = max(self._options.workers, self._fleet.wanted - 1)
+            worker.leaving = True
+            worker.send(signal.SIGTERM)
+            return f"{name} is asked to leave"
+        if action.kind == "kill_worker":
+            self._incidents.killed.append((now, name))
+            worker.send(signal.SIGKILL)
+            return f"{name} is killed"
+        if action.kind == "kill_device":
+            self._incidents.killed.append((now, name))
+            if (device := worker.device()) is not None:
+                device.kill()
+            return f"the device of {name} is killed"
+        seconds = self._options.session_timeout_s + FREEZE_SECONDS
+        self._incidents.frozen.append((now, name))
+        worker.freeze(time.monotonic() + seconds, device=action.kind == "freeze_all")
+        what = f"{name} and its device" if action.kind == "freeze_all" else name
+        return f"{what} freeze for {seconds:.0f} s"
+
+    def _break_broker(self, *, gently: bool) -> str:
+        self._note("the broker stops" if gently else "the broker is killed")
+        start = time.time()
+        break_broker(self._broker, gently=gently)
+        self._incidents.broker_down.append((start, time.time()))
+        return f"the broker is back after {time.time() - start:.1f} s"
+
+    def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Look after the workers until the condition holds or the time is over."""
+        end = time.monotonic() + seconds
+        while not condition() and time.monotonic() < end:
+            self._fleet.look_after(self._note)
+            time.sleep(TICK_SECONDS)
+
+    def _drain(self) -> dict[int, int]:
+        """Wait until all input is committed; the group's offsets by partition."""
+        self._note("waiting until everything is committed")
+        end = time.monotonic() + DRAIN_SECONDS
+        with Progress(self._settings) as progress:
+            ends = progress.ends()
+            while True:
+                committed = progress.committed()
+                done = all(committed.get(partition, 0) >= ends[partition] for partition in ends)
+                if done or time.monotonic() > end:
+                    return committed
+                self._wait(lambda: False, 1.0)
+
+    # --- the verdict ------------------------------------------------------------------------
+
+    def _judge(
+        self, speakers: Speakers, watcher: watching.Watcher, committed: dict[int, int]
+    ) -> Outcome:
+        settings, options = self._settings, self._options
+        self._note("reading all topics from their start")
+        topics = Topics(
+            settings.topic_segments,
+            settings.topic_summaries,
+            settings.topic_summaries_latest,
+            settings.topic_translations,
+            settings.topic_dlq,
+        )
+        records = read_topics(settings, topics, "read_committed")
+        findings = check(
+            records,
+            topics,
+            targets=[TARGET],
+            committed=committed,
+            acknowledged={(one.stream, one.segment_id) for one in speakers.stored},
+        )
+        dirty = len(read_topics(settings, topics, "read_uncommitted")) - len(records)
+        assignments = self._fleet.assignments()
+        stored = [(one.at, Place(one.partition, one.offset)) for one in speakers.stored]
+        pauses = watching.pauses(watcher.results, stored)
+        staying = [p for p in pauses if watching.stays(p, assignments, self._incidents)]
+        worst = watching.longest(staying)
+        done = self._done
+        summary: dict[str, Any] = {
+            "kills": sum(done[kind] for kind in KILLS),
+            "rebalances": watching.rebalances(assignments),
+            "broker_restarts": sum(done[kind] for kind in BROKER),
+            "segments": findings.segments,
+            "lost": findings.lost,
+            "reordered": findings.reordered,
+            "conflicting_revisions": findings.conflicting_revisions,
+            "duplicates_after_dedupe": findings.duplicates_after_dedupe,
+            "duplicates_read_committed": findings.duplicates_read_committed,
+            "restored_snapshot": self._fleet.restores("snapshot"),
+            "restored_replay": self._fleet.restores("replay"),
+            "max_stall_seconds": round(worst.seconds, 1) if worst else 0.0,
+            "delivery": options.delivery,
+            "seed": options.seed,
+        }
+        taken = watching.takeovers(watcher.results, assignments, self._incidents.killed)
+        report = self._report(findings, pauses, taken, dirty)
+        broken = list(differences(findings, options.delivery))
+        return Outcome(summary, findings, broken, report)
+
+    def _report(
+        self,
+        findings: Findings,
+        pauses: list[watching.Pause],
+        taken: list[float],
+        dirty: int,
+    ) -> list[str]:
+        longest = watching.longest(pauses)
+        lines = [
+            ", ".join(f"{name} {count}" for name, count in self._done.items() if count),
+            f"{dirty} records of transactions that never counted",
+            f"{findings.dead_letters} dead letters, "
+            f"{findings.summarised_again} segments summarised again after a restore",
+        ]
+        if taken:
+            lines.append(
+                "first result by another worker after a kill: median "
+                f"{statistics.median(taken):.1f} s, at most {max(taken):.1f} s ({len(taken)} kills)"
+            )
+        if longest is not None:
+            lines.append(
+                f"longest pause of any partition, whatever happened to it: {longest.seconds:.1f} s"
+            )
+        for name, tail in self._ended_unasked():
+            lines.append(f"{name} ended by itself: {tail}")
+        return lines + findings.examples
+
+    def _ended_unasked(self) -> list[tuple[str, str]]:
+        """Workers that nobody had touched and that ended on a fault, with the reason they gave."""
+        hurt = {name for _, name in self._incidents.killed}
+        found = []
+        for process in self._fleet.all:
+            code = process.exit_code
+            if process.name in hurt or code in (0, None, -signal.SIGKILL):
+                continue
+            lines = [line for line in process.log.splitlines() if "error" in line.lower()]
+            found.append((process.name, (lines or process.log.splitlines() or [""])[-1][-300:]))
+        return found
+
+    def _environment(self) -> dict[str, str]:
+        """The workers' environment: ours without settings, then this run's."""
+        options = self._options
+        values = {
+            "BOOTSTRAP": self._broker.bootstrap,
+            "APP_ID": self._settings.app_id,
+            "DELIVERY": options.delivery,
+            "SESSION_TIMEOUT_S": str(options.session_timeout_s),
+            "COMMIT_INTERVAL_S": "0.2",
+            "STOP_DEADLINE_S": "10",
+            "HTTP_PORT": "0",
+            "THREADS": "1",
+            "SNAPSHOT_URL": str(self._folder / "snapshots"),
+            "SNAPSHOT_INTERVAL_S": "2",
+            "OPERATOR__TARGETS": TARGET,
+        }
+        if options.model in MODELS:
+            factory = f"pipelines.chaos.operators:{MODELS[options.model]}"
+            values |= {**TOY, "TEST_OPERATOR": factory}
+        else:
+            values |= {**REAL, "MODEL": options.model}
+        return {f"LONGSTREAM_{name}": value for name, value in values.items()}
+
+    def _note(self, words: str) -> None:
+        self._say(f"{time.monotonic() - self._began:6.1f} s  {words}")
