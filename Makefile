@@ -10,9 +10,12 @@ SEGMENTS ?=
 TRANSLATE ?= fr
 SPEED ?= max
 BENCH ?= all
+KILLS ?= 20
+SEED ?= 1
+DELIVERY ?= exactly_once
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint format bench kafka clean
+.PHONY: help setup demo test test-full lint format bench kafka chaos clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +56,9 @@ format: setup ## Format the code
 
 bench: setup ## Measure, BENCH=NAME for one of them (all of them take hours)
 	@$(BIN)/longstream bench "$(BENCH)"
+
+chaos: setup ## Kill workers and brokers, then check every record; KILLS=20 SEED=1 DELIVERY=exactly_once
+	@$(BIN)/longstream chaos --kills "$(KILLS)" --seed "$(SEED)" --delivery "$(DELIVERY)"
 
 kafka: setup ## A Kafka broker on this machine until Ctrl-C
 	@$(BIN)/longstream kafka

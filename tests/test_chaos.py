@@ -172,6 +172,7 @@ def repeat(log: Log) -> None:
 def translate_twice(log: Log) -> None:
     """A segment was done again under the next revision."""
     log.put("tr", {**translation("a", 5, 0, 5), "revision": 7, "event_id": "x"})
+    log.topics["tr"].insert(COUNT, log.topics["tr"].pop())  # before the next epoch
 
 
 def repeat_under_another_id(log: Log) -> None:

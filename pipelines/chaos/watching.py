@@ -164,7 +164,7 @@ def takeovers(
 def rebalances(assignments: Iterable[Assignment]) -> int:
     """How often the group shared its partitions out: one round per worker, close together."""
     rounds = 0
-    started = 0.0
+    started = float("-inf")
     named: set[str] = set()
     for assignment in assignments:
         if assignment.worker in named or assignment.at - started > REBALANCE_SECONDS:
