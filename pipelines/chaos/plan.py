@@ -41,7 +41,7 @@ def make_plan(
     """``kills`` violent ends, one join and one leave for every five, and restarts of the broker, in
     random order with ``least_s`` to ``most_s`` seconds between. With three kills or more there is at
     least one of a worker, one of a device and one zombie."""
-    rng = random.Random(seed)  # noqa: S311 - a plan to repeat, not a secret
+    rng = random.Random(seed)  # noqa: S311  # nosec B311
     kinds: list[Kind] = list(_USUAL[:kills])
     names, weights = list(KILLS), [_WEIGHTS[name] for name in KILLS]
     kinds += rng.choices(names, weights, k=max(0, kills - len(kinds)))

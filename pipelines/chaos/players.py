@@ -139,7 +139,7 @@ class Fleet:
     def __init__(self, environment: Mapping[str, str], folder: Path, seed: int) -> None:
         self._environment = environment
         self._folder = folder
-        self._rng = random.Random(seed)  # noqa: S311 - a plan to repeat, not a secret
+        self._rng = random.Random(seed)  # noqa: S311  # nosec B311
         self._replace_at: list[float] = []
         self._lock = threading.Lock()
         self.wanted = 0
@@ -215,7 +215,7 @@ class Speakers(threading.Thread):
     ) -> None:
         super().__init__(daemon=True, name="speakers")
         self._topic, self._rate, self._partitions = settings.topic_segments, rate, partitions
-        self._rng = random.Random(seed)  # noqa: S311 - a plan to repeat, not a secret
+        self._rng = random.Random(seed)  # noqa: S311  # nosec B311
         self._names = [f"stream-{number}" for number in range(streams)]
         self._said = dict.fromkeys(self._names, 0)
         self._stopped = threading.Event()
