@@ -264,6 +264,10 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FLUSH_ON_REVOKE_SECONDS):
                 await asyncio.gather(*(partition.committer.flush() for partition in mine))
+        if self._settings.delivery == "at_least_once":
+            # The next owner reads our states when it is told, and nobody fences us before that.
+            for partition in mine:
+                partition.committer.pause()
 
     async def _on_assigned(self, app: Any, assigned: set[TP], **_: Any) -> None:
         """Let go of what is lost, start what is new; recovery happens outside this callback."""

@@ -71,6 +71,8 @@ class Committer:
         self._urgent = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._allowed = asyncio.Event()
+        self._allowed.set()
         self.committed_offset = 0
         """What the partition is committed to; never committed backwards."""
         self._task: asyncio.Task[None] | None = None
@@ -100,6 +102,13 @@ class Committer:
         await asyncio.wait({idle, self._task}, return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
 
+    def pause(self) -> None:
+        """Commit nothing more until :meth:`resume`; a commit under way is finished."""
+        self._allowed.clear()
+
+    def resume(self) -> None:
+        self._allowed.set()
+
     async def close(self) -> None:
         """Stop without committing what is pending."""
         if self._task is not None:
@@ -117,6 +126,7 @@ class Committer:
                 await self._arrived.wait()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._urgent.wait(), self._interval_s)
+                await self._allowed.wait()
                 await self._commit()
         except asyncio.CancelledError:
             raise

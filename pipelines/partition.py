@@ -364,6 +364,7 @@ class Partition:
 
     def reassigned(self) -> None:
         """The partition stayed ours through a rebalance, which fetches it again: hold if needed."""
+        self.committer.resume()
         if self._held:
             self._host.hold(self.number)
 

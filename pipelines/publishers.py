@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -155,16 +157,21 @@ class OutboxPublisher:
     1. The states are written first, each with the results of its stream in the group (the outbox).
     2. Then the results. 3. Then the caller acknowledges the input, which is committed later.
     A crash after 1 leaves the results in the state: recovery publishes them again, word for word
-    (:func:`pending_results`), and skips the input they came from. Not claimed: a worker presumed
-    dead that wakes up can still write.
+    (:func:`pending_results`), and skips the input they came from.
+
+    Nobody fences a worker that was presumed dead. One that wakes up after standing still for longer
+    than its session notices that by its own clock and writes no more; what it had handed to the
+    network before may still arrive, so this is not claimed.
     """
 
     def __init__(self, settings: Settings, partition: int) -> None:
         self._settings = settings
         self._partition = partition
         self._producer: aiokafka.AIOKafkaProducer | None = None
+        self._pulse = Pulse(settings.session_timeout_s)
 
     async def open(self) -> None:
+        self._pulse.start()
         self._producer = aiokafka.AIOKafkaProducer(
             **client_options(self._settings),
             acks="all",
@@ -175,6 +182,10 @@ class OutboxPublisher:
 
     async def publish(self, group: Group) -> None:
         assert self._producer is not None
+        if self._pulse.missed():
+            raise Fenced(
+                f"partition {self._partition} may have a new owner: this worker stood still"
+            )
         states = [
             _state_message(self._settings, state, group.outbox.get(stream_id, []))
             for stream_id, state in group.states.items()
@@ -186,9 +197,41 @@ class OutboxPublisher:
             raise Retriable(f"{type(error).__name__}: {error}") from error
 
     async def close(self) -> None:
+        self._pulse.stop()
         if self._producer is not None:
             await self._producer.stop()
             self._producer = None
+
+
+class Pulse:
+    """Notices, afterwards, that this process did not run for more than ``limit_s`` seconds."""
+
+    def __init__(self, limit_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit_s, self._clock = limit_s, clock
+        self._last = clock()
+        self._missed = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Beat from now on, in the running event loop."""
+        self._last = self._clock()
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def missed(self) -> bool:
+        """Whether it ever stood still since the start."""
+        now = self._clock()
+        self._missed |= now - self._last > self._limit_s
+        self._last = now
+        return self._missed
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._limit_s / 8)
+            self.missed()
 
 
 class _Outbox(msgspec.Struct):

@@ -11,6 +11,7 @@ import zlib
 from typing import NamedTuple
 
 import aiokafka
+import msgspec
 from aiokafka.errors import KafkaError
 
 from operators.errors import LongstreamError, SegmentError
@@ -35,14 +36,25 @@ class SessionTable:
 
     def __init__(self, max_bytes: int = MAX_TABLE_BYTES) -> None:
         self._records: dict[str, bytes] = {}
+        self._cursors: dict[str, int] = {}
         self._bytes = 0
         self._max_bytes = max_bytes
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def put(self, stream_id: str, value: bytes | None) -> None:
-        """Remember the record of a stream; None (a tombstone) forgets it."""
+    def put(self, stream_id: str, value: bytes | None, cursor: int | None = None) -> None:
+        """Remember the record of a stream; None (a tombstone) forgets it.
+
+        With a ``cursor`` a record behind the one that is held is passed over: a worker presumed dead
+        wrote it late, which only a delivery without transactions lets happen.
+        """
+        if cursor is not None:
+            if cursor < self._cursors.get(stream_id, -1):
+                return
+            self._cursors[stream_id] = cursor
+        elif value is None:
+            self._cursors.pop(stream_id, None)
         self._bytes -= len(self._records.pop(stream_id, b""))
         if value is None:
             return
@@ -70,6 +82,18 @@ class SessionTable:
             raise SegmentError("state_unreadable", f"the stream's session record: {problem}")
         self.put(stream_id, None)
         return state, raw
+
+
+class _Cursor(msgspec.Struct):
+    cursor: int = -1
+
+
+def cursor_of(value: bytes | None) -> int | None:
+    """The cursor in a state record; None for a tombstone or a record that cannot be read."""
+    try:
+        return None if value is None else msgspec.json.decode(value, type=_Cursor).cursor
+    except msgspec.DecodeError:
+        return None
 
 
 class Recovered(NamedTuple):
@@ -121,5 +145,7 @@ async def _read(
         batches = await consumer.getmany(tp, timeout_ms=POLL_MS)
         for record in batches.get(tp, ()):
             if record.key is not None and record.offset < end:
-                table.put(record.key.decode(errors="replace"), record.value)
+                table.put(
+                    record.key.decode(errors="replace"), record.value, cursor_of(record.value)
+                )
     return Recovered(table, committed or 0)

@@ -190,7 +190,7 @@ class Chaos:
             worker.send(signal.SIGKILL)
             return f"{name} is killed"
         if action.kind == "kill_device":
-            self._incidents.killed.append((now, name))
+            self._incidents.device_killed.append((now, name))
             if (device := worker.device()) is not None:
                 device.kill()
             return f"the device of {name} is killed"
@@ -306,7 +306,7 @@ class Chaos:
 
     def _ended_unasked(self) -> list[tuple[str, str]]:
         """Workers that nobody had touched and that ended on a fault, with the reason they gave."""
-        hurt = {name for _, name in self._incidents.killed}
+        hurt = {name for _, name in self._incidents.killed + self._incidents.device_killed}
         found = []
         for process in self._fleet.all:
             code = process.exit_code

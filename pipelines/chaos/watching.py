@@ -57,7 +57,8 @@ class Incidents:
     """What was done to whom and when (``time.time()``)."""
 
     killed: list[tuple[float, str]] = field(default_factory=list)
-    """Workers ended by SIGKILL or with their device."""
+    """Workers ended by SIGKILL."""
+    device_killed: list[tuple[float, str]] = field(default_factory=list)
     frozen: list[tuple[float, str]] = field(default_factory=list)
     broker_down: list[tuple[float, float]] = field(default_factory=list)
     """From the restart of the broker to the time it listened again."""
@@ -124,7 +125,7 @@ def stays(pause: Pause, assignments: Sequence[Assignment], incidents: Incidents)
         return False
     hurt = any(
         pause.start <= at <= pause.end and name == holder
-        for at, name in incidents.killed + incidents.frozen
+        for at, name in incidents.killed + incidents.device_killed + incidents.frozen
     )
     down = any(start <= pause.end and pause.start <= end for start, end in incidents.broker_down)
     return not hurt and not down
