@@ -4,7 +4,8 @@ Start, in this order: (1) topics checked, (2) HTTP pages, (3) device process wit
 consumer joins its group. Stop, within ``stop_deadline_s``: (1) nothing new is taken, (2) what the
 device has is finished and committed, (3) Faust leaves the group, (4) the device ends. A fault of the
 device, of Faust or of a commit stops the process with an exit code that is not 0 and nothing
-acknowledged: what restarts us finds the input where it was.
+acknowledged: what restarts us finds the input where it was. Before that the device is started again
+(:mod:`pipelines.keeper`), and a partition that could not be committed is taken up again.
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ import time
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
+from aiokafka.errors import KafkaError
 from faust.types import TP
 
-from operators.errors import DeviceError, LongstreamError
+from operators.errors import LongstreamError
 from operators.types import Emission
-from pipelines import protocol
+from pipelines import exits, protocol
 from pipelines.clients import faust_broker, faust_credentials
+from pipelines.committer import CommitError
 from pipelines.device import DeviceClient
 from pipelines.http import HttpServer, Readiness, serve
+from pipelines.keeper import DeviceKeeper
 from pipelines.metrics import Metrics
 from pipelines.partition import Host, Partition
 from pipelines.publishers import Fenced, make_publisher
-from pipelines.sessions import recover
+from pipelines.sessions import RecoveryError, recover
 from pipelines.settings import Settings
 from pipelines.transport import LongstreamApp
 
@@ -36,6 +40,7 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.5
 RECOVERY_SECONDS = 120.0
 FLUSH_ON_REVOKE_SECONDS = 3.0
+REOPEN_SECONDS = 2.0
 
 
 def make_faust_app(settings: Settings) -> LongstreamApp:
@@ -79,6 +84,7 @@ class Worker:
         self._closing: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._http: HttpServer | None = None
+        self._faulty = False
 
     async def run(self, stop: asyncio.Event) -> int:
         """Work until ``stop`` is set or something fails; the process's exit code.
@@ -87,14 +93,7 @@ class Worker:
         """
         self._fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         settings = self._settings
-        self._device = DeviceClient(
-            self._on_emission,
-            self._metrics.apply_beat,
-            lambda message: log.info("model: %s", message),
-            self._on_refused,
-            threads=settings.threads,
-            cache=settings.cache,
-        )
+        self._device = self._make_device()
         self._app = make_faust_app(settings)
         self._host = self._make_host()
         self._connect()
@@ -130,6 +129,57 @@ class Worker:
             recover=lambda number: recover(settings, number, RECOVERY_SECONDS),
             make_publisher=lambda number: make_publisher(settings, number),
             on_progress=self._on_progress,
+            admits=self._device.admits,
+            settled=self._device.settled,
+        )
+
+    def _make_device(self) -> DeviceKeeper:
+        settings = self._settings
+        load = protocol.Load(
+            model=settings.model,
+            device=settings.device,
+            config=settings.operator.to_dict(),
+            gguf_dir=str(settings.gguf_dir) if settings.gguf_dir else None,
+            snapshot_url=settings.snapshot_url,
+            snapshot_interval_s=settings.snapshot_interval_s,
+            toy=self._toy,
+        )
+
+        def client() -> DeviceClient:
+            return DeviceClient(
+                self._on_emission,
+                self._metrics.apply_beat,
+                lambda message: log.info("model: %s", message),
+                self._on_refused,
+                threads=settings.threads,
+                cache=settings.cache,
+                stall_timeout_s=settings.device_stall_s,
+            )
+
+        return DeviceKeeper(
+            client,
+            load,
+            lambda: list(self._partitions.values()),
+            self._metrics,
+            restarts=settings.device_restarts,
+            attempts=settings.device_attempts,
+            on_ready=self._on_ready,
+        )
+
+    def _on_ready(self, ready: protocol.Ready | None) -> None:
+        """The device has loaded its model; None when it is gone."""
+        self._readiness.model = ready.model if ready else None
+        if ready is None:
+            return
+        log.info(
+            "model %s on %s: ingest %s, generation %s, %d slots, %.1f MB per stream, %.1f MB in all",
+            ready.model,
+            ready.device,
+            ready.dtype_ingest,
+            ready.dtype_generation,
+            ready.slots,
+            ready.bytes_per_stream / 1e6,
+            ready.bytes_total / 1e6,
         )
 
     def _connect(self) -> None:
@@ -154,16 +204,7 @@ class Worker:
 
     async def _start_device(self, stop: asyncio.Event) -> bool:
         """Load the model, which may take minutes; False if told to stop meanwhile."""
-        load = protocol.Load(
-            model=self._settings.model,
-            device=self._settings.device,
-            config=self._settings.operator.to_dict(),
-            gguf_dir=str(self._settings.gguf_dir) if self._settings.gguf_dir else None,
-            snapshot_url=self._settings.snapshot_url,
-            snapshot_interval_s=self._settings.snapshot_interval_s,
-            toy=self._toy,
-        )
-        starting = asyncio.ensure_future(self._device.start(load))
+        starting = asyncio.ensure_future(self._device.start())
         stopped = asyncio.ensure_future(stop.wait())
         waited: set[asyncio.Future[Any]] = {starting, stopped}
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -173,47 +214,38 @@ class Worker:
             await asyncio.wait({starting})
             await self._device.kill()
             return False
-        ready = starting.result()
-        self._metrics.device_up(True)
-        self._readiness.model = ready.model
-        log.info(
-            "model %s on %s: ingest %s, generation %s, %d slots, %.1f MB per stream, %.1f MB in all",
-            ready.model,
-            ready.device,
-            ready.dtype_ingest,
-            ready.dtype_generation,
-            ready.slots,
-            ready.bytes_per_stream / 1e6,
-            ready.bytes_total / 1e6,
-        )
+        starting.result()
         return True
 
     async def _until(self, stop: asyncio.Event) -> int:
         """Wait for the stop signal or a fault."""
         stopped = self._spawn(_wait(stop))
         crashed = self._spawn(self._watch_faust())
-        waited: set[asyncio.Future[None]] = {stopped, crashed, self._device.failed, self._fault}
+        kept = self._spawn(self._device.keep())
+        waited: set[asyncio.Future[None]] = {stopped, crashed, kept, self._fault}
         done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         errors = [future.exception() for future in done]
         error = next((error for error in errors if error is not None), None)
         if error is None:
             log.info("stopping")
-            return 0
-        self._readiness.model = None if isinstance(error, DeviceError) else self._readiness.model
+            return exits.OK
+        self._faulty = True
         log.error("stopping on a fault, nothing unfinished is acknowledged: %s", error)
-        return 1
+        return exits.code_of(error)
 
     async def _watch_faust(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             if self._app.crashed or self._app.should_stop:
-                raise LongstreamError(f"Faust stopped by itself: {self._app.crash_reason!r}")
+                reason = self._app.crash_reason
+                raise LongstreamError(
+                    f"Faust stopped by itself: {exits.in_words(reason) if reason else 'no reason'}"
+                ) from reason
 
     async def _shut_down(self) -> None:
         deadline = time.monotonic() + self._settings.stop_deadline_s
         self._readiness.stopping = True
-        healthy = self._device.pid is not None and not self._device.failed.done()
-        if healthy and not self._fault.done():
+        if self._device.healthy and not self._faulty:
             for partition in self._partitions.values():
                 partition.stop_feeding()
             # Leave a third of the time to everything below.
@@ -224,8 +256,7 @@ class Worker:
         closes = [self._close(partition) for partition in list(self._partitions.values())]
         await self._within(deadline, asyncio.gather(*closes, return_exceptions=True), "commits")
         await self._within(deadline, self._app.stop(), "Faust")
-        if self._device.pid is not None:
-            await self._device.stop(timeout=max(0.5, min(5.0, deadline - time.monotonic())))
+        await self._device.stop(timeout=max(0.5, min(5.0, deadline - time.monotonic())))
         self._metrics.device_up(False)
         if self._http is not None:
             await self._http.close()
@@ -284,8 +315,8 @@ class Worker:
         self._metrics.rebalance()
         log.info("assigned partitions %s", sorted(numbers))
 
-    def _gain(self, number: int) -> None:
-        partition = self._partitions[number] = Partition(number, self._host)
+    def _gain(self, number: int, broken_since: float | None = None) -> None:
+        partition = self._partitions[number] = Partition(number, self._host, broken_since)
         self._spawn(self._run_partition(partition))
 
     def _lose(self, number: int) -> None:
@@ -301,24 +332,44 @@ class Worker:
                 await asyncio.wait({closing})
             await partition.recover()
             await asyncio.shield(partition.committer.failed)
-        except Fenced as error:
-            await self._on_fenced(partition, error)
+        except (Fenced, CommitError, RecoveryError, KafkaError) as error:
+            await self._take_up_again(partition, error)
         except Exception as error:
-            if self._partitions.get(number) is partition and not self._fault.done():
-                self._fault.set_exception(error)
+            self._fail(partition, error)
 
-    async def _on_fenced(self, partition: Partition, error: Fenced) -> None:
-        """Another worker owns it: stop quietly, unless our group still says it is ours."""
-        log.warning("%s; this worker stops it", error)
-        await partition.close()
-        await asyncio.sleep(3 * self._settings.session_timeout_s)
-        if self._partitions.get(partition.number) is partition and not self._fault.done():
-            self._fault.set_exception(
-                LongstreamError(
-                    f"{error}, but the consumer group says it is ours: is another "
-                    f"app_id={self._settings.app_id!r} running elsewhere?"
-                )
+    async def _take_up_again(self, partition: Partition, error: Exception) -> None:
+        """The partition is unusable but ours: start it anew from what is committed, as a restart of
+        the process would, unless that cannot help or has not helped for too long."""
+        now = time.monotonic()
+        since = partition.broken_since = partition.broken_since or now
+        patience = self._settings.broker_patience_s
+        if exits.hopeless(error) or now - since > patience:
+            self._fail(partition, error)
+            return
+        log.warning("partition %d: %s; taken up again soon", partition.number, error)
+        # Fenced: by another worker, and then the group tells us within a session's time; or by the
+        # broker, which ends a transaction that was cut off.
+        fenced = isinstance(error, Fenced)
+        await asyncio.sleep(self._settings.session_timeout_s if fenced else REOPEN_SECONDS)
+        while self._app.rebalancing:  # noqa: ASYNC110 - Faust has no event for its end
+            await asyncio.sleep(TICK_SECONDS)
+        if self._partitions.get(partition.number) is partition:
+            events = partition.unfinished()
+            self._lose(partition.number)
+            self._gain(partition.number, since)
+            for event in events:
+                self._partitions[partition.number].accept(event)
+
+    def _fail(self, partition: Partition, error: Exception) -> None:
+        """Stop the worker, unless the partition is not ours any more."""
+        if self._partitions.get(partition.number) is not partition or self._fault.done():
+            return
+        if isinstance(error, Fenced):
+            error = LongstreamError(
+                f"{error}, again and again, but the consumer group says it is ours: is another "
+                f"app_id={self._settings.app_id!r} running elsewhere?"
             )
+        self._fault.set_exception(error)
 
     async def _close(self, partition: Partition) -> None:
         await partition.close()

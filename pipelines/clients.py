@@ -93,7 +93,9 @@ async def turned_away(settings: Settings) -> ConfigError | None:
             continue
         except (KafkaError, OSError) as error:
             if (sentence := _sentence(settings, server, error)) is not None:
-                return ConfigError(sentence)
+                refusal = ConfigError(sentence)
+                refusal.__cause__ = error
+                return refusal
             continue
         return None
     return None

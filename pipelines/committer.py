@@ -4,11 +4,12 @@
    them, or somebody asks (:meth:`Committer.flush`).
 2. They become one :class:`~pipelines.publishers.Group`: messages in order, the newest state per
    stream, and the partition's watermark with their offsets finished.
-3. The group is published. If nothing of it counts the *same* group is tried again, a few times.
+3. The group is published. If nothing of it counts the *same* group is tried again, a few times,
+   unless Kafka's reason is one that waiting cannot mend.
 4. Only then are the entries reported as committed (their input is acknowledged).
 
-When 3 fails for good the committer stops, ``failed`` says why, and nothing is acknowledged: a
-restart finds the input where it was.
+When 3 fails for good the committer stops, ``failed`` says why, and nothing is acknowledged: who takes
+the partition up again, here or elsewhere, finds the input where it was.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 
 from operators.errors import LongstreamError
 from operators.types import Event, SessionState
+from pipelines.exits import Waited, hopeless
 from pipelines.publishers import Fenced, Group, Message, Publisher, Retriable
 
 ATTEMPTS = 5
@@ -58,6 +60,7 @@ class Committer:
         *,
         interval_s: float,
         max_events: int,
+        patience_s: float = 300.0,
         on_retry: Callable[[], None] = lambda: None,
     ) -> None:
         self._publisher = publisher
@@ -66,6 +69,7 @@ class Committer:
         self._on_retry = on_retry
         self._interval_s = interval_s
         self._max_events = max_events
+        self._patience_s = patience_s
         self._pending: list[Entry] = []
         self._arrived = asyncio.Event()
         self._urgent = asyncio.Event()
@@ -140,7 +144,7 @@ class Committer:
         started = time.monotonic()
         group = self._group(entries)  # 2.
         if group.messages or group.states or group.offset is not None:
-            await self._publish(group)  # 3.
+            await self._publish_in_time(group)  # 3.
         if group.offset is not None:
             self.committed_offset = group.offset
         self._on_committed(entries, time.monotonic() - started)  # 4.
@@ -159,19 +163,32 @@ class Committer:
             group.offset = offset
         return group
 
+    async def _publish_in_time(self, group: Group) -> None:
+        """The client itself waits for brokers that are away, without end; we do not."""
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._publish(group)
+        except TimeoutError:
+            raise Waited(
+                f"Kafka did not take the results within {self._patience_s:.0f} s (broker_patience_s): "
+                "is a broker away, or are fewer replicas in sync than min.insync.replicas?"
+            ) from None
+
     async def _publish(self, group: Group) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 await self._publisher.publish(group)
                 return
             except Retriable as error:
+                if hopeless(error):
+                    raise CommitError(str(error)) from error
                 if attempt == ATTEMPTS:
                     raise CommitError(f"gave up after {ATTEMPTS} attempts: {error}") from error
                 self._on_retry()
                 await asyncio.sleep(BACKOFF_SECONDS * 2**attempt)
 
     def _fail(self, error: Exception) -> None:
-        if not isinstance(error, Fenced | CommitError):
+        if not isinstance(error, Fenced | CommitError | Waited):
             wrapped = CommitError(f"commit failed: {type(error).__name__}: {error}")
             wrapped.__cause__ = error
             error = wrapped

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from operators.config import OperatorConfig
 from operators.draft_control import Costs
+from operators.errors import ModelError
 from operators.model import DecoderModel, load_model
 from operators.observer import Observer
 from operators.stream_operator import StreamOperator
@@ -48,14 +52,29 @@ def _load(
     gguf_dir = Path(load.gguf_dir) if load.gguf_dir else None
     path = model_store.resolve(name, _throttled(progress), gguf_dir=gguf_dir)
     progress(f"loading {name} from {path}")
-    return load_model(
-        path,
-        name=name,
-        device=load.device,
-        dtype_ingest=config.dtype_ingest,
-        dtype_generation=config.dtype_generation,
-        rows=config.branches,
-    )
+    with _corrupt(name):
+        return load_model(
+            path,
+            name=name,
+            device=load.device,
+            dtype_ingest=config.dtype_ingest,
+            dtype_generation=config.dtype_generation,
+            rows=config.branches,
+        )
+
+
+@contextmanager
+def _corrupt(name: str) -> Iterator[None]:
+    """What the libraries say of files they cannot read becomes a ModelError: trying again would not
+    help. Too little memory stays what it is: another time there may be more."""
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        if "memory" in str(error).lower():
+            raise
+        raise ModelError(
+            f"{name} cannot be loaded, its files may be torn: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _costs(

@@ -61,7 +61,14 @@ def messages_of(
 
 
 def dead_letter_of(
-    message: Any, settings: Settings, *, stage: str, reason: str, text: str, attempts: int = 1
+    message: Any,
+    settings: Settings,
+    *,
+    stage: str,
+    reason: str,
+    text: str,
+    attempts: int = 1,
+    retryable: bool = False,
 ) -> Message:
     """The dead letter for one Faust/aiokafka input message."""
     headers: Headers = message.headers
@@ -76,7 +83,7 @@ def dead_letter_of(
         reason=reason,
         message=text,
         attempts=attempts,
-        retryable=False,
+        retryable=retryable,
         failed_at_ms=now_ms(),
         max_value_bytes=settings.max_message_bytes - DEAD_LETTER_ROOM,
     )

@@ -25,9 +25,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from operators.errors import LongstreamError, SegmentError
@@ -35,6 +34,7 @@ from operators.types import Emission, Event, Segment, SessionState
 from pipelines import codec
 from pipelines.committer import Committer, Entry
 from pipelines.dead_letters import header
+from pipelines.lanes import Lane, Record
 from pipelines.metrics import Metrics
 from pipelines.outputs import complete, dead_letter_of, messages_of, task_of
 from pipelines.publishers import Message, Publisher, pending_results
@@ -71,46 +71,19 @@ class Host:
     """Partition number -> awaitable Recovered."""
     make_publisher: Callable[[int], Publisher]
     on_progress: Callable[[], None] = lambda: None
-
-
-@dataclass
-class Record:
-    """One input record under way. ``event`` is Faust's, with the message to acknowledge."""
-
-    event: Any
-    read_at: float
-
-    @property
-    def message(self) -> Any:
-        return self.event.message
-
-    @property
-    def size(self) -> int:
-        return len(self.message.value or b"")
-
-
-@dataclass
-class Lane:
-    """One stream's records in order: waiting ones and those with the device."""
-
-    stream_id: str
-    cursor: int
-    waiting: deque[tuple[Segment, int]] = field(default_factory=deque)
-    fed: int = 0
-    state: SessionState | None = None
-    """The newest state seen; kept only to put an ended stream away."""
-    uncovered_since: float | None = None
-
-    @property
-    def idle(self) -> bool:
-        return not self.waiting and not self.fed
+    admits: Callable[[Lane], bool] = lambda lane: True
+    """Whether a lane may have the device now (:mod:`pipelines.keeper`)."""
+    settled: Callable[[bool], None] = lambda finished: None
+    """Told after the device said something of a lane; True when a segment was done."""
 
 
 class Partition:
     """See the module's docstring. Created when the partition is assigned, closed when it is lost."""
 
-    def __init__(self, number: int, host: Host) -> None:
+    def __init__(self, number: int, host: Host, broken_since: float | None = None) -> None:
         self.number = number
+        self.broken_since = broken_since
+        """Since when (monotonic) it could not be committed, over all attempts to take it up again."""
         self._host = host
         self._settings = host.settings
         self._metrics = host.metrics
@@ -121,6 +94,7 @@ class Partition:
         self._sessions = SessionTable()
         self._floor = 0
         self._backlog: list[int] = []
+        self._condemned: list[tuple[Lane, int, int]] = []
         self._held = False
         self._recovered = False
         self._closed = False
@@ -135,6 +109,7 @@ class Partition:
                 self._settings.commit_max_events,
                 max(1, self._settings.in_flight_per_partition // 2),
             ),
+            patience_s=self._settings.broker_patience_s,
             on_retry=lambda: self._metrics.retry("commit"),
         )
 
@@ -159,6 +134,8 @@ class Partition:
         for offset in backlog:
             self._dispatch(offset)
         self._release()
+        if not self._records:
+            self.broken_since = None
         log.info(
             "partition %d: ready in %.2f s, %d streams known, committed offset %d",
             self.number,
@@ -169,7 +146,7 @@ class Partition:
 
     async def drain(self) -> None:
         """Wait until what the device has is done and committed. The caller sets a deadline."""
-        while not self._closed and any(lane.fed for lane in self._lanes.values()):
+        while not self._closed and any(lane.given for lane in self._lanes.values()):
             self._emitted.clear()
             await self._emitted.wait()
         await self.committer.flush()
@@ -179,14 +156,21 @@ class Partition:
         self._closed = True
         self._emitted.set()
         drops = []
-        for stream_id in self._lanes:
-            if self._host.owners.pop(stream_id, None) is not None:
+        for stream_id, lane in self._lanes.items():
+            if self._host.owners.pop(stream_id, None) is not None and lane.open:
                 with contextlib.suppress(LongstreamError):
                     drops.append(self._host.device.drop(stream_id))
+            lane.waiting.clear()
+            lane.given.clear()
         self._lanes.clear()
         self._records.clear()
+        self._host.settled(False)  # a lane on trial is gone
         await self.committer.close()
         await asyncio.gather(*drops)
+
+    def unfinished(self) -> list[Any]:
+        """Faust's events not acknowledged, in order: what another attempt has to take over."""
+        return [record.event for record in self._records.values()]
 
     # --- input ----------------------------------------------------------------------------
 
@@ -241,10 +225,10 @@ class Partition:
             self._skip(offset)
             return
         lane.waiting.append((segment, offset))
-        self._pump(lane)
+        self.pump(lane)
 
     def _lane(self, stream_id: str) -> Lane:
-        """The stream's lane; opens the stream on the device if it is new or was put away."""
+        """The stream's lane; made anew if the stream is new or was put away."""
         if lane := self._lanes.get(stream_id):
             return lane
         owner = self._host.owners.get(stream_id)
@@ -257,18 +241,38 @@ class Partition:
         state, raw = self._sessions.take(stream_id)
         if raw is not None and state is not None and (lost := pending_results(raw)):
             self.committer.add(Entry(messages=lost))
-        self._host.device.open(stream_id, state)
-        lane = Lane(stream_id, cursor=state.cursor if state else -1)
+        lane = Lane(stream_id, cursor=state.cursor if state else -1, state=state)
         self._lanes[stream_id] = lane
         self._host.owners[stream_id] = self
         return lane
 
-    def _pump(self, lane: Lane) -> None:
-        """Step 4: feed the device up to the stream's bound."""
-        while lane.waiting and lane.fed < self._settings.in_flight_per_key:
-            segment, offset = lane.waiting.popleft()
-            lane.fed += 1
-            self._host.device.feed(segment, offset)
+    def lanes(self) -> list[Lane]:
+        return list(self._lanes.values())
+
+    def pump(self, lane: Lane) -> None:
+        """Step 4: feed the device up to the stream's bound, which has it opened there first."""
+        if self._draining or not self._host.admits(lane):
+            return
+        if not lane.open:
+            self._host.device.open(lane.stream_id, lane.state)
+            lane.open = True
+        suspicious = self._settings.device_attempts - 1
+        while (next_ := lane.next(self._settings.in_flight_per_key, suspicious)) is not None:
+            self._host.device.feed(*next_)
+
+    def condemn(self, lane: Lane, attempts: int) -> None:
+        """The lane's first waiting segment killed the device ``attempts`` times: leave it out."""
+        self._condemned.append((lane, lane.condemn(), attempts))
+
+    def sentence(self) -> None:
+        """Make dead letters of what was condemned; the stream's state says that it lost something."""
+        condemned, self._condemned = self._condemned, []
+        for lane, offset, attempts in condemned:
+            text = f"the device failed {attempts} times with it, the last time with nothing else"
+            letter = self._letter(
+                offset, "device", "device_fault", text, attempts=attempts, retryable=True
+            )
+            self.committer.add(Entry([letter], lane.state, (offset,)))
 
     def _skip(self, offset: int) -> None:
         self._metrics.duplicate_input()
@@ -278,11 +282,13 @@ class Partition:
         letter = self._letter(offset, stage, reason, text)
         self.committer.add(Entry(messages=[letter], finished=(offset,)))
 
-    def _letter(self, offset: int, stage: str, reason: str, text: str) -> Message:
+    def _letter(self, offset: int, stage: str, reason: str, text: str, **details: Any) -> Message:
         self._metrics.dead_letter(stage, reason)
         log.warning("partition %d offset %d refused: %s (%s)", self.number, offset, reason, text)
         message = self._records[offset].message
-        return dead_letter_of(message, self._settings, stage=stage, reason=reason, text=text)
+        return dead_letter_of(
+            message, self._settings, stage=stage, reason=reason, text=text, **details
+        )
 
     # --- output ---------------------------------------------------------------------------
 
@@ -291,7 +297,8 @@ class Partition:
         lane = self._lanes[emission.stream_id]
         self._emitted.set()
         finished = [*emission.done, *(failure.ticket for failure in emission.failed)]
-        lane.fed -= len(finished)
+        for offset in finished:
+            lane.finish(offset)
         lane.cursor = max(lane.cursor, emission.state.cursor)
         lane.state = emission.state
         topic = self._settings.topic_segments
@@ -303,15 +310,17 @@ class Partition:
             )
         self._note_coverage(lane, finished)
         self.committer.add(Entry(messages, emission.state, finished, events))
-        self._pump(lane)
+        self._host.settled(bool(finished))
+        self.pump(lane)
 
     def on_refused(self, stream_id: str, offset: int, reason: str, text: str) -> None:
         """The engine would not take a segment: a dead letter, and the lane goes on."""
         lane = self._lanes[stream_id]
-        lane.fed -= 1
+        lane.finish(offset)
         self._emitted.set()
         self._refuse(offset, "operator", reason, text)
-        self._pump(lane)
+        self._host.settled(True)
+        self.pump(lane)
 
     def _finish(self, offsets: Iterable[int]) -> int | None:
         for offset in offsets:
@@ -325,6 +334,7 @@ class Partition:
                 self._acknowledge(offset)
             if entry.state is not None and entry.state.ended:
                 self._put_away(entry.state)
+        self.broken_since = None
         self._metrics.commit(seconds)
         self._host.on_progress()
         if self._load() <= 0.5:
@@ -342,7 +352,8 @@ class Partition:
             return
         del self._lanes[state.stream_id]
         self._host.owners.pop(state.stream_id, None)
-        self._host.device.drop(state.stream_id)
+        if lane.open:
+            self._host.device.drop(state.stream_id)
         self._sessions.put(state.stream_id, codec.encode_state(state))
 
     # --- backpressure, measuring ------------------------------------------------------------

@@ -23,12 +23,14 @@ from operators.errors import LongstreamError
 from operators.types import SessionState
 from pipelines.clients import client_options
 from pipelines.codec import encode_state
+from pipelines.exits import in_words
 from pipelines.settings import Settings
 
 TRANSACTION_TIMEOUT_MS = 20_000
 """How long readers wait for a transaction whose worker vanished and that nobody takes over."""
 REQUEST_ROOM = 1 << 20
 BATCH_BYTES = 256 << 10
+STOP_SECONDS = 3.0
 
 
 class Fenced(LongstreamError):
@@ -113,9 +115,9 @@ class TransactionalPublisher:
                 )
         except ProducerFenced as error:
             raise Fenced(f"partition {self._partition} has a new owner") from error
-        except KafkaError as error:
+        except (KafkaError, Retriable) as error:
             await self._abort()
-            raise Retriable(f"{type(error).__name__}: {error}") from error
+            raise Retriable(in_words(error)) from error
         # 5. From here on an error means "unknown", except that a fenced commit never counts.
         try:
             await self._producer.commit_transaction()
@@ -131,7 +133,7 @@ class TransactionalPublisher:
             with contextlib.suppress(KafkaError, AssertionError, TimeoutError):
                 async with asyncio.timeout(2.0):
                     await self._producer.abort_transaction()
-        await self._producer.stop()
+        await _stop(self._producer)
         self._producer = None
 
     async def _write(self, group: Group) -> None:
@@ -194,12 +196,12 @@ class OutboxPublisher:
             await _send_all(self._producer, states, self._partition)  # 1.
             await _send_all(self._producer, group.messages, self._partition)  # 2.
         except KafkaError as error:
-            raise Retriable(f"{type(error).__name__}: {error}") from error
+            raise Retriable(in_words(error)) from error
 
     async def close(self) -> None:
         self._pulse.stop()
         if self._producer is not None:
-            await self._producer.stop()
+            await _stop(self._producer)
             self._producer = None
 
 
@@ -267,18 +269,52 @@ def _state_message(
 async def _send_all(
     producer: aiokafka.AIOKafkaProducer, messages: list[Message], partition: int
 ) -> None:
-    """Send in order and wait until the broker has acknowledged each."""
-    acks = [
-        await producer.send(
-            message.topic,
-            value=message.value,
-            key=message.key,
-            partition=partition,
-            headers=[(k, v) for k, v in message.headers],
-        )
-        for message in messages
-    ]
+    """Send in order and wait until the broker has acknowledged each.
+
+    Raises ProducerFenced, or Retriable with the topic that refused.
+    """
+    acks: list[asyncio.Future[object]] = []
+    failed: tuple[Message, BaseException] | None = None
+    for message in messages:
+        try:
+            acks.append(
+                await producer.send(
+                    message.topic,
+                    value=message.value,
+                    key=message.key,
+                    partition=partition,
+                    headers=[(k, v) for k, v in message.headers],
+                )
+            )
+        except KafkaError as error:
+            failed = message, error
+            break
     results = await asyncio.gather(*acks, return_exceptions=True)
-    for result in results:
+    for message, result in zip(messages, results, strict=False):
         if isinstance(result, BaseException):
-            raise result
+            failed = message, result
+            break
+    if failed is None:
+        return
+    message, reason = failed
+    if not isinstance(reason, KafkaError) or isinstance(reason, ProducerFenced):
+        raise reason
+    raise Retriable(f"{message.topic}: {in_words(reason)}") from reason
+
+
+_stopping: set[asyncio.Task[None]] = set()
+
+
+async def _stop(producer: aiokafka.AIOKafkaProducer) -> None:
+    """Disconnect. With its broker away a producer stops when it is back: that is not waited for,
+    and harmless, because whoever opens the partition next locks it out."""
+    task = asyncio.get_running_loop().create_task(producer.stop())
+    _stopping.add(task)
+    task.add_done_callback(_forget)
+    await asyncio.wait({task}, timeout=STOP_SECONDS)
+
+
+def _forget(task: asyncio.Task[None]) -> None:
+    _stopping.discard(task)
+    if not task.cancelled():
+        task.exception()  # looked at: nothing is left to be done about it

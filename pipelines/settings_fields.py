@@ -104,6 +104,8 @@ class Settings(BaseSettings):
     """Segments of one stream under way at once."""
     session_timeout_s: float = Field(10.0, ge=6, le=1800)
     """A worker silent for so many seconds loses its partitions (brokers want 6 at least)."""
+    broker_patience_s: float = Field(300.0, gt=0)
+    """How long a worker waits for Kafka to come back, or to take what it refused, before it ends."""
     stop_deadline_s: float = Field(30.0, gt=0)
     """Seconds a stopping worker may take to finish what is under way."""
     broker_max_poll_records: int = Field(100, ge=1)
@@ -119,6 +121,12 @@ class Settings(BaseSettings):
     """auto, cpu, cuda or cuda:N."""
     threads: int = Field(default_factory=_threads, ge=1, le=1024)
     """CPU threads of the model; default: the cores it may use, at most 16."""
+    device_stall_s: float = Field(120.0, gt=0)
+    """The model's process is hung when it works so long without finishing a step."""
+    device_restarts: int = Field(8, ge=2)
+    """The worker ends after so many restarts of the model's process with no segment done between."""
+    device_attempts: int = Field(3, ge=2)
+    """A segment with which the model's process failed so often becomes a dead letter."""
     cache: Path = Path("~/.cache/longstream")
     """Folder for models and the local Kafka."""
     gguf_dir: Path | None = None
@@ -238,6 +246,8 @@ class Settings(BaseSettings):
             raise ValueError("in_flight_per_key must not exceed operator.max_queue")
         if self.operator.max_text_bytes >= self.max_message_bytes:
             raise ValueError("operator.max_text_bytes must be below max_message_bytes")
+        if self.device_attempts > self.device_restarts:
+            raise ValueError("device_attempts must not exceed device_restarts")
         if self.ssl_cafile is not None and not self.ssl_cafile.is_file():
             raise ValueError(f"ssl_cafile: no such file: {self.ssl_cafile}")
         self._check_login()

@@ -6,9 +6,11 @@ pipeline's fault. Words in a segment's text command it:
 
     SLEEP 0.5   take that long           FAIL    refuse the segment (dead letter)
     CRASH       raise                    EXIT    leave the process without a word
-    HANG        never finish the step
+    HANG        never finish the step    MEMORY  ask for more memory than there is
+    ONCE name   the word before it counts only the first time (a file of that name remembers)
 
-A model named "slow…" takes a minute to load.
+A model named "slow…" takes a minute to load, one named "none" is missing, and one named "broken…"
+dies with every segment.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ import os
 import re
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from operators.config import OperatorConfig
+from operators.errors import ModelError
 from operators.observer import Observer
 from operators.types import (
     Covers,
@@ -50,6 +54,7 @@ class EchoOperator:
         self.observer = observer
         self.states: dict[str, SessionState] = {}
         self.queue: deque[tuple[Segment, int]] = deque()
+        self.broken = False
 
     def quiet(self, stream_id: str) -> bool:
         return False
@@ -62,6 +67,8 @@ class EchoOperator:
     ) -> None:
         assert stream_id not in self.states, "opened twice"
         self.states[stream_id] = state or SessionState(stream_id=stream_id)
+        if state is not None:
+            self.observer.count("kv_restores", kind="replay")
 
     def feed(self, segment: Segment, ticket: int) -> None:
         assert ticket > self.states[segment.stream_id].cursor, "fed below the cursor"
@@ -79,7 +86,7 @@ class EchoOperator:
 
     def step(self) -> list[Emission]:
         segment, ticket = self.queue.popleft()
-        _obey(segment.text)
+        _obey("EXIT" if self.broken else segment.text)
         state = self.states[segment.stream_id]
         emission = self._process(state, segment, ticket)
         self.states[segment.stream_id] = emission.state
@@ -112,6 +119,8 @@ def make(
 ) -> tuple[EchoOperator, protocol.Ready]:
     if load.model.startswith("slow"):
         time.sleep(60)
+    if load.model == "none":
+        raise ModelError("no such model: none")
     ready = protocol.Ready(
         model="echo",
         device="none",
@@ -121,10 +130,17 @@ def make(
         bytes_per_stream=1,
         bytes_total=1,
     )
-    return EchoOperator(config, observer), ready
+    operator = EchoOperator(config, observer)
+    operator.broken = load.model.startswith("broken")
+    return operator, ready
 
 
 def _obey(text: str) -> None:
+    if found := re.search(r"ONCE (\S+)", text):
+        try:
+            Path(found[1]).touch(exist_ok=False)
+        except FileExistsError:
+            return
     if found := re.search(r"SLEEP ([\d.]+)", text):
         time.sleep(float(found[1]))
     if "CRASH" in text:
@@ -133,6 +149,8 @@ def _obey(text: str) -> None:
         os._exit(9)
     if "HANG" in text:
         time.sleep(3600)
+    if "MEMORY" in text:
+        raise MemoryError("the text asked for too much")
 
 
 def _append(state: SessionState, segment: Segment, ticket: int) -> SessionState:
@@ -206,8 +224,9 @@ def _summarise(state: SessionState, final: bool) -> tuple[SessionState, SummaryE
             last_offset=new[-1].offset if new else state.cursor,
         ),
         trigger="session_end" if final else "tokens",
+        degraded=state.degraded,
     )
-    return state, event
+    return msgspec.structs.replace(state, degraded=()), event
 
 
 def make_engine(

@@ -31,7 +31,8 @@ PIPELINE_LAYERS = [
         "http",
         "snapshot_store",
     }
-    | {"clients", "publishers", "outputs", "committer", "transport", "sessions", "partition"},
+    | {"clients", "publishers", "outputs", "committer", "transport", "sessions", "partition"}
+    | {"keeper", "lanes", "exits"},
     {"app", "worker"},
     {"tool_clients", "replaying", "following", "tally", "screen"}
     | {"demo", "benchmarks", "chaos", "live"},

@@ -9,18 +9,23 @@ from typing import Annotated
 
 import typer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
-from operators.errors import LongstreamError
-from pipelines import broker
+from operators.errors import ConfigError, LongstreamError
+from pipelines import broker, exits
 from pipelines.clients import client_options, turned_away
 from pipelines.device import test_operator_named
 from pipelines.settings import Settings, describe, load_settings
 
+ACCESS_DENIED = TopicAuthorizationFailedError.errno
+
 
 def settings_help() -> str:
-    """All settings for the end of ``--help``, one paragraph each."""
-    lines = ["Settings, from the environment or a TOML/YAML file (names without LONGSTREAM_):"]
+    """Exit codes and all settings for the end of ``--help``, one paragraph each."""
+    lines = [
+        exits.explained(),
+        "Settings, from the environment or a TOML/YAML file (names without LONGSTREAM_):",
+    ]
     for row in describe():
         default = f"; default {row.default}" if row.default else ""
         description = " ".join(row.description.split())
@@ -50,7 +55,7 @@ def worker(
         code = asyncio.run(run(settings))
     except LongstreamError as error:
         typer.echo(f"longstream worker: {error}", err=True)
-        raise typer.Exit(2) from None
+        raise typer.Exit(exits.code_of(error)) from None
     raise typer.Exit(code)
 
 
@@ -63,7 +68,10 @@ async def run(settings: Settings) -> int:
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    return await Worker(settings, toy=test_operator_named()).run(stop)
+    code = await Worker(settings, toy=test_operator_named()).run(stop)
+    if code == exits.BROKER:
+        await check_topics(settings)  # a missing topic or access is a cause worth naming
+    return code
 
 
 def topic_specs(settings: Settings) -> list[broker.TopicSpec]:
@@ -84,7 +92,7 @@ def topic_specs(settings: Settings) -> list[broker.TopicSpec]:
 async def check_topics(settings: Settings, timeout: float = 20.0) -> None:
     """See that all topics exist with as many partitions as the input.
 
-    Raises BrokerError, which says what to do.
+    Raises BrokerError when Kafka does not answer, ConfigError when the topics do not fit.
     """
     admin = AIOKafkaAdminClient(**client_options(settings))
     try:
@@ -93,22 +101,28 @@ async def check_topics(settings: Settings, timeout: float = 20.0) -> None:
             answer = await admin.describe_topics(list(settings.topics))
     except (KafkaError, TimeoutError) as error:
         if (refusal := await turned_away(settings)) is not None:
-            raise refusal from None
+            raise refusal from refusal.__cause__
+        if exits.hopeless(error):
+            raise broker.BrokerError(f"{settings.bootstrap}: {exits.in_words(error)}") from error
         raise broker.BrokerError(
             f"no Kafka at {settings.bootstrap} ({error or 'no answer'}); set LONGSTREAM_BOOTSTRAP, or "
             "start one with `longstream kafka`"
-        ) from None
+        ) from (error if isinstance(error, KafkaError) else exits.Waited())
     finally:
         await admin.close()
+    denied = [topic["topic"] for topic in answer if topic.get("error_code") == ACCESS_DENIED]
+    if denied:
+        denial = TopicAuthorizationFailedError(*denied)
+        raise broker.BrokerError(f"{settings.bootstrap}: {exits.in_words(denial)}") from denial
     counts = {topic["topic"]: len(topic["partitions"]) for topic in answer}
     if missing := [name for name in settings.topics if not counts.get(name)]:
-        raise broker.BrokerError(
+        raise ConfigError(
             f"no topic {', '.join(missing)} at {settings.bootstrap}; make them with "
             "`longstream topics create`"
         )
     wanted = counts[settings.topic_segments]
     if other := {name: count for name, count in counts.items() if count != wanted}:
-        raise broker.BrokerError(
+        raise ConfigError(
             f"{settings.topic_segments} has {wanted} partitions, but "
             + ", ".join(f"{name} has {count}" for name, count in other.items())
             + ": all must have the same number"

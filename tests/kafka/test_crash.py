@@ -71,25 +71,6 @@ def test_kill_mid_stream_and_restart(topics: Any, tmp_path: Path) -> None:
         check_everything(seen, count)
 
 
-def test_dead_device_stops_the_worker_and_a_restart_goes_on(topics: Any, tmp_path: Path) -> None:
-    topics.create(4)
-    with (
-        workers(topics, tmp_path) as start,
-        producer(topics.bootstrap) as made,
-        Records(topics.bootstrap, topics.summaries) as seen,
-    ):
-        say_slowly(made, topics.segments, 60)
-        worker = start("w1")
-        wait_until(lambda: len(seen.summaries()) > 10, 30)
-        worker.device().kill()
-        assert worker.process.wait(15) == 1
-        assert "the device process ended" in worker.log
-        assert not all_covered(seen, 60)
-        start("w2")
-        wait_until(lambda: all_covered(seen, 60), 30)
-        check_everything(seen, 60)
-
-
 def test_a_device_does_not_outlive_a_killed_worker(topics: Any, tmp_path: Path) -> None:
     topics.create(1)
     with workers(topics, tmp_path) as start:

@@ -1,0 +1,227 @@
+"""A device process that fails, and the partition that feeds it: no broker needed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from operators.errors import DeviceError, ModelError
+from operators.types import Emission
+from pipelines import protocol
+from pipelines.device import DeviceClient
+from pipelines.keeper import DeviceKeeper
+from pipelines.metrics import Metrics
+from pipelines.partition import Host, Partition
+from pipelines.publishers import Message
+from pipelines.sessions import Recovered, SessionTable
+from pipelines.settings import Settings
+from tests.test_committer import Event, FakePublisher
+
+
+@pytest.fixture(autouse=True)
+def echo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGSTREAM_TEST_OPERATOR", "tests.echo_device:make")
+    monkeypatch.setattr("pipelines.keeper.BACKOFF_SECONDS", 0.01)
+
+
+class World:
+    """A recovered partition 0 between a kept echo device and a fake publisher."""
+
+    def __init__(self, model: str = "echo", **settings: Any) -> None:
+        self.settings = Settings(commit_interval_s=0.01, **settings)
+        self.publisher = FakePublisher()
+        self.metrics = Metrics()
+        self.partitions: list[Partition] = []
+        self.keeper = DeviceKeeper(
+            lambda: DeviceClient(self.emission, stall_timeout_s=1.0),
+            protocol.Load(model=model, toy=True),
+            lambda: self.partitions,
+            self.metrics,
+            restarts=self.settings.device_restarts,
+            attempts=self.settings.device_attempts,
+            on_ready=lambda ready: None,
+        )
+        host = Host(
+            settings=self.settings,
+            metrics=self.metrics,
+            device=self.keeper,
+            owners={},
+            hold=lambda number: None,
+            release=lambda number: None,
+            recover=self._recover,
+            make_publisher=lambda number: self.publisher,
+            admits=self.keeper.admits,
+            settled=self.keeper.settled,
+        )
+        self.partition = Partition(0, host)
+        self.partitions.append(self.partition)
+
+    async def _recover(self, number: int) -> Recovered:
+        return Recovered(SessionTable(), 0)
+
+    def emission(self, emission: Emission) -> None:
+        if owner := self.partition._host.owners.get(emission.stream_id):
+            owner.on_emission(emission)
+
+    def say(self, offset: int, stream: str, text: str) -> None:
+        value = {"text": text, "segment_id": f"{stream}-{offset}"}
+        self.partition.accept(Event(offset, stream, value))
+
+    async def committed(self, offset: int) -> None:
+        """Wait until the partition is committed up to ``offset``."""
+        while not any(group.offset == offset for group in self.publisher.groups):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    @property
+    def letters(self) -> list[Message]:
+        topic = self.settings.topic_dlq
+        return [m for group in self.publisher.groups for m in group.messages if m.topic == topic]
+
+
+def run(test: Callable[[World, asyncio.Task[None]], Awaitable[None]], world: Any = World) -> None:
+    async def body() -> None:
+        made: World = world()
+        await made.partition.recover()
+        await made.keeper.start()
+        keeping = asyncio.create_task(made.keeper.keep())
+        try:
+            async with asyncio.timeout(30):
+                await test(made, keeping)
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+            await made.keeper.kill()
+            await made.partition.close()
+
+    asyncio.run(body())
+
+
+def test_a_killed_device_goes_on_from_the_newest_states(tmp_path: Path) -> None:
+    async def test(world: World, keeping: asyncio.Task[None]) -> None:
+        for offset in range(6):
+            world.say(offset, "a", "x")
+        await world.committed(6)
+        world.say(6, "a", f"EXIT ONCE {tmp_path / 'x'}")
+        world.say(7, "b", "x")
+        for offset in (8, 9):
+            world.say(offset, "a", "x")
+        await world.committed(10)
+        revisions = [
+            m.key
+            for group in world.publisher.groups
+            for m in group.messages
+            if m.topic == world.settings.topic_summaries
+        ]
+        assert revisions == [b"a"] * 3, "one summary per three segments, none twice"
+        assert not world.letters
+
+    run(test)
+
+
+def test_only_the_segment_that_kills_is_left_out() -> None:
+    """Two other streams had segments in the device each time it died."""
+
+    async def test(world: World, keeping: asyncio.Task[None]) -> None:
+        offset = 0
+        for _ in range(4):
+            for stream in ("a", "b", "c"):
+                world.say(offset, stream, "EXIT" if offset == 4 else "SLEEP 0.01")
+                offset += 1
+        await world.committed(12)
+        (letter,) = world.letters
+        headers = dict(letter.headers)
+        assert headers["__streams.errors.offset"] == b"4"
+        assert headers["longstream.dlq.stage"] == b"device"
+        assert headers["longstream.dlq.attempts"] == b"3"
+        assert headers["longstream.dlq.retryable"] == b"true"
+        published = [m for group in world.publisher.groups for m in group.messages]
+        summaries = [m for m in published if m.topic == world.settings.topic_summaries]
+        flagged = {m.key for m in summaries if b'"degraded":["segment_lost"]' in (m.value or b"")}
+        assert flagged == {b"b"}
+
+    run(test)
+
+
+def test_two_that_kill_in_a_row_are_both_left_out() -> None:
+    async def test(world: World, keeping: asyncio.Task[None]) -> None:
+        for offset in range(6):
+            world.say(offset, "a", "EXIT" if offset in (2, 3) else "x")
+        await world.committed(6)
+        offsets = [dict(m.headers)["__streams.errors.offset"] for m in world.letters]
+        assert offsets == [b"2", b"3"]
+
+    run(test)
+
+
+def test_a_lone_segment_that_kills_is_left_out() -> None:
+    async def test(world: World, keeping: asyncio.Task[None]) -> None:
+        world.say(0, "a", "EXIT")
+        await world.committed(1)
+        assert len(world.letters) == 1
+
+    run(test)
+
+
+def test_a_device_that_dies_of_everything_is_given_up_and_nothing_is_left_out() -> None:
+    async def test(world: World, keeping: asyncio.Task[None]) -> None:
+        for offset in range(9):
+            world.say(offset, f"s{offset}", "x")
+        with pytest.raises(DeviceError, match="failed 5 times and finished nothing"):
+            await keeping
+        assert not world.publisher.groups
+
+    run(test, lambda: World("broken", device_restarts=4))
+
+
+def test_a_missing_model_is_not_tried_again() -> None:
+    async def body() -> None:
+        world = World("none")
+        with pytest.raises(ModelError, match="no such model"):
+            await world.keeper.start()
+        await world.keeper.kill()
+        assert world.keeper._failures == 0
+
+    asyncio.run(body())
+
+
+def test_streams_that_come_while_the_device_is_down_are_served_when_it_is_up(
+    tmp_path: Path,
+) -> None:
+    async def test(world: World, keeping: asyncio.Task[None]) -> None:
+        world.say(0, "a", f"EXIT ONCE {tmp_path / 'x'}")
+        while world.keeper.healthy:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        world.say(1, "new", "x")
+        world.say(2, "a", "x")
+        await world.committed(3)
+        assert not world.letters
+
+    run(test)
+
+
+def test_a_lost_partition_ends_the_trial_of_its_stream() -> None:
+    """Its suspect goes with it; the other partition's streams must not wait for a verdict."""
+
+    async def test(world: World, keeping: asyncio.Task[None]) -> None:
+        other = Partition(1, world.partition._host)
+        world.partitions.append(other)
+        await other.recover()
+        world.say(0, "a", "SLEEP 60")
+        lane = world.partition.lanes()[0]
+        while not lane.given:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        while lane.strikes.get(0, 0) < 2 or not lane.tried:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        other.accept(Event(0, "z", {"text": "x"}))
+        assert not other.lanes()[0].given, "it waits for the verdict"
+        world.partitions.remove(world.partition)
+        await world.partition.close()
+        while not any("z" in group.states for group in world.publisher.groups):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await other.close()
+
+    run(test)
