@@ -3,8 +3,8 @@
     with broker.start() as kafka:
         broker.create_topics(kafka.bootstrap, broker.TOPICS, partitions=4)
 
-Modules: find (the order of attempts), docker, jvm, tansu (one way each), process and guard (a child
-that dies with its parent), topics, cache, base (the Broker itself).
+Modules: find (the order of attempts), docker, jvm, tansu (one way each), cluster (three JVM nodes),
+process and guard (a child that dies with its parent), topics, cache, base (the Broker itself).
 """
 
 from pipelines.broker.base import Broker, BrokerError

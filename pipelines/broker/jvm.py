@@ -22,9 +22,8 @@ KAFKA_FOLDER = Path(__file__).resolve().parents[2] / "docker" / "kafka"
 MIN_JAVA = 17
 MAVEN_SECONDS = 900
 # Small heap, one collector thread, quick compiler only: a broker beside a model on two cores.
+HEAP = ("-Xms96m", "-Xmx512m")
 JAVA_FLAGS = [
-    "-Xms96m",
-    "-Xmx512m",
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
     "-XX:-UsePerfData",
@@ -167,10 +166,8 @@ def _prepare(
         settings = server_properties(port, controller, folder / "data") | dict(properties)
         config = folder / "server.properties"
         config.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-        run = [program, *JAVA_FLAGS, f"-Djava.io.tmpdir={folder}"]
-        run += [f"-Dlog4j2.configurationFile={KAFKA_FOLDER / 'log4j2.properties'}", "-cp"]
-        run += [classpath]
-        _format(run, config, folder / "server.log")
+        run = java_command(program, classpath, folder)
+        format_storage(run, config, folder / "server.log")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -178,9 +175,24 @@ def _prepare(
     return JvmBroker(f"127.0.0.1:{port}", description, folder, [*run, "kafka.Kafka", str(config)])
 
 
-def _format(run: list[str], config: Path, output: Path) -> None:
-    """Write the KRaft metadata of a new one-node cluster into the data folder."""
-    command = [*run, "kafka.tools.StorageTool", "format", "--standalone"]
+def java_command(
+    program: str, classpath: str, folder: Path, *, heap: tuple[str, str] = HEAP
+) -> list[str]:
+    """Java with everything but the class to run; it writes nothing outside ``folder``."""
+    run = [program, *heap, *JAVA_FLAGS, f"-Djava.io.tmpdir={folder}"]
+    return [
+        *run,
+        f"-Dlog4j2.configurationFile={KAFKA_FOLDER / 'log4j2.properties'}",
+        "-cp",
+        classpath,
+    ]
+
+
+def format_storage(run: list[str], config: Path, output: Path, *, standalone: bool = True) -> None:
+    """Write the KRaft metadata of a new node into its data folder; ``standalone``: of a cluster of
+    one, else the configuration names the others."""
+    command = [*run, "kafka.tools.StorageTool", "format"]
+    command += ["--standalone"] if standalone else []
     command += ["--cluster-id", "bG9uZ3N0cmVhbS1sb2NhbA", "--config", str(config)]
     with output.open("ab") as opened:
         done = subprocess.run(  # noqa: S603 - our own command

@@ -42,6 +42,11 @@ class ProcessBroker(Broker):
 
     def launch(self, timeout: float = START_SECONDS) -> None:
         """Start the server and wait until it listens; :class:`BrokerError` with its log if not."""
+        self.begin()
+        self.await_listening(timeout)
+
+    def begin(self) -> None:
+        """Start the server."""
         guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
         self._guard = subprocess.Popen(  # noqa: S603 - our own script and command
             [*guard, str(self.folder), str(self.log), *self._command],
@@ -52,6 +57,10 @@ class ProcessBroker(Broker):
         )
         assert self._guard.stdout is not None
         self.pid = int(self._guard.stdout.readline() or 0) or None
+
+    def await_listening(self, timeout: float = START_SECONDS) -> None:
+        """Wait until the begun server listens; :class:`BrokerError` with its log if it does not."""
+        assert self._guard is not None
         deadline = time.monotonic() + timeout
         while not listens(self.bootstrap):
             if self._guard.poll() is not None:

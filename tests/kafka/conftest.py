@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ with warnings.catch_warnings():
     import kafka as _  # noqa: F401
 
 from pipelines import broker
+from pipelines.broker.cluster import Cluster, start_cluster
 from pipelines.broker.jvm import FAST_RESTART, java, start_jvm
 from pipelines.broker.process import ProcessBroker
 from tests.secure_broker import SecureBroker, secure_broker
@@ -85,6 +86,19 @@ def secure_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureBro
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Three nodes for the tests of one module; who kills one restarts it."""
+    try:
+        java()
+    except broker.BrokerError as error:
+        if os.environ.get("LONGSTREAM_REQUIRE_KAFKA") == "1":
+            raise
+        pytest.skip(str(error))
+    with start_cluster(broker.default_cache(), print) as started:
+        yield started
+
+
 @dataclass(frozen=True)
 class Topics:
     """Names nobody else uses: those of the defaults behind ``prefix``. Not created yet."""
@@ -129,6 +143,12 @@ class Topics:
         """Create all of them on the broker; returns self."""
         broker.create_topics(self.bootstrap, self.specs, partitions)
         return self
+
+
+@pytest.fixture
+def topics_at() -> Callable[[str], Topics]:
+    """The same on another broker, by its address."""
+    return lambda bootstrap: Topics(bootstrap, f"t{uuid.uuid4().hex[:8]}.")
 
 
 @pytest.fixture
