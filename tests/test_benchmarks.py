@@ -25,6 +25,10 @@ FACTS = {"benchmark", "model", "date", "processor", "cores", "memory_gib", "torc
     "quick",
 }
 FIELDS = {
+    "window": {"ratio_recompute", "ratio_hop", "ratio_rerotate", "per_token_ms", "ratios"},
+    "memory": {"growth", "bytes_per_stream", "bytes_formula", "last_tenth_ratio", "samples"},
+    "restore": {"ratio", "snapshot_bytes", "save_ms", "restore_ms", "prefill_ms", "identical"},
+    "perplexity": {"ppl_ratio_recompute", "ppl_ratio_interval", "perplexity", "tenths", "drift"},
     "forward": {"ms_per_forward", "int8_speedup"},
     "speculation": {"best_summary_speedup", "retranslation_speedup", "worst_speedup"}
     | {"identical_text", "tasks", "by_drafter", "acceptance_by_position", "cost_curve_ms"},

@@ -13,6 +13,10 @@ from pipelines.benchmarks.harness import Result, Run
 
 BENCHMARKS: dict[str, str] = {
     "forward": "One generation forward of n tokens: bf16 weights against int8.",
+    "window": "A token of an endless stream, against recomputing and re-rotating the window.",
+    "perplexity": "A book far longer than the window: is it read as well as with every window anew?",
+    "memory": "Millions of tokens into one stream: what grows, what slows down?",
+    "restore": "A stream restored from its snapshot, against reading its window again.",
     "speculation": "Every kind of answer with every drafter and draft length, over plain decoding.",
     "streams": "Tokens per second and per-token waits of 1 to 32 streams at once; fairness.",
     "peers": "The whole job beside Hugging Face generate and llama.cpp (extra: peers).",

@@ -48,7 +48,8 @@ def _command(names: list[str]) -> Callable[..., None]:
         for name in names:
             try:
                 benchmark = find(name)
-                chosen = model or (TOY if quick else benchmark.MODEL)
+                usual = getattr(benchmark, "LONG_MODEL", "") if long else ""
+                chosen = model or (TOY if quick else usual or benchmark.MODEL)
                 say = _speaker(notes, name)
                 run = Run(model=chosen, say=say, quick=quick, long=long, text=text)
                 results[name] = measure(name, benchmark.run, run)
@@ -76,6 +77,8 @@ def _table(name: str, measured: Result) -> Table:
         "measure", "values", title=f"{name} ({measured.get('model')})", title_justify="left"
     )
     for key, value in measured.items():
+        if key == "samples":
+            continue  # long series are for the plots
         cells = value.items() if isinstance(value, dict) else [("", value)]
         table.add_row(key, "   ".join(f"{k} {v}".strip() for k, v in cells))
     return table

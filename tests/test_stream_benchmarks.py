@@ -1,0 +1,103 @@
+"""What the benchmarks of one stream compute: their numbers against known ones and the reference."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.benchmarks import perplexity
+from pipelines.benchmarks.harness import Run
+from pipelines.benchmarks.memory import growth, last_over_first
+from pipelines.benchmarks.rerotating import RerotatingStream
+from pipelines.benchmarks.stats import bootstrap_mean, slope, tenths
+from pipelines.benchmarks.toy import toy_decoder, toy_network
+from tests.engine import assert_same_logits, random_tokens
+from tests.reference import StreamReference
+from tests.test_benchmarks import quick
+
+
+def test_a_restored_stream_answers_like_the_original() -> None:
+    result = quick("restore")
+    assert result["identical"] is True
+    assert result["tokens_compared"] >= 200
+
+
+def test_memory_is_the_formula_and_what_is_held_stays_bounded() -> None:
+    result = quick("memory")
+    assert result["bytes_per_stream"] == result["bytes_formula"]
+    assert result["most_after"]["index_tokens"] <= result["window"]
+    assert result["most_after"]["open_offsets"] == result["most_after"]["queued"] == 0
+
+
+def test_growth_compares_the_last_tenth_with_the_second() -> None:
+    rss = [1.0] * 2 + [100.0, 102.0] + [500.0] * 14 + [109.0, 111.0]
+    assert growth(rss) == pytest.approx(110 / 101 - 1)
+    assert last_over_first([2.0, 3.0] + [9.0] * 16 + [10.0, 15.0]) == pytest.approx(6 / 3)
+
+
+@pytest.mark.parametrize("block", [16, 50])
+def test_reading_a_book_scores_every_token_as_the_reference_does(block: int) -> None:
+    """Whatever the blocks; with the text's own first tokens as sinks."""
+    text = random_tokens(150, seed=3)
+    run = Run("toy", say=lambda line: None)
+    got = perplexity.read(run, toy_decoder(), [], text, sinks=4, window=24, block=block)
+    reference = StreamReference(toy_network(), text[:4], window=24)
+    logits = torch.cat((reference.sink_logits, reference.ingest(text[4:-1])))
+    want = torch.nn.functional.cross_entropy(logits, torch.tensor(text[1:]), reduction="none")
+    assert torch.allclose(got[1:], want.double(), atol=1e-3)
+
+
+def test_recompute_sees_the_last_tokens_alone() -> None:
+    text = random_tokens(60, seed=4)
+    run = Run("toy", say=lambda line: None)
+    nll = perplexity.recompute(run, text, [40], seen=20)
+    network = toy_network().to(torch.bfloat16)
+    logits = network(torch.tensor([text[19:40]])).logits[0, -1].float()
+    assert float(nll[0]) == pytest.approx(-float(logits.log_softmax(-1)[text[40]]), abs=1e-2)
+
+
+def test_sampled_places_are_spread_and_have_a_full_window_behind_them() -> None:
+    places = perplexity.sample_places(1000, seen=100, count=10)
+    assert len(set(places)) == 10
+    assert (places[0], places[-1]) == (101, 999)
+
+
+def test_ratios_against_recompute_are_of_the_same_tokens() -> None:
+    """Ours is 1 % better at every sampled place, and much worse elsewhere."""
+    places = list(range(10, 40, 2))
+    anew = torch.arange(len(places), dtype=torch.float64)
+    ours = torch.full((50,), 9.0, dtype=torch.float64)
+    ours[places] = anew + math.log(0.99)
+    found = perplexity.compared({"4": ours}, anew, places)
+    assert found["ppl_ratio_recompute"] == 0.99
+    assert found["ppl_ratio_interval"] == [0.99, 0.99]
+    assert found["drift"] == 1.0
+
+
+def test_the_rerotating_cache_does_the_same_work_as_ours() -> None:
+    """Equal logits, so that the comparison is one of speed alone."""
+    text = random_tokens(120, seed=5)
+    stream = RerotatingStream(toy_network(), sinks=4, window=24)
+    got = torch.stack([stream.append(text[:28]), *(stream.append([t]) for t in text[28:])])
+    reference = StreamReference(toy_network(), text[:4], window=24)
+    assert_same_logits(got, reference.ingest(text[4:])[23:])
+
+
+def test_bootstrap_interval_of_the_mean() -> None:
+    """For normal values it is the textbook interval, mean ± 1.96 sd / √n; for equal ones a point."""
+    values = np.random.default_rng(1).normal(5.0, 2.0, 400)
+    low, high = bootstrap_mean(values.tolist())
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.03)
+    assert high == pytest.approx(values.mean() + half, abs=0.03)
+    assert bootstrap_mean([3.0, 3.0, 3.0]) == (3.0, 3.0)
+    with pytest.raises(ValueError, match="two values"):
+        bootstrap_mean([1.0])
+
+
+def test_tenths_and_slope() -> None:
+    assert tenths([float(i) for i in range(20)]) == [i + 0.5 for i in range(0, 20, 2)]
+    assert slope([0.0, 1.0, 2.0], [5.0, 7.0, 9.0]) == pytest.approx(2.0)
