@@ -35,6 +35,7 @@ WORDS = ("monday", "plan", "ana", "sends", "we", "meet", "to", "talk", "about", 
 
 _ASSIGNED = re.compile(r"^(\S+) .*assigned partitions \[([\d, ]*)\]")
 _RESTORES = re.compile(r'^longstream_kv_restores_total\{.*kind="(\w+)".*\} (\S+)', re.MULTILINE)
+_COMMITS = re.compile(r"^longstream_commit_seconds_(count|sum)\{.*\} (\S+)", re.MULTILINE)
 _SERVING = re.compile(r"serving (http://[\d.:]+)/metrics")
 
 
@@ -47,6 +48,8 @@ class Process:
         self.frozen_until: float | None = None
         self.leaving = False
         self.restores: dict[str, float] = {}
+        self.commits: tuple[float, float] = (0.0, 0.0)
+        """How many commits its counters tell of, and the seconds they took in all."""
         self._device: psutil.Process | None = None
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
@@ -114,16 +117,26 @@ class Process:
         self.send(signal.SIGCONT)
         self.frozen_until = None
 
-    def read_restores(self) -> None:
-        """Ask its /metrics how many streams it has brought back, by kind; keeps the last answer."""
+    def read_metrics(self) -> None:
+        """Ask its /metrics for restores and commits; keeps the last answer it got."""
         if self.frozen_until is not None or not (serving := _SERVING.search(self.log)):
             return
         url = f"{serving[1]}/metrics"
         with (
             contextlib.suppress(OSError),
-            urllib.request.urlopen(url, timeout=HTTP_SECONDS) as page,  # noqa: S310  # nosec B310
+            urllib.request.urlopen(url, timeout=HTTP_SECONDS) as answer,  # noqa: S310  # nosec B310
         ):
-            self.restores = {k: float(v) for k, v in _RESTORES.findall(page.read().decode())}
+            page = answer.read().decode()
+            self.restores = {k: float(v) for k, v in _RESTORES.findall(page)}
+            commits = {k: float(v) for k, v in _COMMITS.findall(page)}
+            self.commits = commits.get("count", 0.0), commits.get("sum", 0.0)
+
+    def cpu_seconds(self) -> float:
+        """Processor time of the worker itself, without its device."""
+        with contextlib.suppress(psutil.Error):
+            times = psutil.Process(self.pid).cpu_times()
+            return float(times.user + times.system)
+        return 0.0
 
     def end(self) -> None:
         """Make sure that it is gone."""
@@ -174,13 +187,21 @@ class Fleet:
         for _ in due[:missing]:
             say(f"{self.start().name} starts")
 
-    def watch_restores(self, stopped: threading.Event) -> None:
+    def watch_metrics(self, stopped: threading.Event) -> None:
         """Read the workers' counters until told to stop; for a thread of its own."""
         while not stopped.wait(0.5):
             with self._lock:
                 alive = [process for process in self.all if process.exit_code is None]
             for process in alive:
-                process.read_restores()
+                process.read_metrics()
+
+    def commits(self) -> tuple[int, float]:
+        """Commits of all workers, and the mean seconds of one, as far as their counters were read."""
+        count = sum(process.commits[0] for process in self.all)
+        return int(count), sum(process.commits[1] for process in self.all) / max(1.0, count)
+
+    def cpu_seconds(self) -> float:
+        return sum(process.cpu_seconds() for process in self.alive)
 
     def restores(self, kind: str) -> int:
         """Streams brought back, over all workers, as far as their counters were read."""

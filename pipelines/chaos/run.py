@@ -17,7 +17,7 @@ from operators.errors import LongstreamError
 from pipelines import broker as brokers
 from pipelines.broker.jvm import FAST_RESTART
 from pipelines.chaos import watching
-from pipelines.chaos.check import Findings, Place, Topics, check, differences
+from pipelines.chaos.check import Findings, Place, Record, Topics, check, differences
 from pipelines.chaos.plan import BROKER, KILLS, Action, make_plan
 from pipelines.chaos.players import Fleet, Process, Speakers, break_broker
 from pipelines.chaos.reading import Progress, read_topics
@@ -41,7 +41,7 @@ TOY = {
     "OPERATOR__LEDGER_TOKENS": "80",
     "OPERATOR__TRANSLATION_UNIT_TOKENS": "32",
     "OPERATOR__PROMPTS": '{"system": "S", "user": "U{window}", "summary": "{ledger} {limit}",'
-    ' "compact": "{ledger} {limit}", "translate": "{language}"}',
+    ' "compact": "{ledger} {limit}", "translate": "{language} {text}"}',
 }
 REAL = {
     "OPERATOR__WINDOW": "256",
@@ -68,6 +68,7 @@ class Options:
     least_s: float = 5.0
     most_s: float = 15.0
     broker_restarts: int = 2
+    calm_s: float = 5.0
     keep: Path | None = None
 
 
@@ -131,17 +132,20 @@ class Chaos:
         )
         watcher = watching.Watcher(settings)
         reading = threading.Thread(
-            target=self._fleet.watch_restores, args=(stopped,), daemon=True, name="restores"
+            target=self._fleet.watch_metrics, args=(stopped,), daemon=True, name="metrics"
         )
         try:
             self._fleet.wanted = options.workers
             self._wait_for_workers()
             for thread in (watcher, reading, speakers):
                 thread.start()
+            cpu = self._fleet.cpu_seconds()
+            self._wait(lambda: False, options.calm_s)
             self._carry_out(plan)
             self._say("the speakers finish")
             speakers.finish()
             committed = self._drain()
+            self._cpu_s = self._fleet.cpu_seconds() - cpu
             stopped.set()
             reading.join(5)
             watcher.stop()
@@ -153,10 +157,14 @@ class Chaos:
     # --- the plan ---------------------------------------------------------------------------
 
     def _wait_for_workers(self) -> None:
-        self._wait(lambda: len(self._fleet.working) >= self._options.workers, START_SECONDS)
+        def done() -> bool:
+            ended = [process for process in self._fleet.all if process.exit_code is not None]
+            return len(self._fleet.working) >= self._options.workers or bool(ended)
+
+        self._wait(done, START_SECONDS)
         if len(self._fleet.working) < self._options.workers:
-            logs = "\n".join(process.log[-1500:] for process in self._fleet.all)
-            raise LongstreamError(f"the workers did not start in {START_SECONDS:.0f} s:\n{logs}")
+            last = self._fleet.all[0].log[-1500:]
+            raise LongstreamError(f"the workers did not start; the end of one's log:\n{last}")
 
     def _carry_out(self, plan: list[Action]) -> None:
         for number, action in enumerate(plan, 1):
@@ -273,7 +281,8 @@ class Chaos:
             "seed": options.seed,
         }
         taken = watching.takeovers(watcher.results, assignments, self._incidents.killed)
-        report = self._report(findings, pauses, taken, dirty)
+        waits = watching.delays(watcher.results, stored)
+        report = [*self._report(findings, pauses, taken, dirty), *self._costs(records, waits)]
         broken = list(differences(findings, options.delivery))
         return Outcome(summary, findings, broken, report)
 
@@ -303,6 +312,26 @@ class Chaos:
         for name, tail in self._ended_unasked():
             lines.append(f"{name} ended by itself: {tail}")
         return lines + findings.examples
+
+    def _costs(self, records: list[Record], waits: list[float]) -> list[str]:
+        """What the delivery mode costs, as far as it can be told from outside."""
+        inputs = [r for r in records if r.topic == self._settings.topic_segments]
+        size = sum(len(r.value or b"") for r in records) - sum(len(r.value or b"") for r in inputs)
+        count = max(1, len(inputs))
+        commits, seconds = self._fleet.commits()
+        lines = [
+            f"{commits} commits of {seconds * 1000:.1f} ms; per input record "
+            f"{len(records) / count - 1:.2f} records and {size / count:.0f} bytes written",
+        ]
+        if waits:
+            last = statistics.quantiles(waits, n=100)[98] if len(waits) > 1 else waits[0]
+            lines.append(
+                "a segment's first result is visible after "
+                f"{statistics.median(waits):.2f} s (median), {last:.2f} s (99 %)"
+            )
+        if not self._options.kills:
+            lines.append(f"worker's processor time {self._cpu_s * 1000 / count:.2f} ms per record")
+        return lines
 
     def _ended_unasked(self) -> list[tuple[str, str]]:
         """Workers that nobody had touched and that ended on a fault, with the reason they gave."""

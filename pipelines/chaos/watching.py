@@ -112,6 +112,14 @@ def pauses(results: Iterable[Result], stored: Iterable[tuple[float, Place]]) -> 
     return found
 
 
+def delays(results: Iterable[Result], stored: Iterable[tuple[float, Place]]) -> list[float]:
+    """For every segment with a result: seconds from being stored to its first result."""
+    seen: dict[Place, float] = {}
+    for at, place in results:
+        seen.setdefault(place, at)
+    return [max(0.0, seen[place] - at) for at, place in stored if place in seen]
+
+
 def owner(assignments: Sequence[Assignment], partition: int, at: float) -> str | None:
     """The worker that was the last, up to ``at``, to be told that the partition is its own."""
     owned = [a.worker for a in assignments if a.at <= at and partition in a.partitions]
