@@ -273,7 +273,7 @@ class Speakers(threading.Thread):
     def _say(self, name: str) -> None:
         number = self._said[name]
         self._said[name] += 1
-        words = " ".join(self._rng.choices(WORDS, k=3))
+        words = " ".join(self._rng.choices(WORDS, k=2))
         self._send(name, {"segment_id": f"{name}/{number}", "text": f"{number} {words}"})
         if self._rng.random() < 1 / END_EVERY:
             self._send(name, {"type": "session_end"})

@@ -62,7 +62,7 @@ class Options:
     workers: int = 2
     streams: int = 12
     partitions: int = 6
-    rate: float = 6.0
+    rate: float = 4.0
     model: str = "toy"
     session_timeout_s: float = 10.0
     least_s: float = 5.0

@@ -25,7 +25,7 @@ def chaos(
     workers: Annotated[int, typer.Option(min=2, help="Workers kept running.")] = 2,
     streams: Annotated[int, typer.Option(min=1, help="Streams that are spoken in.")] = 12,
     partitions: Annotated[int, typer.Option(min=1, help="Partitions of every topic.")] = 6,
-    rate: Annotated[float, typer.Option(min=0.1, help="Segments a second, over all streams.")] = 6,
+    rate: Annotated[float, typer.Option(min=0.1, help="Segments a second, over all streams.")] = 4,
     model: Annotated[
         str,
         typer.Option(help="toy (a tiny random model), echo (no model), or a model as for worker."),
