@@ -93,6 +93,9 @@ class OperatorConfig:
     """A rolling summary is due after this many new transcript tokens…"""
     update_interval_s: float = 0.0
     """…or after this many seconds with anything new (0 = never by time)."""
+    skip_behind: int = 0
+    """With so many segments of a stream waiting, updates by tokens or time are skipped until the window
+    needs one, which says ``updates_skipped`` (0 = never: every update is made, however late)."""
     summary_tokens: int = 128
     """Upper bound of one summary update's answer."""
     ledger_tokens: int = 320
@@ -151,6 +154,7 @@ class OperatorConfig:
         need(self.ingest_budget >= 1, "ingest_budget", "at least 1 token per step")
         need(1 <= self.update_tokens <= self.window, "update_tokens", "between 1 and the window")
         need(self.update_interval_s >= 0, "update_interval_s", "seconds, 0 switches it off")
+        need(self.skip_behind >= 0, "skip_behind", "segments, 0 switches it off")
         need(self.summary_tokens >= 8, "summary_tokens", "at least 8 tokens")
         need(self.translation_unit_tokens >= 8, "translation_unit_tokens", "at least 8 tokens")
         need(self.max_draft >= 0, "max_draft", "0 switches speculation off")

@@ -15,6 +15,8 @@ from operators.tasks.summary import SummaryTask, View
 from operators.types import SummaryEvent, Trigger
 
 MAX_UPDATE_FAILURES = 3
+SKIPPED = "updates_skipped"
+"""In ``degraded``: the stream was behind, and this update stands for several."""
 
 
 class UpdatePolicy:
@@ -35,17 +37,24 @@ class UpdatePolicy:
 
     def wanted(self, session: Session) -> Trigger | None:
         """Which trigger, if any, asks for an update at the current frontier."""
-        fresh = session.frontier - session.last_fork
         if session.ending is not None:
             return "session_end"
         if session.requested is not None:
             return session.requested
-        if fresh >= self._config.update_tokens:
-            return "tokens"
         head = session.queue[0] if session.queue else None
         if isinstance(head, Part) and not session.fits(head):
             return "tokens"
+        return None if self._behind(session) else self._by_rule(session)
+
+    def _by_rule(self, session: Session) -> Trigger | None:
+        """The trigger of the ordinary rhythm, which a stream that is behind may skip."""
+        if session.frontier - session.last_fork >= self._config.update_tokens:
+            return "tokens"
         return "interval" if self.interval_due(session, self._clock()) else None
+
+    def _behind(self, session: Session) -> bool:
+        """Whether so much waits that only updates the window needs are made (``skip_behind``)."""
+        return 0 < self._config.skip_behind <= len(session.queue)
 
     def interval_due(self, session: Session, now: float) -> bool:
         """Whether time alone asks for an update."""
@@ -66,6 +75,8 @@ class UpdatePolicy:
             return None
         if self.wanted(session):
             return None  # an update is due here and waits for the running one to finish
+        if self._behind(session) and self._by_rule(session) and SKIPPED not in session.degraded:
+            session.degraded = (*session.degraded, SKIPPED)
         session.queue.popleft()
         return head
 
