@@ -23,8 +23,10 @@ create() {
 create transcripts.segments.v1 cleanup.policy=delete
 create insights.summaries.v1 cleanup.policy=delete
 create insights.summaries.latest.v1 \
-    cleanup.policy=compact segment.ms=3600000 min.cleanable.dirty.ratio=0.1
+    cleanup.policy=compact segment.ms=3600000 min.cleanable.dirty.ratio=0.1 \
+    max.compaction.lag.ms=86400000
 create insights.translations.v1 cleanup.policy=delete
 create insights.sessions.v1 \
-    cleanup.policy=compact segment.ms=3600000 min.cleanable.dirty.ratio=0.1
+    cleanup.policy=compact segment.ms=3600000 min.cleanable.dirty.ratio=0.1 \
+    max.compaction.lag.ms=86400000
 create insights.dlq.v1 cleanup.policy=delete retention.ms=2592000000

@@ -15,7 +15,7 @@ import msgspec
 
 EVENT_NAMESPACE = uuid.UUID("6f1c0a52-6b1f-5d0e-9a53-2f0c2d1f7a10")
 
-SegmentType = Literal["segment", "session_start", "session_end", "speaker_revision"]
+SegmentType = Literal["segment", "session_start", "session_end", "speaker_revision", "forget"]
 Trigger = Literal["tokens", "interval", "topic_shift", "request", "session_end"]
 ItemKind = Literal["topic", "decision", "action_item", "open_question"]
 ItemState = Literal["open", "done", "superseded"]

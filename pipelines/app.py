@@ -38,6 +38,7 @@ from pipelines.transport import LongstreamApp
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
+EXPIRY_SECONDS = 10.0
 RECOVERY_SECONDS = 120.0
 FLUSH_ON_REVOKE_SECONDS = 3.0
 REOPEN_SECONDS = 2.0
@@ -142,6 +143,7 @@ class Worker:
             gguf_dir=str(settings.gguf_dir) if settings.gguf_dir else None,
             snapshot_url=settings.snapshot_url,
             snapshot_interval_s=settings.snapshot_interval_s,
+            snapshot_retention_h=settings.snapshot_retention_h,
             toy=self._toy,
         )
 
@@ -404,6 +406,7 @@ class Worker:
 
     async def _tick(self) -> None:
         """Twice a second: what can only be measured by looking."""
+        expiry = 0.0
         while True:
             await asyncio.sleep(TICK_SECONDS)
             partitions = list(self._partitions.values())
@@ -414,7 +417,11 @@ class Worker:
             now = time.monotonic()
             lags = [partition.coverage_lag(now) for partition in partitions]
             self._metrics.coverage_lag(max(lags, default=0.0))
+            if due := now >= expiry:
+                expiry = now + EXPIRY_SECONDS
             for partition in partitions:
+                if due:
+                    partition.expire()
                 with contextlib.suppress(Exception):  # no end offset known during a rebalance
                     partition.measure(self._app.consumer.highwater(self._tp(partition.number)))
 

@@ -21,6 +21,7 @@ COMMANDS = (
     "watch",
     "topics",
     "dlq",
+    "forget",
     "kafka",
     "model",
     "bench",

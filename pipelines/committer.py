@@ -41,6 +41,8 @@ class Entry:
     state: SessionState | None = None
     finished: Sequence[int] = ()
     """Input offsets that are done once this is committed."""
+    forgotten: str | None = None
+    """A stream of which no state is to be left."""
     events: Sequence[Event] = ()
     """The events among the messages, for who measures them after the commit."""
 
@@ -158,6 +160,9 @@ class Committer:
             if entry.state is not None:
                 group.states[entry.state.stream_id] = entry.state
                 group.outbox.setdefault(entry.state.stream_id, []).extend(entry.messages)
+            if entry.forgotten is not None:
+                group.states[entry.forgotten] = None
+                group.outbox.pop(entry.forgotten, None)
         offset = self._finish(o for entry in entries for o in entry.finished)
         if offset is not None and offset > self.committed_offset:
             group.offset = offset

@@ -118,15 +118,16 @@ class DeviceClient:
         """Hand over one segment of an open stream. The caller bounds how many are under way."""
         self._send(protocol.Feed(ticket, segment))
 
-    def drop(self, stream_id: str) -> asyncio.Future[None]:
-        """Forget a stream. When the result is done, no emission of it is left on the way."""
+    def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]:
+        """Let go of a stream, with ``erase`` of its snapshots in the store too. When the result is
+        done, no emission of it is left on the way."""
         self._generation += 1
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.failed.done():
             future.set_result(None)
             return future
         self._drops[stream_id, self._generation] = future
-        self._send(protocol.Drop(stream_id, self._generation))
+        self._send(protocol.Drop(stream_id, self._generation, erase))
         return future
 
     async def stop(self, timeout: float = 5.0) -> None:

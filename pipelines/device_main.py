@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import datetime
 import importlib
 import os
 import select
@@ -140,7 +141,7 @@ class Device:
             self._waiting.pop(command.stream_id, None)
             self._operator.drop(command.stream_id)
             if self._snapshots is not None:
-                self._snapshots.forget(command.stream_id)
+                self._snapshots.forget(command.stream_id, erase=command.erase)
             self._send(protocol.Dropped(command.stream_id, command.generation))
 
     def _feed(self, command: protocol.Feed) -> bool:
@@ -168,6 +169,13 @@ class Device:
         if load.snapshot_url:
             store = SnapshotStore(load.snapshot_url)
             self._snapshots = Snapshots(store, load.snapshot_interval_s, time.monotonic)
+            if load.snapshot_retention_h is not None:
+                threading.Thread(
+                    target=purge_forever,
+                    args=(store, load.snapshot_retention_h * 3600),
+                    daemon=True,
+                    name="purge",
+                ).start()
         self._operator, ready = make_operator(load, config, self._observer, self._progress)
         self._busy = False
         self._send(ready)
@@ -220,6 +228,13 @@ def make_operator(
     from pipelines.device_model import load_operator  # imports torch: only here
 
     return load_operator(load, config, observer, progress)
+
+
+def purge_forever(store: SnapshotStore, keep_s: float) -> None:
+    """Delete snapshots older than ``keep_s`` seconds, now and each time a tenth of that has passed."""
+    while True:
+        store.purge(datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=keep_s))
+        time.sleep(max(1.0, keep_s / 10))
 
 
 def _kind(error: BaseException) -> str:

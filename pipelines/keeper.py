@@ -152,10 +152,10 @@ class DeviceKeeper:
         with contextlib.suppress(DeviceError):
             self._client.feed(segment, ticket)
 
-    def drop(self, stream_id: str) -> asyncio.Future[None]:
+    def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]:
         with contextlib.suppress(DeviceError):
             if self._up:
-                return self._client.drop(stream_id)
+                return self._client.drop(stream_id, erase)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         future.set_result(None)
         return future

@@ -11,6 +11,9 @@ The life of a record:
 4. At most ``in_flight_per_key`` records of a lane are with the device at once, so a hot stream
    queues behind itself while others are served.
 5. The device's emission goes to the committer; when it is committed the record is acknowledged.
+6. A forget mark waits until all of its stream before it is done. Then the device erases what it has,
+   and the stream's state and latest summary go in the transaction that finishes the mark; records
+   behind the mark wait for that and start the stream anew, in a later epoch.
 
 At ``in_flight_per_partition`` records (or 32 MB) the partition is not fetched until half of them are
 done. A stream far hotter than that delays its own partition, never another: order within a partition
@@ -34,9 +37,10 @@ from operators.types import Emission, Event, Segment, SessionState
 from pipelines import codec
 from pipelines.committer import Committer, Entry
 from pipelines.dead_letters import header
+from pipelines.forgetting import farewell, is_remnant, remnant, remnant_key
 from pipelines.lanes import Lane, Record
 from pipelines.metrics import Metrics
-from pipelines.outputs import complete, dead_letter_of, messages_of, task_of
+from pipelines.outputs import complete, dead_letter_of, messages_of, now_ms, task_of
 from pipelines.publishers import Message, Publisher, pending_results
 from pipelines.sessions import Recovered, SessionTable
 from pipelines.settings import Settings
@@ -53,7 +57,7 @@ class DeviceLike(Protocol):
 
     def open(self, stream_id: str, state: SessionState | None = None) -> None: ...
     def feed(self, segment: Segment, ticket: int) -> None: ...
-    def drop(self, stream_id: str) -> asyncio.Future[None]: ...
+    def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]: ...
 
 
 @dataclass
@@ -95,6 +99,7 @@ class Partition:
         self._floor = 0
         self._backlog: list[int] = []
         self._condemned: list[tuple[Lane, int, int]] = []
+        self._leaving: dict[str, list[int]] = {}
         self._held = False
         self._recovered = False
         self._closed = False
@@ -216,6 +221,9 @@ class Partition:
                 offset=offset,
                 max_text_bytes=self._settings.operator.max_text_bytes,
             )
+            if (behind := self._leaving.get(segment.stream_id)) is not None:
+                behind.append(offset)
+                return
             lane = self._lane(segment.stream_id)
         except SegmentError as error:
             self._refuse(offset, "decode", error.reason, str(error))
@@ -223,6 +231,10 @@ class Partition:
         self._metrics.segment_consumed(segment.is_final)
         if offset <= lane.cursor:
             self._skip(offset)
+            return
+        if segment.type == "forget":
+            self._leaving[lane.stream_id] = [offset]
+            self.pump(lane)
             return
         lane.waiting.append((segment, offset))
         self.pump(lane)
@@ -259,6 +271,7 @@ class Partition:
         suspicious = self._settings.device_attempts - 1
         while (next_ := lane.next(self._settings.in_flight_per_key, suspicious)) is not None:
             self._host.device.feed(*next_)
+        self._leave(lane)
 
     def condemn(self, lane: Lane, attempts: int) -> None:
         """The lane's first waiting segment killed the device ``attempts`` times: leave it out."""
@@ -309,7 +322,7 @@ class Partition:
                 self._letter(failure.ticket, failure.stage, failure.reason, failure.message)
             )
         self._note_coverage(lane, finished)
-        self.committer.add(Entry(messages, emission.state, finished, events))
+        self.committer.add(Entry(messages, emission.state, finished, events=events))
         self._host.settled(bool(finished))
         self.pump(lane)
 
@@ -354,7 +367,53 @@ class Partition:
         self._host.owners.pop(state.stream_id, None)
         if lane.open:
             self._host.device.drop(state.stream_id)
-        self._sessions.put(state.stream_id, codec.encode_state(state))
+        self._sessions.put(state.stream_id, codec.encode_state(state), at_ms=now_ms())
+
+    # --- forgetting ---------------------------------------------------------------------------
+
+    def _leave(self, lane: Lane) -> None:
+        """Forget the lane's stream if it is asked for and all before the mark is done."""
+        if lane.stream_id not in self._leaving or not lane.idle:
+            return
+        del self._lanes[lane.stream_id]
+        self._host.owners.pop(lane.stream_id, None)  # what the device still says is not heard
+        dropped = self._host.device.drop(lane.stream_id, erase=True)
+        dropped.add_done_callback(lambda _: self._left(lane))
+
+    def _left(self, lane: Lane) -> None:
+        """The device has let go: take away the state, then take what stands behind the mark."""
+        if self._closed:
+            return
+        mark, *behind = self._leaving.pop(lane.stream_id)
+        self._say_farewell(lane.stream_id, lane.state, finished=(mark,))
+        log.info("partition %d: a stream was forgotten, as offset %d asks", self.number, mark)
+        for offset in behind:
+            self._dispatch(offset)
+
+    def _say_farewell(
+        self, stream_id: str, state: SessionState | None, finished: Sequence[int] = ()
+    ) -> None:
+        epoch = state.epoch + 1 if state else 0
+        messages = farewell(self._settings, stream_id, epoch)
+        self.committer.add(Entry(messages, forgotten=stream_id, finished=finished))
+        self._sessions.put(remnant_key(stream_id), remnant(epoch), at_ms=now_ms())
+
+    def expire(self) -> None:
+        """Forget the state of streams that ended too long ago (``state_retention_h``), and in the
+        same time after that what was left of them."""
+        hours = self._settings.state_retention_h
+        if hours is None or not self.recovered:
+            return
+        for name in self._sessions.ended_before(now_ms() - int(hours * 3_600_000)):
+            if is_remnant(name):
+                self._sessions.put(name, None)
+                self.committer.add(Entry(forgotten=name))
+                continue
+            try:
+                state, _ = self._sessions.take(name)
+            except SegmentError:
+                continue  # a later version's, which will know what to do with it
+            self._say_farewell(name, state)
 
     # --- backpressure, measuring ------------------------------------------------------------
 

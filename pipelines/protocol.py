@@ -27,6 +27,8 @@ class Load(msgspec.Struct, tag="load", kw_only=True):
     snapshot_url: str = ""
     """Where snapshots go (an fsspec URL); empty: none are taken."""
     snapshot_interval_s: float = 60.0
+    snapshot_retention_h: float | None = None
+    """Older ones are deleted from the store; None keeps them until their stream ends."""
     toy: bool = False
     """Tests only: build a tiny random model instead of loading one."""
 
@@ -46,13 +48,15 @@ class Feed(msgspec.Struct, tag="feed"):
 
 
 class Drop(msgspec.Struct, tag="drop"):
-    """Forget the stream at once (partition revoked); no further emission about it is wanted.
+    """Let go of the stream at once (partition revoked); no further emission about it is wanted.
 
     ``generation`` is echoed in :class:`Dropped`, so that emissions still in flight can be told apart.
     """
 
     stream_id: str
     generation: int = 0
+    erase: bool = False
+    """Its snapshots in the store go too."""
 
 
 class Stop(msgspec.Struct, tag="stop"):

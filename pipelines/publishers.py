@@ -56,8 +56,8 @@ class Group:
 
     messages: list[Message] = field(default_factory=list)
     """Results and dead letters, in order."""
-    states: dict[str, SessionState] = field(default_factory=dict)
-    """The newest state of every stream in the group."""
+    states: dict[str, SessionState | None] = field(default_factory=dict)
+    """The newest state of every stream in the group; None = forgotten, a tombstone."""
     outbox: dict[str, list[Message]] = field(default_factory=dict)
     """The results by stream (the same objects as in ``messages``)."""
     offset: int | None = None
@@ -140,7 +140,7 @@ class TransactionalPublisher:
         assert self._producer is not None
         records = [
             *group.messages,
-            *(_state_message(self._settings, s) for s in group.states.values()),
+            *(_state_message(self._settings, name, s) for name, s in group.states.items()),
         ]
         await _send_all(self._producer, records, self._partition)
 
@@ -189,7 +189,7 @@ class OutboxPublisher:
                 f"partition {self._partition} may have a new owner: this worker stood still"
             )
         states = [
-            _state_message(self._settings, state, group.outbox.get(stream_id, []))
+            _state_message(self._settings, stream_id, state, group.outbox.get(stream_id, []))
             for stream_id, state in group.states.items()
         ]
         try:
@@ -252,8 +252,13 @@ def make_publisher(settings: Settings, partition: int) -> Publisher:
 
 
 def _state_message(
-    settings: Settings, state: SessionState, outbox: list[Message] | None = None
+    settings: Settings,
+    stream_id: str,
+    state: SessionState | None,
+    outbox: list[Message] | None = None,
 ) -> Message:
+    if state is None:
+        return Message(settings.topic_sessions, stream_id.encode(), None)
     value = encode_state(state)
     if outbox:
         # The reader of a state skips fields it does not know, so the outbox can ride along.
@@ -263,7 +268,7 @@ def _state_message(
         ("content-type", b"application/json"),
         ("schema", state.schema.encode()),
     ]
-    return Message(settings.topic_sessions, state.stream_id.encode(), value, headers)
+    return Message(settings.topic_sessions, stream_id.encode(), value, headers)
 
 
 async def _send_all(

@@ -18,6 +18,8 @@ from operators.errors import LongstreamError, SegmentError
 from operators.types import SessionState
 from pipelines.clients import client_options
 from pipelines.codec import decode_state
+from pipelines.forgetting import SCHEMA as REMNANT_SCHEMA
+from pipelines.forgetting import epoch_of, remnant_key
 from pipelines.settings import Settings
 
 MAX_TABLE_BYTES = 512 << 20
@@ -26,6 +28,23 @@ POLL_MS = 500
 
 class RecoveryError(LongstreamError):
     """The session topic cannot be read; the worker must not start this partition."""
+
+
+class _Head(msgspec.Struct):
+    ended: bool = False
+    schema: str = ""
+
+
+_head_decoder = msgspec.json.Decoder(_Head)
+
+
+def _is_over(value: bytes) -> bool:
+    """Whether this is the state of an ended stream, or what was left of a forgotten one."""
+    try:
+        head = _head_decoder.decode(value)
+    except msgspec.DecodeError:
+        return False
+    return head.ended or head.schema == REMNANT_SCHEMA
 
 
 class SessionTable:
@@ -37,14 +56,17 @@ class SessionTable:
     def __init__(self, max_bytes: int = MAX_TABLE_BYTES) -> None:
         self._records: dict[str, bytes] = {}
         self._cursors: dict[str, int] = {}
+        self._ended_ms: dict[str, int] = {}
         self._bytes = 0
         self._max_bytes = max_bytes
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def put(self, stream_id: str, value: bytes | None, cursor: int | None = None) -> None:
-        """Remember the record of a stream; None (a tombstone) forgets it.
+    def put(
+        self, stream_id: str, value: bytes | None, cursor: int | None = None, at_ms: int = 0
+    ) -> None:
+        """Remember the record of a stream, written at ``at_ms``; None (a tombstone) forgets it.
 
         With a ``cursor`` a record behind the one that is held is passed over: a worker presumed dead
         wrote it late, which only a delivery without transactions lets happen.
@@ -56,8 +78,11 @@ class SessionTable:
         elif value is None:
             self._cursors.pop(stream_id, None)
         self._bytes -= len(self._records.pop(stream_id, b""))
+        self._ended_ms.pop(stream_id, None)
         if value is None:
             return
+        if _is_over(value):
+            self._ended_ms[stream_id] = at_ms
         packed = zlib.compress(value, level=1)
         self._records[stream_id] = packed
         self._bytes += len(packed)
@@ -68,20 +93,34 @@ class SessionTable:
             )
 
     def take(self, stream_id: str) -> tuple[SessionState | None, bytes | None]:
-        """Remove and return a stream's state and its raw record; (None, None) if it is new.
+        """Remove and return a stream's state and its raw record; (None, None) if it is new, a state
+        that has nothing but its epoch if the stream was forgotten.
 
         Raises SegmentError("state_unreadable") for a record this version cannot read: starting
         over instead would give revisions that exist a second content.
         """
         packed = self._records.get(stream_id)
         if packed is None:
-            return None, None
+            return self._after_forgetting(stream_id), None
         raw = zlib.decompress(packed)
         state, problem = decode_state(raw)
         if state is None:
             raise SegmentError("state_unreadable", f"the stream's session record: {problem}")
         self.put(stream_id, None)
         return state, raw
+
+    def ended_before(self, at_ms: int) -> list[str]:
+        """Streams that ended, and remnants that were left, before ``at_ms``."""
+        return [name for name, ended in self._ended_ms.items() if ended < at_ms]
+
+    def _after_forgetting(self, stream_id: str) -> SessionState | None:
+        packed = self._records.get(remnant_key(stream_id))
+        if packed is None:
+            return None
+        try:
+            return SessionState(stream_id=stream_id, epoch=epoch_of(zlib.decompress(packed)))
+        except msgspec.DecodeError:
+            return None
 
 
 class _Cursor(msgspec.Struct):
@@ -146,6 +185,9 @@ async def _read(
         for record in batches.get(tp, ()):
             if record.key is not None and record.offset < end:
                 table.put(
-                    record.key.decode(errors="replace"), record.value, cursor_of(record.value)
+                    record.key.decode(errors="replace"),
+                    record.value,
+                    cursor_of(record.value),
+                    record.timestamp,
                 )
     return Recovered(table, committed or 0)

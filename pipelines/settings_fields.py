@@ -136,6 +136,16 @@ class Settings(BaseSettings):
     stream that moves is restored from its window's text."""
     snapshot_interval_s: float = Field(60.0, ge=0)
     """Least seconds between two snapshots of a stream; taken when it has caught up."""
+    text_retention_h: float | None = Field(None, gt=0)
+    """Hours the topics keep text and results; set by `longstream topics create`. Kafka deletes whole
+    files: a record goes within twice this time. Empty: the broker's default, usually a week."""
+    dlq_retention_h: float = Field(720.0, gt=0)
+    """The same for dead letters."""
+    state_retention_h: float | None = Field(None, gt=0)
+    """Hours after its end for which a stream's state is kept. Empty: for ever."""
+    snapshot_retention_h: float | None = Field(None, gt=0)
+    """Hours for which a snapshot is kept; a stream that was silent for longer is restored from its
+    window's text. Empty: until the stream ends."""
     operator: Annotated[OperatorConfig, BeforeValidator(_operator_input)] = OperatorConfig()
     """Settings of the engine itself."""
 

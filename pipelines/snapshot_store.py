@@ -7,6 +7,7 @@ before it is kept until the next, and nothing that is read is trusted (checksum,
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import logging
 from collections.abc import Callable
@@ -78,6 +79,22 @@ class SnapshotStore:
         except OSError as error:
             log.warning("snapshots under %s could not be deleted: %s", folder, error)
 
+    def purge(self, before: datetime.datetime) -> int:
+        """Delete all that was written before then; how much that was."""
+        old = []
+        try:
+            for path in self._files.find(self._root):
+                written = self._files.modified(path)
+                if written.tzinfo is None:
+                    written = written.replace(tzinfo=datetime.UTC)
+                if written < before:
+                    old.append(path)
+        except (OSError, NotImplementedError) as error:
+            log.warning("old snapshots could not be looked for: %s", error)
+        for path in old:
+            self.delete(path.removeprefix(f"{self._root}/"))
+        return len(old)
+
 
 def folder_of(stream_id: str) -> str:
     """Where a stream's snapshots lie: a hash, so that any id makes a fair name and none shows."""
@@ -134,7 +151,10 @@ class Snapshots:
         while len(names) > KEPT:
             self._store.delete(names.pop(0))
 
-    def forget(self, stream_id: str) -> None:
-        """The stream is somebody else's now; what is in the store stays for them."""
+    def forget(self, stream_id: str, erase: bool = False) -> None:
+        """The stream is somebody else's now: what is in the store stays for them, unless all that is
+        known of it is to go (``erase``)."""
         self._names.pop(stream_id, None)
         self._taken_at.pop(stream_id, None)
+        if erase:
+            self._store.clear(folder_of(stream_id))

@@ -303,6 +303,7 @@ class FakeDevice:
         self.opened: dict[str, SessionState | None] = {}
         self.fed: list[tuple[str, int]] = []
         self.dropped: list[str] = []
+        self.erased: list[str] = []
 
     def open(self, stream_id: str, state: SessionState | None = None) -> None:
         self.opened[stream_id] = state
@@ -310,8 +311,9 @@ class FakeDevice:
     def feed(self, segment: Segment, ticket: int) -> None:
         self.fed.append((segment.stream_id, ticket))
 
-    def drop(self, stream_id: str) -> asyncio.Future[None]:
+    def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]:
         self.dropped.append(stream_id)
+        self.erased += [stream_id] if erase else []
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         future.set_result(None)
         return future

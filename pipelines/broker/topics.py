@@ -12,7 +12,8 @@ from kafka.admin import ConfigFilterType, ConfigResource, ConfigResourceType
 
 from pipelines.broker.base import BrokerError
 
-MONTH_MS = 30 * 24 * 3600 * 1000
+DAY_MS = 24 * 3600 * 1000
+WEEK_MS, MONTH_MS = 7 * DAY_MS, 30 * DAY_MS
 DEFAULT_PARTITIONS = 4
 
 
@@ -20,9 +21,9 @@ DEFAULT_PARTITIONS = 4
 class TopicSpec:
     """One topic.
 
-    ``compact`` keeps the last record of each key for ever. ``retention_ms`` is for the others:
-    None leaves it to the broker's default (a week), -1 keeps all. ``max_message_bytes`` None leaves
-    the broker's limit.
+    ``compact`` keeps the last record of each key, for ever unless ``retention_ms`` is given. For the
+    others ``retention_ms`` None leaves it to the broker's default (a week), -1 keeps all.
+    ``max_message_bytes`` None leaves the broker's limit.
     """
 
     name: str
@@ -37,8 +38,15 @@ class TopicSpec:
             # Only closed segments are compacted, and by default one stays open for a week: a worker
             # that reads its state from this topic would read a week of it.
             configs |= {"segment.ms": "3600000", "min.cleanable.dirty.ratio": "0.1"}
-        elif self.retention_ms is not None:
+            # What was overwritten or deleted leaves the disk in about a day, however little is written.
+            configs["max.compaction.lag.ms"] = str(DAY_MS)
+        if self.retention_ms is not None:
             configs["retention.ms"] = str(self.retention_ms)
+            if self.compact:
+                configs["cleanup.policy"] = "compact,delete"
+            elif 0 < self.retention_ms < WEEK_MS:
+                # Files are deleted whole, and by default one is written to for a week.
+                configs["segment.ms"] = str(self.retention_ms)
         if self.max_message_bytes is not None:
             configs["max.message.bytes"] = str(self.max_message_bytes)
         return configs

@@ -77,16 +77,20 @@ async def run(settings: Settings) -> int:
 def topic_specs(settings: Settings) -> list[broker.TopicSpec]:
     """The topics a worker needs, with the policies they need."""
     compacted = {settings.topic_summaries_latest, settings.topic_sessions}
-    month_ms = 30 * 24 * 3600 * 1000
-    return [
-        broker.TopicSpec(
-            name,
-            compact=name in compacted,
-            retention_ms=month_ms if name == settings.topic_dlq else None,
-            max_message_bytes=settings.max_message_bytes,
+    # State is deleted by tombstones once its stream has ended, never by its age alone.
+    hours = {settings.topic_dlq: settings.dlq_retention_h, settings.topic_sessions: None}
+    specs = []
+    for name in settings.topics:
+        kept = hours.get(name, settings.text_retention_h)
+        specs.append(
+            broker.TopicSpec(
+                name,
+                compact=name in compacted,
+                retention_ms=None if kept is None else int(kept * 3_600_000),
+                max_message_bytes=settings.max_message_bytes,
+            )
         )
-        for name in settings.topics
-    ]
+    return specs
 
 
 async def check_topics(settings: Settings, timeout: float = 20.0) -> None:

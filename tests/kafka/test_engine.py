@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from tests.kafka_settings import ENGINE
 from tests.worker_process import (
     Records,
     assert_revisions_sound,
@@ -18,28 +18,6 @@ from tests.worker_process import (
 
 STREAMS = ("a", "b", "c")
 COUNT = 8
-ENGINE = {
-    "test_operator": "tests.echo_device:make_engine",
-    "operator__window": 96,
-    "operator__slack": 24,
-    "operator__branch_tokens": 220,
-    "operator__slots": 4,
-    "operator__branches": 3,
-    "operator__update_tokens": 60,
-    "operator__summary_tokens": 24,
-    "operator__ledger_tokens": 80,
-    "operator__translation_unit_tokens": 24,
-    "operator__targets": "fr",
-    "operator__prompts": json.dumps(
-        {
-            "system": "S",
-            "user": "U{window}",
-            "summary": "{ledger} {limit}",
-            "compact": "{ledger} {limit}",
-            "translate": "{language} {text}",
-        }
-    ),
-}
 
 
 def test_the_engine_covers_everything_through_a_kill(topics: Any, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import urllib.request
@@ -13,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.kafka_settings import environment_of
 from tests.secure_broker import PASSWORD, USER, SecureBroker, certificates
 from tests.worker_process import Records, WorkerProcess, producer, wait_until, workers
 
@@ -32,22 +32,10 @@ def login(secure: SecureBroker, mechanism: str = "SCRAM-SHA-512") -> dict[str, s
 
 def command(topics: Any, settings: dict[str, str], *args: str) -> subprocess.Popen[str]:
     """A longstream command with these settings in its environment."""
-    names = {
-        "bootstrap": topics.bootstrap,
-        "topic_segments": topics.segments,
-        "topic_summaries": topics.summaries,
-        "topic_summaries_latest": topics.latest,
-        "topic_translations": topics.translations,
-        "topic_sessions": topics.sessions,
-        "topic_dlq": topics.dlq,
-        "partitions": "1",
-    }
-    env = {k: v for k, v in os.environ.items() if not k.startswith("LONGSTREAM_")}
-    env |= {f"LONGSTREAM_{k.upper()}": v for k, v in {**names, **settings}.items()}
     return subprocess.Popen(
         [sys.executable, "-m", "pipelines.cli", *args],
         cwd=ROOT,
-        env={**env, "COLUMNS": "200"},
+        env=environment_of(topics, partitions="1", **settings),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -172,7 +160,7 @@ def test_secrets_are_nowhere_to_be_found(
             "command line": " ".join(psutil.Process(worker.process.pid).cmdline()),
             "records": repr(dict(seen.records)),
             "help": said(command(topics, settings, "worker", "--help")),
-            "a mistake": said(command(topics, {**settings, "partitions": "x"}, "worker"), code=2),
+            "a mistake": said(command(topics, {**settings, "threads": "x"}, "worker"), code=2),
         }
         assert worker.stop() == 0, worker.log
         places["log"] = worker.log
