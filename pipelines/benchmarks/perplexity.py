@@ -137,6 +137,10 @@ def compared(scored: dict[str, Tensor], anew: Tensor, places: Sequence[int]) -> 
         "interval_by_sinks": {k: [_ratio(x) for x in bootstrap_mean(g)] for k, g in gaps.items()},
         "sampled_perplexity": {k: _ppl(float(v[list(places)].mean())) for k, v in scored.items()}
         | {"recompute": _ppl(float(anew.mean()))},
+        "sampled_tenths": {
+            "ours": [_ppl(x) for x in tenths(scored[HEADLINE][list(places)].tolist())],
+            "recompute": [_ppl(x) for x in tenths(anew.tolist())],
+        },
         "ratio_tenths": [_ratio(x) for x in tenths(main)],
         "drift": _ratio(sum(change) / len(change)),
         "drift_interval": [_ratio(x) for x in bootstrap_mean(change)],

@@ -14,6 +14,8 @@ from rich.table import Table
 from operators.errors import ConfigError, LongstreamError
 from pipelines.benchmarks import BENCHMARKS, find
 from pipelines.benchmarks.harness import TOY, Result, Run, measure, set_threads
+from pipelines.benchmarks.plots import plot_all
+from pipelines.benchmarks.report import read_results, render
 
 app = typer.Typer(
     help="Measure the engine on this machine: a table, and one JSON object as the last line.",
@@ -87,3 +89,21 @@ def _table(name: str, measured: Result) -> Table:
 for _name, _help in BENCHMARKS.items():
     app.command(_name, help=_help)(_command([_name]))
 app.command("all", help="All of them, one after the other. Takes hours.")(_command([*BENCHMARKS]))
+
+
+@app.command()
+def report(
+    results: Annotated[
+        Path, typer.Option(help="Folder of NAME.json files, as --json writes them.")
+    ] = Path("docs/benchmarks"),
+    plots: Annotated[Path, typer.Option(help="Folder for the plots.")] = Path("docs/plots"),
+    page: Annotated[Path, typer.Option(help="The Markdown page.")] = Path("docs/benchmarks.md"),
+) -> None:
+    """Make docs/benchmarks.md and its plots from the JSON results (needs the extra: plots)."""
+    try:
+        found = read_results(results)
+        page.write_text(render(found, results, plot_all(found, plots), page), "utf-8")
+    except (LongstreamError, OSError) as error:
+        typer.echo(f"longstream bench report: {error}", err=True)
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+    typer.echo(f"{page}: {', '.join(found)}")
