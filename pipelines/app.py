@@ -86,6 +86,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._http: HttpServer | None = None
         self._faulty = False
+        self._member_id = ""
 
     async def run(self, stop: asyncio.Event) -> int:
         """Work until ``stop`` is set or something fails; the process's exit code.
@@ -305,8 +306,14 @@ class Worker:
     async def _on_assigned(self, app: Any, assigned: set[TP], **_: Any) -> None:
         """Let go of what is lost, start what is new; recovery happens outside this callback."""
         numbers = self._numbers(assigned)
+        # Thrown out for a while, another worker may have gone on with what is ours again now.
+        member, before = self._app.consumer.member_id, self._member_id
+        self._member_id, was_out = member, before not in ("", member)
+        if was_out:
+            log.warning("the group had thrown this worker out; it takes up all partitions anew")
         for number in list(self._partitions):
-            if number not in numbers or self._partitions[number].committer.failed.done():
+            failed = self._partitions[number].committer.failed.done()
+            if number not in numbers or failed or was_out:
                 self._lose(number)
         for number in sorted(numbers):
             if number in self._partitions:

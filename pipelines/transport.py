@@ -93,6 +93,11 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
+    @property
+    def member_id(self) -> str:
+        """Our name in the consumer group. It changes only when the group had thrown us out."""
+        return str(self._thread._consumer._coordinator.member_id)
+
     # --- commits ---------------------------------------------------------------------------
 
     def ack(self, message: Message) -> bool:
