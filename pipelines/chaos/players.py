@@ -166,6 +166,10 @@ class Fleet:
     def working(self) -> list[Process]:
         return [process for process in self.alive if process.working]
 
+    @property
+    def frozen(self) -> list[Process]:
+        return [process for process in self.alive if process.frozen_until is not None]
+
     def start(self) -> Process:
         process = Process(f"w{len(self.all) + 1}", self._environment, self._folder)
         with self._lock:

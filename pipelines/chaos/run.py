@@ -27,6 +27,7 @@ TARGET = "fr"
 DRAIN_SECONDS = 180.0
 START_SECONDS = 120.0
 TICK_SECONDS = 0.1
+HARM_SECONDS = 3.0
 FREEZE_SECONDS = 4.0
 """How much longer than its session a zombie sleeps."""
 
@@ -145,6 +146,9 @@ class Chaos:
             self._say("the speakers finish")
             speakers.finish()
             committed = self._drain()
+            # A zombie has the chance to do harm before the topics are read.
+            self._wait(lambda: not self._fleet.frozen, START_SECONDS)
+            self._wait(lambda: False, HARM_SECONDS)
             self._cpu_s = self._fleet.cpu_seconds() - cpu
             stopped.set()
             reading.join(5)
