@@ -134,6 +134,10 @@ class Metrics:
         """A record went to the dead-letter topic. ``reason`` is a stable word, never a message."""
         self._record("dead_letters", 1, stage, reason)
 
+    def tenant_limited(self, limit: str) -> None:
+        """A segment was delayed or refused by its tenant's limit of streams, segments or bytes."""
+        self._record("tenant_limited", 1, limit)
+
     def retry(self, stage: str) -> None:
         self._record("retries", 1, stage)
 

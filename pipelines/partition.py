@@ -29,7 +29,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from operators.errors import LongstreamError, SegmentError
@@ -44,6 +44,7 @@ from pipelines.outputs import complete, dead_letter_of, messages_of, now_ms, tas
 from pipelines.publishers import Message, Publisher, pending_results
 from pipelines.sessions import Recovered, SessionTable
 from pipelines.settings import Settings
+from pipelines.tenants import Tenants
 from pipelines.watermark import Watermark
 
 log = logging.getLogger(__name__)
@@ -75,10 +76,14 @@ class Host:
     """Partition number -> awaitable Recovered."""
     make_publisher: Callable[[int], Publisher]
     on_progress: Callable[[], None] = lambda: None
+    tenants: Tenants = field(init=False)
     admits: Callable[[Lane], bool] = lambda lane: True
     """Whether a lane may have the device now (:mod:`pipelines.keeper`)."""
     settled: Callable[[bool], None] = lambda finished: None
     """Told after the device said something of a lane; True when a segment was done."""
+
+    def __post_init__(self) -> None:
+        self.tenants = Tenants(self.settings, self.owners, self.metrics.tenant_limited)
 
 
 class Partition:
@@ -100,6 +105,9 @@ class Partition:
         self._backlog: list[int] = []
         self._condemned: list[tuple[Lane, int, int]] = []
         self._leaving: dict[str, list[int]] = {}
+        self._tenants = host.tenants
+        self._not_before: dict[int, float] = {}
+        self._delayed: set[str] = set()
         self._held = False
         self._recovered = False
         self._closed = False
@@ -224,9 +232,10 @@ class Partition:
             if (behind := self._leaving.get(segment.stream_id)) is not None:
                 behind.append(offset)
                 return
-            lane = self._lane(segment.stream_id)
+            lane = self._lane(segment)
         except SegmentError as error:
-            self._refuse(offset, "decode", error.reason, str(error))
+            stage = "admission" if error.reason == "tenant_limit" else "decode"
+            self._refuse(offset, stage, error.reason, str(error))
             return
         self._metrics.segment_consumed(segment.is_final)
         if offset <= lane.cursor:
@@ -236,11 +245,18 @@ class Partition:
             self._leaving[lane.stream_id] = [offset]
             self.pump(lane)
             return
+        try:
+            if (at := self._tenants.pace(segment)) > 0:
+                self._not_before[offset] = at
+        except SegmentError as error:
+            self._refuse(offset, "admission", error.reason, str(error))
+            return
         lane.waiting.append((segment, offset))
         self.pump(lane)
 
-    def _lane(self, stream_id: str) -> Lane:
-        """The stream's lane; made anew if the stream is new or was put away."""
+    def _lane(self, segment: Segment) -> Lane:
+        """The lane of the segment's stream; made anew if the stream is new or was put away."""
+        stream_id = segment.stream_id
         if lane := self._lanes.get(stream_id):
             return lane
         owner = self._host.owners.get(stream_id)
@@ -250,6 +266,8 @@ class Partition:
                 f"the stream is on partition {owner.number} already; one stream belongs on one "
                 "partition: let its key choose it",
             )
+        if segment.type != "forget":
+            self._tenants.admit(segment, self._sessions.is_live(stream_id))
         state, raw = self._sessions.take(stream_id)
         if raw is not None and state is not None and (lost := pending_results(raw)):
             self.committer.add(Entry(messages=lost))
@@ -269,9 +287,30 @@ class Partition:
             self._host.device.open(lane.stream_id, lane.state)
             lane.open = True
         suspicious = self._settings.device_attempts - 1
-        while (next_ := lane.next(self._settings.in_flight_per_key, suspicious)) is not None:
+        while not self._too_early(lane):
+            next_ = lane.next(self._settings.in_flight_per_key, suspicious)
+            if next_ is None:
+                break
             self._host.device.feed(*next_)
         self._leave(lane)
+
+    def _too_early(self, lane: Lane) -> bool:
+        """Whether the lane's next segment exceeds its tenant's rate; then it is tried in time."""
+        if not lane.waiting:
+            return False
+        left = self._not_before.get(lane.waiting[0][1], 0.0) - time.monotonic()
+        if left <= 0:
+            self._not_before.pop(lane.waiting[0][1], None)
+            return False
+        if lane.stream_id not in self._delayed:
+            self._delayed.add(lane.stream_id)
+            asyncio.get_running_loop().call_later(left, self._wake, lane)
+        return True
+
+    def _wake(self, lane: Lane) -> None:
+        self._delayed.discard(lane.stream_id)
+        if not self._closed:
+            self.pump(lane)
 
     def condemn(self, lane: Lane, attempts: int) -> None:
         """The lane's first waiting segment killed the device ``attempts`` times: leave it out."""

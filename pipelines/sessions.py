@@ -109,6 +109,10 @@ class SessionTable:
         self.put(stream_id, None)
         return state, raw
 
+    def is_live(self, stream_id: str) -> bool:
+        """Whether there is a state of the stream that says it has not ended."""
+        return stream_id in self._records and stream_id not in self._ended_ms
+
     def ended_before(self, at_ms: int) -> list[str]:
         """Streams that ended, and remnants that were left, before ``at_ms``."""
         return [name for name, ended in self._ended_ms.items() if ended < at_ms]

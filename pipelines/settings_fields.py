@@ -136,6 +136,17 @@ class Settings(BaseSettings):
     stream that moves is restored from its window's text."""
     snapshot_interval_s: float = Field(60.0, ge=0)
     """Least seconds between two snapshots of a stream; taken when it has caught up."""
+    tenant_max_streams: int | None = Field(None, ge=1)
+    """Streams one tenant (the segments' field) may have open at once on a worker; segments of one too
+    many become dead letters. Empty: no limit."""
+    tenant_segments_per_s: float | None = Field(None, gt=0)
+    """Segments a second of one tenant on a worker. Empty: no limit."""
+    tenant_bytes_per_s: float | None = Field(None, gt=0)
+    """Bytes of text a second of one tenant on a worker. Empty: no limit."""
+    tenant_burst_s: float = Field(10.0, ge=0, le=3600)
+    """Seconds' worth of both that may come at once."""
+    tenant_excess: Literal["delay", "dead_letter"] = "delay"
+    """What exceeds a rate waits its turn, or becomes a dead letter at once."""
     text_retention_h: float | None = Field(None, gt=0)
     """Hours the topics keep text and results; set by `longstream topics create`. Kafka deletes whole
     files: a record goes within twice this time. Empty: the broker's default, usually a week."""
