@@ -274,12 +274,15 @@ class Worker:
             log.warning("not all segments under way were finished in %.0f s; they stay", seconds)
 
     async def _within(self, deadline: float, work: Any, what: str) -> None:
-        """Await ``work``, but not past the deadline (at least half a second)."""
-        with contextlib.suppress(asyncio.CancelledError):
-            try:
-                await asyncio.wait_for(work, max(0.5, deadline - time.monotonic()))
-            except TimeoutError:
-                log.warning("%s did not stop in time", what)
+        """Await ``work``, but not past the deadline (at least half a second). What then still hangs
+        is left behind: a client whose broker is away may not even listen to being cancelled."""
+        task = asyncio.ensure_future(work)
+        await asyncio.wait({task}, timeout=max(0.5, deadline - time.monotonic()))
+        if not task.done():
+            log.warning("%s did not stop in time", what)
+            task.cancel()
+        elif not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("%s stopped with %r", what, error)
 
     # --- partitions -------------------------------------------------------------------------
 

@@ -31,12 +31,13 @@ DENIALS = (
     kafka.TransactionalIdAuthorizationFailed,
     kafka.UnsupportedSaslMechanismError,
 )
+UNKNOWN_TOPIC = kafka.UnknownTopicOrPartitionError
 MISFITS = (
     kafka.InvalidTopicError,
     kafka.MessageSizeTooLargeError,
     kafka.RecordListTooLargeError,
     kafka.RecordTooLargeError,
-    kafka.UnknownTopicOrPartitionError,
+    UNKNOWN_TOPIC,
 )
 
 
@@ -63,8 +64,12 @@ def code_of(error: BaseException) -> int:
 
 
 def hopeless(error: BaseException) -> bool:
-    """Whether somebody has to change something before this can work: waiting would not help."""
-    return any(isinstance(cause, (*DENIALS, *MISFITS)) for cause in causes(error))
+    """Whether somebody has to change something before this can work: waiting would not help.
+
+    A topic that is not known is no such case: a broker that has just started may not know it yet.
+    """
+    known = (cause for cause in causes(error) if not isinstance(cause, UNKNOWN_TOPIC))
+    return any(isinstance(cause, (*DENIALS, *MISFITS)) for cause in known)
 
 
 def in_words(error: BaseException) -> str:
@@ -75,7 +80,7 @@ def in_words(error: BaseException) -> str:
         name = type(cause).__name__
         if isinstance(cause, DENIALS):
             return f"Kafka refuses access ({name}: {cause}); check the login and the ACLs"
-        if isinstance(cause, kafka.UnknownTopicOrPartitionError | kafka.InvalidTopicError):
+        if isinstance(cause, UNKNOWN_TOPIC | kafka.InvalidTopicError):
             return f"a topic is missing ({name}); make it with `longstream topics create`"
         if isinstance(cause, MISFITS):
             return (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +19,7 @@ from pipelines.clients import client_options, turned_away
 from pipelines.device import test_operator_named
 from pipelines.settings import Settings, describe, load_settings
 
+LEAVE_SECONDS = 5.0
 ACCESS_DENIED = TopicAuthorizationFailedError.errno
 
 
@@ -70,8 +73,21 @@ async def run(settings: Settings) -> int:
         loop.add_signal_handler(name, stop.set)
     code = await Worker(settings, toy=test_operator_named()).run(stop)
     if code == exits.BROKER:
-        await check_topics(settings)  # a missing topic or access is a cause worth naming
+        try:
+            await check_topics(settings)  # a missing topic or access is a cause worth naming
+        except LongstreamError as error:
+            typer.echo(f"longstream worker: {error}", err=True)
+            code = exits.code_of(error)
+    if code != exits.OK:
+        _end_in_time(code)
     return code
+
+
+def _end_in_time(code: int) -> None:
+    """Faust's consumer has a thread of its own, which may wait for a broker that is away."""
+    timer = threading.Timer(LEAVE_SECONDS, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
 
 
 def topic_specs(settings: Settings) -> list[broker.TopicSpec]:
