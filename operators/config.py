@@ -84,6 +84,9 @@ class OperatorConfig:
     """B: scratch of one branch (instruction, ledger and generated text together)."""
     slots: int = 8
     """Streams resident in device memory at once."""
+    host_streams: int = 64
+    """Streams without work that stay in host memory when others need their slots; where there is a
+    store, more go there, least recently used first."""
     branches: int = 8
     """Scratch regions: answers in the making at once, over all streams."""
     ingest_budget: int = 256
@@ -150,6 +153,7 @@ class OperatorConfig:
         need(self.slack >= 1, "slack", "at least 1 token")
         need(self.branch_tokens >= 8, "branch_tokens", "at least 8 tokens")
         need(self.slots >= 1, "slots", "at least one stream")
+        need(self.host_streams >= 0, "host_streams", "0 sends every idle stream to the store")
         need(self.branches >= 1, "branches", "at least one branch")
         need(self.ingest_budget >= 1, "ingest_budget", "at least 1 token per step")
         need(1 <= self.update_tokens <= self.window, "update_tokens", "between 1 and the window")

@@ -102,7 +102,6 @@ class Intake:
 
     def ingested(self, session: Session, row: Row) -> None:
         """Note that ``row`` is in the cache. With a part's last token its translations become due."""
-        session.last_used = self._clock()
         evicted = session.evicted_total
         part = session.advance(row.tokens)
         self._observer.count("kv_evicted_tokens", session.evicted_total - evicted)

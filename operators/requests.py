@@ -30,9 +30,15 @@ class Requests:
         session.asked.append(partial(made, finish))
 
     def translate(
-        self, session: Session, text: str, language: str, done: Callable[[str], None]
+        self,
+        session: Session,
+        text: str,
+        language: str,
+        done: Callable[[str], None],
+        previous: str,
     ) -> None:
-        """Raises SegmentError when the stream has ended, ConfigError for an unknown language."""
+        """``previous``: translation of an earlier version of the text, or empty. Raises
+        SegmentError when the stream has ended, ConfigError for an unknown language."""
         if language not in LANGUAGES:
             raise ConfigError(f"unknown language code {language!r}; known: {', '.join(LANGUAGES)}")
         _check_living(session)
@@ -47,7 +53,15 @@ class Requests:
 
         for number, piece in enumerate(pieces):
             session.asked.append(
-                partial(self._translation.generation, session, language, piece, finish, number)
+                partial(
+                    self._translation.generation,
+                    session,
+                    language,
+                    piece,
+                    finish,
+                    number=number,
+                    previous=previous,
+                )
             )
 
     def _answered(

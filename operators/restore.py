@@ -10,20 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
-
 from operators.draft_control import DraftControl
+from operators.drafting import NgramIndex
 from operators.session import Part, Session
-from operators.snapshot import PartRecord, StreamMemory
+from operators.snapshot import DraftRecord, PartRecord, StreamMemory
 from operators.types import SessionState, WindowSegment
 
 Encode = Callable[[str], list[int]]
 
 
-def remember(session: Session, identity: dict[str, str]) -> StreamMemory:
+def remember(
+    session: Session, identity: dict[str, str], settings: str, draft: DraftRecord | None
+) -> StreamMemory:
     """What a snapshot of a quiet session holds besides its KV."""
     return StreamMemory(
         identity=identity,
+        settings=settings,
         state=session.state(),
         length=session.frontier,
         covered=session.covered,
@@ -32,6 +34,7 @@ def remember(session: Session, identity: dict[str, str]) -> StreamMemory:
         index=session.index.tokens,
         draft_arms={task: control.memory for task, control in session.draft_controls.items()},
         recent=list(session.recent),
+        draft=draft,
     )
 
 
@@ -50,6 +53,19 @@ def from_text(session: Session, state: SessionState, encode: Encode) -> None:
         session.restored = "replay"
 
 
+def again_from_text(session: Session, encode: Encode) -> None:
+    """The KV of an idle session is lost: queue its window's text before what is queued already.
+    Mutates the session."""
+    waiting, next_seq, state = list(session.queue), session.next_seq, session.state()
+    session.queue.clear()
+    session.window.clear()
+    session.index = NgramIndex(session.layout.window)
+    session.parked_length = session.covered = session.layout.sinks
+    from_text(session, state, encode)
+    session.queue.extend(waiting)
+    session.next_seq = next_seq
+
+
 def said_since(memory: StreamMemory, state: SessionState) -> list[WindowSegment] | None:
     """What was said between the snapshot and the state, or None if they do not belong together:
     another epoch, a state older than the snapshot, or some of it no longer known."""
@@ -65,14 +81,12 @@ def from_snapshot(
     session: Session,
     state: SessionState,
     memory: StreamMemory,
-    kv: Tensor,
     since: list[WindowSegment],
     *,
     encode: Encode,
 ) -> None:
-    """Put the memory back and queue what was said ``since``. Mutates the fresh session."""
+    """Put all but the KV back and queue what was said ``since``. Mutates the fresh session."""
     _take_over(session, state)
-    session.parked, session.parked_length = kv, memory.length
     for record in memory.window:
         part = Part(record.info.text, record.said, list(record.tokens), record.info)
         part.start = record.start

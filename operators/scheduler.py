@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from operators.attention import Row
 from operators.config import OperatorConfig
 from operators.draft_control import Candidate, Choice, Costs, share_out
@@ -19,6 +17,7 @@ from operators.draft_model import DraftModel, ModelDrafter
 from operators.drafting import Draft
 from operators.generation import NO_DRAFT, Generation
 from operators.kv_cache import KvCache
+from operators.parking import Parking
 from operators.session import Part, Session
 
 HELD_DRAFTS = 4
@@ -45,27 +44,25 @@ class Scheduler:
         self,
         cache: KvCache,
         config: OperatorConfig,
-        prefix: Tensor,
-        prefix_tokens: int,
+        parking: Parking,
         *,
         draft: DraftModel | None = None,
         costs: Costs | None = None,
     ) -> None:
-        self._cache, self._config = cache, config
+        self._cache, self._config, self._parking = cache, config, parking
         self._draft, self._costs = draft, costs or Costs()
-        self.prefix, self._prefix_tokens = prefix, prefix_tokens
         self._turn = 0
 
     # --- admission ---------------------------------------------------------------------------
 
-    def admit(self, sessions: list[Session], now: float) -> None:
-        """Give slots to sessions that have work, moving idle ones to host memory, least recently
-        used first; then open due forks while regions are free. Mutates sessions and cache."""
+    def admit(self, sessions: list[Session]) -> None:
+        """Give slots to sessions that have work, parking idle ones, least recently used first; then
+        open due forks while regions are free. Mutates sessions and cache."""
         for session in self._rotated(sessions):
             if (
                 session.slot is None
                 and not session.idle
-                and not self._make_resident(session, sessions)
+                and not self._parking.make_resident(session, sessions)
             ):
                 break
         waiting = [s for s in self._rotated(sessions) if s.slot is not None and s.due]
@@ -73,43 +70,15 @@ class Scheduler:
             for session in list(waiting):
                 if not self._cache.free_regions:
                     break
-                self._open_fork(session, now)
+                self._open_fork(session)
                 if not session.due:
                     waiting.remove(session)
 
-    def _open_fork(self, session: Session, now: float) -> None:
+    def _open_fork(self, session: Session) -> None:
         assert session.slot is not None
         generation = session.due.popleft()
         generation.start(self._cache.fork(session.slot))
         session.running.append(generation)
-        session.last_used = now
-
-    def _make_resident(self, session: Session, sessions: list[Session]) -> bool:
-        if not self._cache.free_slots:
-            idle = [s for s in sessions if s.slot is not None and s.idle]
-            if not idle:
-                return False
-            self.park(min(idle, key=lambda s: s.last_used))
-        session.slot = self._cache.allocate()
-        if session.parked is not None:
-            self._cache.restore(session.slot, session.parked, session.parked_length)
-            session.parked = None
-        else:
-            self._cache.restore(session.slot, self.prefix, self._prefix_tokens)
-        if self._draft is not None:
-            self._draft.adopt(session.slot, session.parked_draft)
-            session.parked_draft = None
-        return True
-
-    def park(self, session: Session) -> None:
-        """Move an idle session's KV to host memory, bit for bit, and free its slot."""
-        assert session.slot is not None
-        session.parked = self._cache.export(session.slot)
-        session.parked_length = session.slot.length
-        if self._draft is not None:
-            session.parked_draft = self._draft.export(session.slot)
-        self._cache.release(session.slot)
-        session.slot = None
 
     # --- rows --------------------------------------------------------------------------------
 
@@ -121,6 +90,9 @@ class Scheduler:
         plan = StepPlan()
         order = self._rotated([s for s in sessions if s.slot is not None])
         self._turn += 1
+        for session in order:
+            if not session.idle:
+                session.last_used = self._turn
         running = [g for s in order for g in s.running]
         decoding = [g for g in running if not g.prefilling]
         for generation, draft in zip(decoding, self._drafts(decoding), strict=True):

@@ -76,10 +76,19 @@ class Part:
         return self.start + len(self.tokens)
 
 
+@dataclass(frozen=True)
+class Spilled:
+    """A session's KV lies in the store: sha256 of the file, and the draft twin's ``origin``."""
+
+    digest: str
+    draft_origin: int
+
+
 @dataclass(eq=False)
 class Session:
-    """One stream's state in the engine. ``slot`` is None while parked or not yet admitted;
-    ``parked`` then holds its KV in host memory and ``parked_length`` its frontier."""
+    """One stream's state in the engine. ``slot`` is None while parked or not yet admitted:
+    ``parked_length`` is then its frontier, ``parked`` its KV in host memory, ``spilled`` says that
+    it lies in the store (see operators.parking). ``last_used``: number of the step."""
 
     stream_id: str
     layout: KvLayout
@@ -90,7 +99,8 @@ class Session:
     parked: Tensor | None = None
     parked_length: int = 0
     parked_draft: DraftMemory | None = None
-    last_used: float = 0.0
+    spilled: Spilled | None = None
+    last_used: int = 0
 
     queue: deque[Part | Work] = field(default_factory=deque)  # a bare Work is a session_end mark
     works: deque[Work] = field(default_factory=deque)

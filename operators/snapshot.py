@@ -17,15 +17,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from operators.config import OperatorConfig
 from operators.errors import SnapshotError
 from operators.kv_cache import KvLayout
 from operators.model import DecoderModel
 from operators.types import SessionState, WindowSegment
 
-LAYOUT_VERSION = 1
-"""Of the tensor ``kv`` ``[2, layers, kv_heads, used, head_dim]`` and of :class:`StreamMemory`."""
+LAYOUT_VERSION = 2
+"""Of the tensors ``[2, layers, kv_heads, used, head_dim]`` and of :class:`StreamMemory`."""
 _KEY, _CHECKSUM_CHARS = "longstream", 64
 _PROBE = "Guten Tag, 12:30 \u2014 \u4f60\u597d <|im_end|>"
+_SHAPE_ANSWERS = (
+    *("update_tokens", "update_interval_s", "summary_tokens", "ledger_tokens", "branch_tokens"),
+    "skip_behind",
+    *("targets", "translation_unit_tokens", "prompts", "temperature", "top_k", "top_p"),
+    *("repetition_penalty", "sampling_seed", "sampling_acceptance", "sampled_tasks"),
+)
+
+
+class DraftRecord(msgspec.Struct, frozen=True):
+    """Whose KV the tensor ``draft`` is, and where it begins (``origin`` of StreamSlot)."""
+
+    model: str
+    origin: int
 
 
 class PartRecord(msgspec.Struct, frozen=True):
@@ -38,9 +52,16 @@ class PartRecord(msgspec.Struct, frozen=True):
 
 
 class StreamMemory(msgspec.Struct, kw_only=True):
-    """All of a quiet stream but its tensors. ``identity`` says who can read them."""
+    """All of a quiet stream but its tensors.
+
+    A quiet stream has no token that was chosen and not yet written, and no random state: samples
+    follow from the seed (in ``settings``), the stream's name and the position (``state``).
+    """
 
     identity: dict[str, str]
+    """Who can read the tensors: see :func:`identity`."""
+    settings: str
+    """Hash of the settings that shape answers: with others the stream goes on, but says so."""
     state: SessionState
     length: int
     """Tokens ever appended; the absolute position of the next one."""
@@ -53,6 +74,7 @@ class StreamMemory(msgspec.Struct, kw_only=True):
     """Per kind of answer what is known of each way to draft."""
     recent: list[str]
     """Segment ids taken lately, oldest first."""
+    draft: DraftRecord | None = None
 
 
 def identity(model: DecoderModel, layout: KvLayout, prefix: list[int]) -> dict[str, str]:
@@ -64,21 +86,35 @@ def identity(model: DecoderModel, layout: KvLayout, prefix: list[int]) -> dict[s
         "pinned prefix": _hash(repr(prefix).encode()),
         "dtype_ingest": model.dtypes["ingest"],
         "dtype_generation": model.dtypes["generation"],
+        "sinks": str(layout.sinks),
         "window": str(layout.window),
         "slack": str(layout.slack),
     }
 
 
-def to_bytes(memory: StreamMemory, kv: Tensor) -> bytes:
-    """One safetensors file. ``kv`` on the host, as :meth:`KvCache.export` gives it."""
+def draft_identity(draft: DecoderModel) -> str:
+    """What has to be equal for the draft model's KV to be of use."""
+    return f"{draft.fingerprint} {draft.dtypes['ingest']}"
+
+
+def settings_hash(config: OperatorConfig) -> str:
+    """Equal for settings under which the same memory gives the same answers."""
+    return _hash(json.dumps({name: getattr(config, name) for name in _SHAPE_ANSWERS}).encode())
+
+
+def to_bytes(memory: StreamMemory, kv: Tensor, draft: Tensor | None = None) -> bytes:
+    """One safetensors file. Tensors on the host, as :meth:`KvCache.export` gives them."""
     text = msgspec.json.encode(memory).decode()
+    tensors = {"kv": kv.contiguous()}
+    if draft is not None:
+        tensors["draft"] = draft.contiguous()
     # One entry: the order of several is not fixed, and equal memories shall give equal bytes.
-    data: bytes = save({"kv": kv.contiguous()}, metadata={_KEY: _checksum(text, kv) + text})
+    data: bytes = save(tensors, metadata={_KEY: _checksum(text, tensors) + text})
     return data
 
 
-def from_bytes(data: bytes, want: dict[str, str]) -> tuple[StreamMemory, Tensor]:
-    """Read a snapshot back; ``want`` is the reader's :func:`identity`.
+def from_bytes(data: bytes, want: dict[str, str]) -> tuple[StreamMemory, Tensor, Tensor | None]:
+    """Memory, KV and the draft model's KV of a snapshot; ``want``: the reader's :func:`identity`.
 
     Raises SnapshotError when the file is torn or altered, or was made by something else.
     """
@@ -86,12 +122,13 @@ def from_bytes(data: bytes, want: dict[str, str]) -> tuple[StreamMemory, Tensor]
         size = int.from_bytes(data[:8], "little")
         entry = json.loads(data[8 : 8 + size])["__metadata__"][_KEY]
         checksum, text = entry[:_CHECKSUM_CHARS], entry[_CHECKSUM_CHARS:]
-        kv = load(data)["kv"]
+        tensors = load(data)
+        kv = tensors["kv"]
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise SnapshotError(
             f"this is no whole snapshot ({type(error).__name__}: {error})"
         ) from error
-    if _checksum(text, kv) != checksum:
+    if _checksum(text, tensors) != checksum:
         raise SnapshotError("the snapshot's content does not match its checksum")
     try:
         found: dict[str, str] = json.loads(text)["identity"]
@@ -100,14 +137,16 @@ def from_bytes(data: bytes, want: dict[str, str]) -> tuple[StreamMemory, Tensor]
                 raise SnapshotError(
                     f"the snapshot was made with another {name} ({found.get(name)}; here {value})"
                 )
-        return msgspec.json.decode(text, type=StreamMemory), kv
+        return msgspec.json.decode(text, type=StreamMemory), kv, tensors.get("draft")
     except (msgspec.MsgspecError, KeyError, TypeError) as error:
         raise SnapshotError(f"the snapshot cannot be read: {error}") from error
 
 
-def _checksum(text: str, kv: Tensor) -> str:
+def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
-    digest.update(kv.contiguous().view(torch.uint8).numpy().tobytes())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

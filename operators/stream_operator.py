@@ -1,14 +1,21 @@
 """The operator: endless text in, summaries and translations out, one bounded state per stream.
 
-    operator = StreamOperator(load_model(path), OperatorConfig(targets=("fr",)), clock=time.monotonic)
-    operator.open("meeting-1")
+    operator = StreamOperator(load_model(path), OperatorConfig(targets=("fr",)))
+    meeting = operator.open("meeting-1")
+    meeting.feed("Good morning.", speaker="Ana")
+    for event in meeting.results():
+        print(event)
+
+That is the side for callers who wait (:mod:`operators.stream`). A caller that has a loop of its own
+feeds segments under tickets and steps:
+
     operator.feed(Segment(stream_id="meeting-1", text="Good morning.", segment_id="a"), ticket=0)
     while operator.has_work():
         for emission in operator.step():
             print(emission.events, emission.done)
 
-One step is three calls: plan the rows, run them, take note of what came out. Single-threaded; the
-caller owns the loop. Nothing here waits, sleeps, or knows where text comes from.
+One step is three calls: plan the rows, run them, take note of what came out. Single-threaded; nothing
+here waits, sleeps, or knows where text comes from.
 """
 
 from __future__ import annotations
@@ -17,7 +24,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from operators import restore
+from operators.archive import Archive
 from operators.attention import Row
 from operators.config import OperatorConfig
 from operators.draft_control import Costs
@@ -28,69 +35,88 @@ from operators.intake import Intake
 from operators.kv_cache import KvLayout, bytes_per_stream
 from operators.model import DecoderModel
 from operators.observer import Observer
+from operators.parking import KvStore, Parking
 from operators.requests import Requests
 from operators.runner import Runner
 from operators.scheduler import Scheduler
-from operators.session import Part, Session
-from operators.snapshot import StreamMemory, from_bytes, identity, to_bytes
+from operators.session import Session
+from operators.snapshot import draft_identity, identity, settings_hash
+from operators.stream import Stream
 from operators.tasks.answer import AnswerTask
-from operators.tasks.prompts import Prompts
+from operators.tasks.prompts import Prompts, check_branch_size
 from operators.tasks.summary import SummaryTask
 from operators.tasks.translation import TranslationTask
 from operators.types import Emission, ModelInfo, Segment, SessionState
 from operators.updates import UpdatePolicy
 
 
+def no_clock() -> float:
+    """Time stands still: nothing becomes due by time, nothing is measured."""
+    return 0.0
+
+
 class StreamOperator:
     """See the module's docstring. Errors: ConfigError when sizes do not fit each other or the model,
     SegmentError/CapacityError from :meth:`feed`, DeviceError from :meth:`step`.
 
-    ``draft`` is a smaller model with the same vocabulary, ``costs`` what forwards cost on this
-    machine; both change the speed only. The operator answers for ``draft`` as for ``model``."""
+    ``clock`` (seconds) is needed for updates by time and for measurements. ``draft`` is a smaller
+    model with the same vocabulary, ``costs`` what forwards cost on this machine; both change the
+    speed only. ``store`` takes the KV of idle streams beyond ``host_streams``; it is this operator's
+    alone. The operator answers for ``draft`` as for ``model``."""
 
     def __init__(
         self,
         model: DecoderModel,
-        config: OperatorConfig,
+        config: OperatorConfig | None = None,
         *,
-        clock: Callable[[], float],
+        clock: Callable[[], float] = no_clock,
         observer: Observer | None = None,
         draft: DecoderModel | None = None,
         costs: Costs | None = None,
+        store: KvStore | None = None,
     ) -> None:
-        self.model, self.config = model, config
+        self.model, self.config = model, config or OperatorConfig()
         self._observer, self._clock = observer or Observer(), clock
-        self._tokenizer = model.tokenizer
+        if self.config.update_interval_s and clock is no_clock:
+            raise ConfigError("update_interval_s needs a clock: give the operator time.monotonic")
+        config = self.config
         self._prompts = Prompts(model.tokenizer, config.prompts)
         self.layout = KvLayout(
             len(self._prompts.prefix), config.window, config.slack, config.branch_tokens
         )
-        self._check_branch_size()
+        check_branch_size(config, self._prompts)
         self.cache = model.new_cache(self.layout, slots=config.slots, branches=config.branches)
         self._draft = self._new_draft(draft)
-        info = ModelInfo(model.name, draft.name if draft is not None else config.drafter)
-        self._parts_of_a_step(info, costs)
         self._sessions: dict[str, Session] = {}
-        self.identity = identity(model, self.layout, self._prompts.prefix)
+        self._streams: dict[str, Stream] = {}
+        self._memory_of_streams(draft, store)
+        self._parts_of_a_step(
+            ModelInfo(model.name, draft.name if draft is not None else config.drafter), costs
+        )
+
+    def _memory_of_streams(self, draft: DecoderModel | None, store: KvStore | None) -> None:
+        encode = self.model.tokenizer.encode
+        self._parking = Parking(
+            self.cache, self.config, self._make_prefix(), self._draft, store, encode, self._observer
+        )
+        self._archive = Archive(
+            self._parking,
+            identity(self.model, self.layout, self._prompts.prefix),
+            settings_hash(self.config),
+            draft_identity(draft) if draft is not None else None,
+            encode,
+        )
 
     def _parts_of_a_step(self, info: ModelInfo, costs: Costs | None) -> None:
-        seen_by, about = (self._observer, self._clock), (self.config, self._prompts)
-        tokenizer = self._tokenizer
-        translation = TranslationTask(*about, tokenizer, info)
-        summary = SummaryTask(*about, tokenizer, info)
-        self._intake = Intake(self.config, tokenizer, self.cache, translation, *seen_by)
-        self._updates = UpdatePolicy(self.config, self.cache, summary, *seen_by)
-        self._requests = Requests(self.cache, AnswerTask(*about, tokenizer, info), translation)
-        self._scheduler = Scheduler(
-            self.cache,
-            self.config,
-            self._make_prefix(),
-            len(self._prompts.prefix),
-            draft=self._draft,
-            costs=costs,
-        )
-        ingested = self._intake.ingested
-        self._runner = Runner(self.model, self.cache, self._draft, ingested, *seen_by)
+        config, cache, draft = self.config, self.cache, self._draft
+        about = (config, self._prompts, self.model.tokenizer, info)
+        seen_by = (self._observer, self._clock)
+        translation = TranslationTask(*about)
+        self._intake = Intake(config, self.model.tokenizer, cache, translation, *seen_by)
+        self._updates = UpdatePolicy(config, cache, self._parking, SummaryTask(*about), *seen_by)
+        self._requests = Requests(cache, AnswerTask(*about), translation)
+        self._scheduler = Scheduler(cache, config, self._parking, draft=draft, costs=costs)
+        self._runner = Runner(self.model, cache, draft, self._intake.ingested, *seen_by)
 
     # --- what it takes -----------------------------------------------------------------------
 
@@ -123,24 +149,6 @@ class StreamOperator:
             block=config.ingest_budget,
         )
 
-    def _check_branch_size(self) -> None:
-        config, b = self.config, self.config.branch_tokens
-        empty = len(self._prompts.render("summary", ledger="", limit="4", since="x" * 80))
-        need = empty + config.ledger_tokens + config.summary_tokens
-        if need > b:
-            raise ConfigError(
-                f"branch_tokens={b}: a summary update needs {need} (instruction {empty} + "
-                f"ledger_tokens {config.ledger_tokens} + summary_tokens {config.summary_tokens})"
-            )
-        if config.targets:
-            empty = len(self._prompts.render("translate", language="", text=""))
-            need = empty + 4 * config.translation_unit_tokens + 24
-            if need > b:
-                raise ConfigError(
-                    f"branch_tokens={b}: a translation needs {need} (instruction {empty} + "
-                    f"4 x translation_unit_tokens {config.translation_unit_tokens} + 24)"
-                )
-
     def _make_prefix(self) -> Tensor:
         """Run the pinned prefix once; every stream starts from a copy of it."""
         slot = self.cache.allocate()
@@ -156,48 +164,40 @@ class StreamOperator:
 
     def open(
         self, stream_id: str, state: SessionState | None = None, snapshot: bytes | None = None
-    ) -> None:
+    ) -> Stream:
         """Make a stream known; with ``state`` it continues from there.
 
         A ``snapshot`` of the stream makes that exact (``restored: snapshot``); without a state it
         continues from the snapshot's own. From a state alone, or with a snapshot that does not
         reach it, the window's text is run through the model again: an approximation of the lost KV,
         marked ``restored: replay``. Raises SnapshotError when the snapshot is torn or was made with
-        another model, type or size; the stream is then not open.
+        another model, type or size; nothing has then changed.
         """
-        found = from_bytes(snapshot, self.identity) if snapshot is not None else None
+        found = self._archive.read(snapshot) if snapshot is not None else None
         if stream_id in self._sessions:
             self.drop(stream_id)
         if found is not None and state is None:
-            state = found[0].state
+            state = found.memory.state
         session = self._new_session(stream_id, state.epoch if state else 0)
         self._sessions[stream_id] = session
         if state is not None:
-            self._continue(session, state, found)
+            self._archive.go_on(session, state, found)
+            if session.restored != "none":
+                self._observer.count("kv_restores", kind=session.restored)
         self._gauge_streams()
+        stream = self._streams[stream_id] = Stream(self, stream_id)
+        return stream
 
     def _new_session(self, stream_id: str, epoch: int) -> Session:
         index = NgramIndex(self.config.window)
         session = Session(stream_id, self.layout, index, epoch=epoch)
         session.covered = session.last_fork = session.parked_length = self.layout.sinks
-        session.last_fork_at = session.last_used = self._clock()
+        session.last_fork_at = self._clock()
         return session
 
-    def _continue(
-        self, session: Session, state: SessionState, found: tuple[StreamMemory, Tensor] | None
-    ) -> None:
-        encode = self._tokenizer.encode
-        since = restore.said_since(found[0], state) if found is not None else None
-        if found is not None and since is not None:
-            restore.from_snapshot(session, state, *found, since, encode=encode)
-            known = [*found[0].recent, *(info.segment_id for info in since)]
-        else:
-            restore.from_text(session, state, encode)
-            known = [part.info.segment_id for part in session.queue if isinstance(part, Part)]
-        for segment_id in known:
-            session.remember(segment_id)
-        if session.restored != "none":
-            self._observer.count("kv_restores", kind=session.restored)
+    def serves(self, stream: Stream) -> bool:
+        """Whether this handle is the stream's current one."""
+        return self._streams.get(stream.id) is stream
 
     def cursor(self, stream_id: str) -> int:
         """Ticket of the last segment done; what is fed next must be above it."""
@@ -213,24 +213,25 @@ class StreamOperator:
     def snapshot(self, stream_id: str) -> bytes:
         """The stream's whole memory, to be given to :meth:`open` in this or another process.
 
-        Changes nothing. Raises CapacityError while the stream is not :meth:`quiet`.
+        Changes nothing. Raises CapacityError while the stream is not :meth:`quiet`; OSError or
+        SnapshotError when its KV was in the store and is lost.
         """
         if not self.quiet(stream_id):
             raise CapacityError(f"stream {stream_id} is busy; step() until it is quiet")
-        session = self._sessions[stream_id]
-        memory = restore.remember(session, self.identity)
-        if session.slot is not None:
-            return to_bytes(memory, self.cache.export(session.slot))
-        return to_bytes(
-            memory, self._scheduler.prefix if session.parked is None else session.parked
-        )
+        return self._archive.save(self._sessions[stream_id])
 
     def drop(self, stream_id: str) -> None:
         """Forget the stream at once, whatever it was doing. Nothing more is emitted about it."""
         session = self._sessions.pop(stream_id, None)
-        if session is not None and session.slot is not None:
-            self.cache.release(session.slot)
+        self._streams.pop(stream_id, None)
+        if session is not None:
+            self._parking.drop(session)
         self._gauge_streams()
+
+    def close(self) -> None:
+        """Forget every stream, also in the store."""
+        for stream_id in list(self._sessions):
+            self.drop(stream_id)
 
     def request_summary(self, stream_id: str) -> None:
         """Ask for an update at the next place where one is possible."""
@@ -245,14 +246,22 @@ class StreamOperator:
         self._requests.ask(self._sessions[stream_id], question, question_id)
 
     def translate(
-        self, stream_id: str, text: str, language: str, done: Callable[[str], None]
+        self,
+        stream_id: str,
+        text: str,
+        language: str,
+        done: Callable[[str], None],
+        previous: str = "",
     ) -> None:
         """Translate words that are not the stream's own with its window as context; ``done`` gets
         the translation during a later step. The stream's memory and revisions stay as they are.
 
+        ``previous`` is the translation of an earlier version of the text (a partial hypothesis that
+        has grown since): it is the draft for this one, which changes the speed only.
+
         Raises SegmentError when the stream has ended, ConfigError for an unknown language.
         """
-        self._requests.translate(self._sessions[stream_id], text, language, done)
+        self._requests.translate(self._sessions[stream_id], text, language, done, previous)
 
     def feed(self, segment: Segment, ticket: int) -> None:
         """Queue one segment of an open stream; its ``ticket`` comes back in an emission.
@@ -272,6 +281,7 @@ class StreamOperator:
         fresh = self._new_session(session.stream_id, session.epoch + 1)
         fresh.works, fresh.events = session.works, session.events
         fresh.finished, fresh.failed = session.finished, session.failed
+        fresh.answers = session.answers
         fresh.cursor = session.cursor
         self._sessions[session.stream_id] = fresh
         return fresh
@@ -280,11 +290,13 @@ class StreamOperator:
 
     def has_work(self) -> bool:
         """Whether a step would do anything now."""
-        now = self._clock()
-        return any(
-            not s.idle or s.works or s.events or self._updates.interval_due(s, now)
-            for s in self._sessions.values()
-        )
+        return any(self.busy(stream_id) for stream_id in self._sessions)
+
+    def busy(self, stream_id: str) -> bool:
+        """Whether anything of the stream is still to be done or handed out."""
+        s = self._sessions[stream_id]
+        waiting = s.works or s.events or s.finished or s.failed or s.answers
+        return bool(not s.idle or waiting or self._updates.interval_due(s, self._clock()))
 
     def idle_until(self) -> float | None:
         """Clock time of the next update that is due by time alone, or None."""
@@ -300,7 +312,7 @@ class StreamOperator:
         sessions = list(self._sessions.values())
         for session in sessions:
             self._updates.make_due(session, began)
-        self._scheduler.admit(sessions, began)
+        self._scheduler.admit(sessions)
         plan = self._scheduler.plan(sessions, self._updates.next_part)
         if plan:
             self._runner.run(plan)
@@ -313,6 +325,12 @@ class StreamOperator:
             self._retire(emission)
         self._gauge()
         return emissions
+
+    def advance(self) -> None:
+        """A step whose results are kept for the streams' own :meth:`Stream.results`."""
+        for emission in self.step():
+            if emission.stream_id in self._streams:
+                self._streams[emission.stream_id].deliver(emission)
 
     # --- after the step ----------------------------------------------------------------------
 
@@ -327,6 +345,8 @@ class StreamOperator:
     def _gauge(self) -> None:
         used = self.config.slots - self.cache.free_slots
         self._observer.gauge("resident_streams", used)
+        self._observer.gauge("host_streams", self._parking.in_host)
+        self._observer.gauge("stored_streams", self._parking.in_store)
         self._observer.gauge("kv_slots_used", used)
         self._observer.gauge("kv_slots", self.config.slots)
         drafts = self._draft.cache.nbytes if self._draft is not None else 0

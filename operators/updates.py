@@ -10,6 +10,7 @@ from operators.errors import DeviceError
 from operators.generation import Generation
 from operators.kv_cache import KvCache
 from operators.observer import Observer
+from operators.parking import Parking
 from operators.session import Part, Session, Work
 from operators.tasks.summary import SummaryTask, View
 from operators.types import SummaryEvent, Trigger
@@ -26,11 +27,12 @@ class UpdatePolicy:
         self,
         config: OperatorConfig,
         cache: KvCache,
+        parking: Parking,
         summary: SummaryTask,
         observer: Observer,
         clock: Callable[[], float],
     ) -> None:
-        self._config, self._cache, self._summary = config, cache, summary
+        self._config, self._cache, self._parking, self._summary = config, cache, parking, summary
         self._observer, self._clock = observer, clock
 
     # --- what is due -------------------------------------------------------------------------
@@ -158,13 +160,11 @@ class UpdatePolicy:
         return event
 
     def _end(self, session: Session, view: View, generation: Generation | None) -> None:
-        """Publish the final revision; the stream's end mark is then done and its slot free."""
+        """Publish the final revision; the stream's end mark is then done and its memory free."""
         work = session.ending
         assert work is not None
         event = self._finish(session, view, generation)
         work.build = lambda _: [event]
         work.owed = 0
         session.ending, session.ended = None, True
-        if session.slot is not None:
-            self._cache.release(session.slot)
-            session.slot = None
+        self._parking.drop(session)

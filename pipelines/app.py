@@ -144,6 +144,7 @@ class Worker:
             gguf_dir=str(settings.gguf_dir) if settings.gguf_dir else None,
             snapshot_url=settings.snapshot_url,
             snapshot_interval_s=settings.snapshot_interval_s,
+            spill_url=settings.spill_url,
             snapshot_retention_h=settings.snapshot_retention_h,
             toy=self._toy,
         )

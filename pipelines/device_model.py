@@ -17,6 +17,7 @@ from operators.observer import Observer
 from operators.stream_operator import StreamOperator
 from pipelines import model_store, protocol
 from pipelines.calibration import DRAFT, VERIFY, cost_curve
+from pipelines.snapshot_store import idle_store
 
 PROGRESS_SECONDS = 5.0
 
@@ -41,6 +42,7 @@ def load_operator(
         observer=observer,
         draft=draft,
         costs=_costs(model, draft, config, progress),
+        store=idle_store(load.spill_url),
     )
     return operator, describe(operator, time.monotonic() - started)
 

@@ -29,6 +29,8 @@ class Load(msgspec.Struct, tag="load", kw_only=True):
     snapshot_interval_s: float = 60.0
     snapshot_retention_h: float | None = None
     """Older ones are deleted from the store; None keeps them until their stream ends."""
+    spill_url: str = ""
+    """Where the KV of idle streams goes that host memory has no room for; empty: nowhere."""
     toy: bool = False
     """Tests only: build a tiny random model instead of loading one."""
 

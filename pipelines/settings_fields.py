@@ -157,6 +157,9 @@ class Settings(BaseSettings):
     snapshot_retention_h: float | None = Field(None, gt=0)
     """Hours for which a snapshot is kept; a stream that was silent for longer is restored from its
     window's text. Empty: until the stream ends."""
+    spill_url: str = ""
+    """Where the KV of streams goes that have no work, beyond operator.host_streams: a folder, s3://…,
+    any fsspec URL. Each worker makes a folder of its own there. Empty: host memory holds them all."""
     operator: Annotated[OperatorConfig, BeforeValidator(_operator_input)] = OperatorConfig()
     """Settings of the engine itself."""
 
@@ -214,9 +217,9 @@ class Settings(BaseSettings):
             raise ValueError("Kafka confuses . and _ in metric names: use one of them")
         return value
 
-    @field_validator("snapshot_url")
+    @field_validator("snapshot_url", "spill_url")
     @classmethod
-    def _check_snapshot_url(cls, value: str) -> str:
+    def _check_store_url(cls, value: str) -> str:
         if "@" in value:
             raise ValueError("no login in the URL: the store's own environment variables hold it")
         return value

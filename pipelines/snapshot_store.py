@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import logging
+import uuid
 from collections.abc import Callable
 from typing import Protocol
 
@@ -31,7 +32,7 @@ class SnapshotOperator(Protocol):
 
     def open(
         self, stream_id: str, state: SessionState | None = None, snapshot: bytes | None = None
-    ) -> None: ...
+    ) -> object: ...
     def quiet(self, stream_id: str) -> bool: ...
     def snapshot(self, stream_id: str) -> bytes: ...
 
@@ -44,7 +45,7 @@ class SnapshotStore:
             self._files, self._root = fsspec.core.url_to_fs(url)
             self._files.makedirs(self._root, exist_ok=True)
         except (OSError, ValueError, ImportError) as error:
-            raise ConfigError(f"snapshot_url {url}: {error}") from error
+            raise ConfigError(f"store {url}: {error}") from error
 
     def put(self, name: str, data: bytes) -> None:
         """Write whole or not at all. Raises OSError."""
@@ -96,6 +97,12 @@ class SnapshotStore:
         return len(old)
 
 
+def idle_store(url: str) -> SnapshotStore | None:
+    """A folder under ``url`` that no other process has, for KV that is of use to this one only; None
+    for no URL. Raises ConfigError."""
+    return SnapshotStore(f"{url.rstrip('/')}/idle-{uuid.uuid4().hex}") if url else None
+
+
 def folder_of(stream_id: str) -> str:
     """Where a stream's snapshots lie: a hash, so that any id makes a fair name and none shows."""
     return hashlib.sha256(stream_id.encode()).hexdigest()[:32]
@@ -142,7 +149,7 @@ class Snapshots:
         name = f"{folder_of(stream_id)}/{state.epoch}-{state.cursor}.safetensors"
         try:
             self._store.put(name, operator.snapshot(stream_id))
-        except OSError as error:
+        except (OSError, SnapshotError) as error:
             log.warning("no snapshot was written, the next is tried in its time: %s", error)
             return
         names = self._names.setdefault(stream_id, [])

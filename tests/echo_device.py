@@ -78,6 +78,9 @@ class EchoOperator:
         del self.states[stream_id]
         self.queue = deque(pair for pair in self.queue if pair[0].stream_id != stream_id)
 
+    def close(self) -> None:
+        self.states.clear()
+
     def has_work(self) -> bool:
         return bool(self.queue)
 

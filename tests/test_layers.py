@@ -15,8 +15,8 @@ OPERATOR_LAYERS = [
     {"kv_cache", "attention", "verify", "text", "model", "drafting"}
     | {"sampling", "draft_control", "draft_model"},
     {"generation", "session", "scheduler", "tasks", "snapshot", "restore"}
-    | {"intake", "updates", "requests", "runner"},
-    {"stream_operator"},
+    | {"intake", "updates", "requests", "runner", "parking", "archive"},
+    {"stream_operator", "stream"},
 ]
 PIPELINE_LAYERS = [
     {"protocol", "codec", "dead_letters", "settings", "settings_fields"}

@@ -106,7 +106,7 @@ def test_the_memory_comes_back_to_the_last_bit_and_taking_it_changes_nothing() -
     stream = operator._sessions["a"]
     assert stream.slot is not None
     assert torch.equal(load(first)["kv"], operator.cache.export(stream.slot))
-    operator._scheduler.park(stream)
+    operator._parking.park(stream)
     assert operator.snapshot("a") == first
 
 
@@ -163,7 +163,7 @@ def test_another_models_snapshot_is_refused() -> None:
     weight = other.model._networks["ingest"].model.norm.weight
     weight.data[0] += 1
     del other.model.__dict__["fingerprint"]
-    other.identity = {**other.identity, "model": other.model.fingerprint}
+    other._archive.identity["model"] = other.model.fingerprint
     with pytest.raises(SnapshotError, match="another model"):
         other.open("a", snapshot=a_snapshot())
 

@@ -114,7 +114,7 @@ def test_a_store_that_cannot_be_written_stops_nothing(
 
 
 def test_a_store_nobody_knows_is_refused() -> None:
-    with pytest.raises(ConfigError, match="snapshot_url nothing://here"):
+    with pytest.raises(ConfigError, match="store nothing://here"):
         SnapshotStore("nothing://here")
 
 

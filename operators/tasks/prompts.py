@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from importlib import resources
 
+from operators.config import OperatorConfig
 from operators.errors import ConfigError
 from operators.text import Tokenizer
 
@@ -70,3 +71,23 @@ def _fill(text: str, fields: dict[str, str]) -> str:
 
 def _load(name: str) -> str:
     return (resources.files("operators.tasks") / "prompts" / f"{name}.txt").read_text("utf-8")
+
+
+def check_branch_size(config: OperatorConfig, prompts: Prompts) -> None:
+    """Refuse sizes with which an update or a translation would not fit a branch: ConfigError."""
+    b = config.branch_tokens
+    empty = len(prompts.render("summary", ledger="", limit="4", since="x" * 80))
+    need = empty + config.ledger_tokens + config.summary_tokens
+    if need > b:
+        raise ConfigError(
+            f"branch_tokens={b}: a summary update needs {need} (instruction {empty} + "
+            f"ledger_tokens {config.ledger_tokens} + summary_tokens {config.summary_tokens})"
+        )
+    if config.targets:
+        empty = len(prompts.render("translate", language="", text=""))
+        need = empty + 4 * config.translation_unit_tokens + 24
+        if need > b:
+            raise ConfigError(
+                f"branch_tokens={b}: a translation needs {need} (instruction {empty} + "
+                f"4 x translation_unit_tokens {config.translation_unit_tokens} + 24)"
+            )

@@ -90,9 +90,13 @@ class TranslationTask:
         code: str,
         text: str,
         on_finish: Callable[[Generation], None],
+        *,
         number: int = 0,
+        previous: str = "",
     ) -> Generation:
-        """The translation of one piece into the language of ``code``."""
+        """The translation of one piece into the language of ``code``. ``previous``: what an earlier
+        version of the text was translated to, as the draft for this one; of a text in several
+        pieces the drafter finds the place that belongs to each."""
         task = f"translation:{code}"
         prompt = self._prompts.render("translate", language=LANGUAGES[code], text=text)
         source_tokens = len(self._tokenizer.encode(text))
@@ -102,7 +106,9 @@ class TranslationTask:
             prompt=prompt,
             max_tokens=min(room, 3 * source_tokens + 16),
             eos_ids=self._tokenizer.eos_ids,
-            decoding=decoding(self._config, session, task, prompt),
+            decoding=decoding(
+                self._config, session, task, prompt, self._tokenizer.encode(previous)
+            ),
             ends=self._complete,
             number=number,
             on_finish=on_finish,

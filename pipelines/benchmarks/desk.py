@@ -22,6 +22,8 @@ from operators.errors import ConfigError
 from operators.generation import Generation
 from operators.kv_cache import KvLayout
 from operators.model import DecoderModel
+from operators.observer import Observer
+from operators.parking import Parking
 from operators.scheduler import Scheduler, StepPlan
 from operators.session import Part, Session
 from operators.tasks.prompts import Prompts
@@ -93,9 +95,10 @@ class Desk:
         )
 
     def scheduler(self, config: OperatorConfig, costs: Costs | None = None) -> Scheduler:
-        size = self.layout.sinks
         by_model = self.draft if config.drafter in ("auto", "draft") else None
-        return Scheduler(self.cache, config, self._prefix, size, draft=by_model, costs=costs)
+        encode = self.model.tokenizer.encode
+        parking = Parking(self.cache, config, self._prefix, by_model, None, encode, Observer())
+        return Scheduler(self.cache, config, parking, draft=by_model, costs=costs)
 
     def tasks(self, config: OperatorConfig) -> Tasks:
         tokenizer, info = self.model.tokenizer, ModelInfo()
@@ -174,7 +177,7 @@ class Desk:
         held = [session.slot is not None for session in sessions]
         for session, generation in asked:
             session.due.append(generation)
-        scheduler.admit(sessions, 0.0)
+        scheduler.admit(sessions)
         if any(session.due for session in sessions):
             raise ConfigError(f"{len(asked)} answers do not fit: raise slots and branches")
         while any(session.running for session in sessions):

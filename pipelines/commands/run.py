@@ -16,7 +16,8 @@ from operators.types import Failure, Segment
 from pipelines.codec import read_transcript
 
 if TYPE_CHECKING:
-    from pipelines.live import Live
+    from operators.stream import Stream
+    from operators.stream_operator import StreamOperator
 
 
 def run(
@@ -46,26 +47,25 @@ def run(
     Input is read as it comes, so a pipe without end works: `tail -f talk.txt | longstream run -`.
     """
     try:
-        from pipelines.live import Live  # imports torch
+        from pipelines.live import load_operator  # imports torch
 
         typer.echo(f"loading {model} …", err=True)
-        live = Live(
+        operator = load_operator(
             model,
             device=device,
             window=window,
             update_tokens=min(update_tokens, window),
             targets=tuple(code for code in translate.split(",") if code),
-            on_refused=_say_refused,
         )
         resumed = resume.read_bytes() if resume is not None else None
-        follow(live, read_transcript(file, stream), sys.stdout, ask or [], resumed, snapshot)
+        follow(operator, read_transcript(file, stream), sys.stdout, ask or [], resumed, snapshot)
     except (LongstreamError, OSError) as error:
         typer.echo(f"longstream run: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
 
 
 def follow(
-    live: Live,
+    operator: StreamOperator,
     segments: Iterable[Segment],
     out: TextIO,
     questions: list[str],
@@ -77,43 +77,46 @@ def follow(
     At the end of the input each stream is asked the questions and closed; with ``snapshot`` the one
     stream is saved instead. Raises LongstreamError, OSError.
     """
-    streams: list[str] = []
+    streams: dict[str, Stream] = {}
     ended: set[str] = set()
     for segment in segments:
         name = segment.stream_id
         if name not in streams:
             if streams and (snapshot is not None or resume is not None):
                 raise ConfigError("--snapshot and --resume take a transcript of one stream")
-            streams.append(name)
-            if resume is not None:
-                live.restore(name, resume)
+            streams[name] = operator.open(name, snapshot=resume)
         if segment.type == "session_end":
-            _ask(live, name, questions, out)
+            _ask(streams[name], questions, out)
         ended = ended | {name} if segment.type == "session_end" else ended - {name}
-        live.feed_segment(segment)
-        _write(live, out)
-    for name in streams:
+        streams[name].feed_segment(segment)
+        _write(streams.values(), out)
+    for name, stream in streams.items():
         if name in ended:
             continue
-        _ask(live, name, questions, out)
+        _ask(stream, questions, out)
         if snapshot is not None:
-            _save(snapshot, live.snapshot(name))
+            _save(snapshot, stream.snapshot())
         else:
-            live.close(name)
-        _write(live, out)
+            stream.close()
+        _write(streams.values(), out)
 
 
-def _ask(live: Live, stream: str, questions: list[str], out: TextIO) -> None:
+def _ask(stream: Stream, questions: list[str], out: TextIO) -> None:
     for question in questions:
-        answer = live.ask(stream, question)
-        _write(live, out)
+        answer = stream.ask(question)
+        _write([stream], out)
         out.write(msgspec.json.encode(answer).decode() + "\n")
 
 
-def _write(live: Live, out: TextIO) -> None:
-    for event in live.results():
-        out.write(msgspec.json.encode(event).decode() + "\n")
-        out.flush()
+def _write(streams: Iterable[Stream], out: TextIO) -> None:
+    for stream in streams:
+        for event in stream.results():
+            if isinstance(event, Failure):
+                what = f"segment {event.ticket} was not worked off: {event.message}"
+                typer.echo(f"{stream.id}: {what}", err=True)
+                continue
+            out.write(msgspec.json.encode(event).decode() + "\n")
+            out.flush()
 
 
 def _save(path: Path, data: bytes) -> None:
@@ -122,7 +125,3 @@ def _save(path: Path, data: bytes) -> None:
     half.write_bytes(data)
     os.replace(half, path)
     typer.echo(f"saved {path} ({len(data)} bytes)", err=True)
-
-
-def _say_refused(stream: str, failure: Failure) -> None:
-    typer.echo(f"{stream}: segment {failure.ticket} refused: {failure.message}", err=True)

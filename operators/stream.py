@@ -1,0 +1,146 @@
+"""One stream of an operator, for callers that wait: every method computes until its result is there.
+
+Other streams get their share of the steps meanwhile; what comes of them waits at their own handles.
+Streams may be fed for ever; each keeps its fixed memory. Not safe to use from several threads at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from operators.errors import CapacityError, LongstreamError
+from operators.types import (
+    AnswerEvent,
+    Emission,
+    Failure,
+    Segment,
+    Speaker,
+    SummaryEvent,
+    TranslationEvent,
+)
+
+if TYPE_CHECKING:
+    from operators.stream_operator import StreamOperator
+
+Result = SummaryEvent | TranslationEvent | AnswerEvent | Failure
+
+
+class Stream:
+    """Made by :meth:`StreamOperator.open`, dead after :meth:`close` (LongstreamError)."""
+
+    def __init__(self, operator: StreamOperator, stream_id: str) -> None:
+        self.id = stream_id
+        self._operator = operator
+        self._ticket = operator.cursor(stream_id) + 1
+        self._latest: SummaryEvent | None = None
+        self._waiting: deque[Result] = deque()
+        self._open = True
+
+    def feed(self, text: str, *, speaker: str | None = None, **fields: Any) -> None:
+        """Append text. ``fields`` are those of Segment.
+
+        What comes of it waits for :meth:`results`: read them now and then. Where the stream's queue
+        is full, this computes until there is room. Raises SegmentError when the text is refused.
+        """
+        named = Speaker(name=speaker) if speaker else None
+        self.feed_segment(Segment(stream_id=self.id, text=text, speaker=named, **fields))
+
+    def feed_segment(self, segment: Segment) -> None:
+        """Like :meth:`feed`, with everything about the segment said."""
+        operator = self._living()
+        if not segment.segment_id:
+            segment = msgspec.structs.replace(segment, segment_id=f"{self._ticket}")
+        while True:
+            try:
+                operator.feed(segment, self._ticket)
+            except CapacityError:
+                operator.advance()
+            else:
+                self._ticket += 1
+                return
+
+    def results(self) -> Iterator[Result]:
+        """Events as they come, until all that was fed is done. Feeding meanwhile is fine. A Failure
+        stands for a segment that could not be worked off; the stream goes on."""
+        while True:
+            while self._waiting:
+                yield self._waiting.popleft()
+            if not self._open or not self._operator.busy(self.id):
+                return
+            self._operator.advance()
+
+    def summarize(self) -> SummaryEvent | None:
+        """The summary with everything said so far; None if nothing ever was."""
+        self._settle()
+        self._operator.request_summary(self.id)
+        self._settle()
+        return self._latest
+
+    def translate(self, text: str, language: str, previous: str = "") -> str:
+        """``text`` in the language of a code like ``fr``, with the stream as context. ``previous``:
+        the translation of an earlier version of the text, if there is one; it makes this one faster
+        and changes nothing about it."""
+        done: list[str] = []
+        self._living().translate(self.id, text, language, done.append, previous)
+        self._until(lambda: bool(done))
+        return done[0]
+
+    def ask(self, question: str) -> AnswerEvent:
+        """The answer to a question about the stream. Raises SegmentError when it is too long."""
+        operator, name = self._living(), f"ask {self._ticket}"
+        operator.ask(self.id, question, name)
+        found: list[AnswerEvent] = []
+
+        def answered() -> bool:
+            found.extend(
+                e for e in self._waiting if isinstance(e, AnswerEvent) and e.question_id == name
+            )
+            return bool(found)
+
+        self._until(answered)
+        self._waiting.remove(found[0])
+        return found[0]
+
+    def snapshot(self) -> bytes:
+        """The stream's whole memory, for :meth:`StreamOperator.open` in this or another process."""
+        self._settle()
+        return self._operator.snapshot(self.id)
+
+    def close(self) -> SummaryEvent | None:
+        """End the stream: its last summary, status "final". Its memory is free afterwards; what
+        came before can still be read from :meth:`results`."""
+        self.feed_segment(Segment(stream_id=self.id, type="session_end", segment_id="end"))
+        self._settle()
+        self._open = False
+        self._operator.drop(self.id)
+        return self._latest
+
+    def deliver(self, emission: Emission) -> None:
+        """Keep what a step produced for this stream. For the operator."""
+        for event in emission.events:
+            if isinstance(event, SummaryEvent):
+                self._latest = event
+            self._waiting.append(event)
+        self._waiting.extend(emission.failed)
+        self._waiting.extend(emission.answers)
+
+    # --- stepping -----------------------------------------------------------------------------
+
+    def _living(self) -> StreamOperator:
+        if not self._open or not self._operator.serves(self):
+            raise LongstreamError(f"stream {self.id} was closed or opened anew: open() it again")
+        return self._operator
+
+    def _settle(self) -> None:
+        operator = self._living()
+        self._until(lambda: not operator.busy(self.id))
+
+    def _until(self, done: Callable[[], bool]) -> None:
+        while not done():
+            if not self._operator.has_work():
+                raise LongstreamError("the operator came to rest without the result asked for")
+            self._operator.advance()
