@@ -91,6 +91,9 @@ class Echo:
         del self._states[stream_id]
         self._queue = deque(pair for pair in self._queue if pair[0].stream_id != stream_id)
 
+    def close(self) -> None:
+        self._states.clear()
+
     def has_work(self) -> bool:
         return bool(self._queue)
 
