@@ -43,7 +43,7 @@ class Sizes:
     """Tokens of window and between updates; updates per stream; rounds of all sides."""
 
     window: int = 1024
-    update_tokens: int = 128
+    update_tokens: int = 96
     summary_tokens: int = 96
     updates: int = 1
     streams: tuple[int, ...] = (1, 8)
