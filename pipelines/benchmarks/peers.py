@@ -178,10 +178,11 @@ def _peers(
     run: Run, sizes: Sizes, job: Job, stock: Any, missing: dict[str, str], precision: Result
 ) -> dict[str, Side]:
     sides: dict[str, Side] = {
-        "transformers": Transformers(stock).run,
         f"transformers, prompt lookup {LOOKUP}": Transformers(stock, lookup=LOOKUP).run,
         f"transformers, batches of {sizes.batch}": Transformers(stock, batch=sizes.batch).run,
     }
+    if len(job.streams) == 1:  # with more it is that many times as long
+        sides["transformers"] = Transformers(stock).run
     if find_spec("llama_cpp") is None:
         missing[LLAMACPP] = MISSING
     elif run.model == TOY:

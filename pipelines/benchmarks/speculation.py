@@ -6,8 +6,8 @@ before as a draft). Every answer is run plain and with drafts, one after the oth
 place. Times are those of the tokens behind the first: the prompt costs the same either way, and
 ``whole_speedup`` says what is left of the gain with it.
 
-Every draft length is gone through without the model (:mod:`pipelines.benchmarks.replay`), a few also
-with it.
+Every draft length of the drafters that need no model is gone through without running the target
+(:mod:`pipelines.benchmarks.replay`); ``--long`` runs them all.
 
 In fp32 the texts must be equal, whatever drafts; whether they are is part of the result.
 """
@@ -68,7 +68,8 @@ def run(run: Run) -> Result:
     for turn in range(sizes.rounds):
         run.say(f"plain and auto, round {turn + 1} of {sizes.rounds}")
         runner.compare(costs)
-    for drafter in ["ngram", "previous", *(["draft"] if draft is not None else [])]:
+    fixed = [*sizes.drafters, *(["draft"] if draft is not None else [])]
+    for drafter in fixed:
         for k in sizes.lengths:
             run.say(f"{drafter}, {k} drafts")
             runner.fixed(drafter, k)

@@ -27,13 +27,28 @@ class Sizes:
     translations: int = 1
     rounds: int = 1
     lengths: tuple[int, ...] = (4,)
+    drafters: tuple[str, ...] = ()
+    """Run with drafts of these lengths, besides the draft model."""
     growing: tuple[int, ...] = (8, 12, 16, 20)
     """Words of the utterance heard so far."""
 
 
-QUICK = Sizes(window=256, answer=12, updates=2, rounds=1, lengths=(4,), growing=(3, 5))
+QUICK = Sizes(
+    window=256,
+    answer=12,
+    updates=2,
+    rounds=1,
+    lengths=(4,),
+    growing=(3, 5),
+    drafters=("ngram", "previous"),
+)
 LONG = dataclasses.replace(
-    Sizes(), answer=96, rounds=3, translations=3, lengths=tuple(range(1, 17))
+    Sizes(),
+    answer=96,
+    rounds=3,
+    translations=3,
+    lengths=tuple(range(1, 17)),
+    drafters=("ngram", "previous", "combined"),
 )
 
 
