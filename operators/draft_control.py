@@ -96,10 +96,9 @@ class Costs:
         return steps * (curve.seconds(rows) if curve else self.verify.seconds(rows) / 3)
 
     def catching_up(self, tokens: int) -> float:
-        """What bringing the draft model up to date weighs on one verify."""
+        """Time of bringing the draft model up to date."""
         curve = self.draft
-        seconds = curve.seconds(tokens) if curve else self.verify.seconds(tokens) / 3
-        return seconds / CATCH_UP_TURNS
+        return curve.seconds(tokens) if curve else self.verify.seconds(tokens) / 3
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,8 @@ class DraftControl:
             arm.credit += PROBE_SHARE * plain / rows
             # What a probe loses: its time, less what the same tokens take otherwise.
             tokens = rows + sum(arm.acceptance**j for j in range(1, k + 1))
-            if arm.credit >= plain + _extra(candidate, k, rows, costs) - tokens / best:
+            lost = plain + _extra(candidate, k, rows, costs, turns=1) - tokens / best
+            if arm.credit >= lost:
                 arm.credit = 0.0
                 return Choice(candidate, arm.acceptance, k)
         return Choice(taken, self.arm(taken.arm).acceptance) if taken is not None else None
@@ -200,12 +200,15 @@ class DraftControl:
         return best
 
 
-def _extra(candidate: Candidate, k: int, rows: int, costs: Costs) -> float:
+def _extra(
+    candidate: Candidate, k: int, rows: int, costs: Costs, turns: int = CATCH_UP_TURNS
+) -> float:
     """What k drafts of this candidate add to the time of a step of ``rows`` answers. A draft model's
-    forwards are shared by all answers that draft with it; here all are assumed to."""
+    forwards are shared by all answers that draft with it; here all are assumed to. Its catching up is
+    spread over ``turns`` verifies: a probe may be the only one."""
     extra = costs.verify.seconds(rows + k) - costs.verify.seconds(rows)
     if candidate.by_model:
-        extra += costs.drafting(k, rows) / rows + costs.catching_up(candidate.lag)
+        extra += costs.drafting(k, rows) / rows + costs.catching_up(candidate.lag) / turns
     return extra
 
 

@@ -147,6 +147,24 @@ def test_a_draft_model_pays_for_its_own_forwards_and_for_being_late() -> None:
     assert DraftControl().choose([late], 1, slow) is None
 
 
+def test_probing_a_late_draft_model_stays_within_its_share_of_the_time() -> None:
+    """Every answer is new to the draft model: a probe pays for all of the prompt at once."""
+    costs = Costs(TYPICAL, CostCurve(((1, 0.3), (8, 0.4), (128, 4.0))))
+    control, late = DraftControl(), candidate(8, "draft", by_model=True, lag=128)
+    control.update("draft", 40, 0)
+    for _ in range(40):
+        control.update("draft", 1, 0)
+    probes, turns = 0, 4000
+    for _ in range(turns):
+        choice = control.choose([late], 1, costs)
+        if choice is not None:
+            assert choice.owed
+            probes += 1
+            control.update("draft", choice.owed, 0)
+    assert probes > 2
+    assert probes * (4.0 + 2 * 0.3) < 0.02 * turns
+
+
 def test_what_is_known_survives_a_snapshot() -> None:
     control = DraftControl()
     control.update("ngram3", 4, 2)
