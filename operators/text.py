@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -43,8 +44,25 @@ class HubTokenizer:
         vocab = tokenizer.get_vocab()
         ids.update(vocab[t] for t in ("<|im_end|>", "<|endoftext|>", "<|eot_id|>") if t in vocab)
         self.eos_ids = frozenset(ids)
+        added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
+        # "Unknown" stands for a character the model has no token for, which is ordinary text.
+        self._reserved = frozenset(added) - ({tokenizer.unk_token_id} - self.eos_ids)
+        names = sorted((name for name in added.values() if name), key=len, reverse=True)
+        self._reserved_name = re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
     def encode(self, text: str) -> list[int]:
+        ids = self._split(text)
+        if self._reserved.isdisjoint(ids):
+            return ids
+        # Added tokens that are not marked as special, such as <tool_call>, are found in a text all the
+        # same: cut their names in two.
+        cuts = [match.start() + 1 for match in self._reserved_name.finditer(text)]
+        pieces = [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
+        ids = [i for piece in pieces for i in self._split(piece)]
+        return [i for i in ids if i not in self._reserved]
+
+    def _split(self, text: str) -> list[int]:
+        """Tokens of ``text`` with the names of special tokens split up."""
         ids: list[int] = self._tokenizer.encode(
             text, add_special_tokens=False, split_special_tokens=True
         )
