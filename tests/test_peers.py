@@ -50,7 +50,7 @@ def test_what_the_peers_are_given_is_what_the_engine_runs(job: Job) -> None:
         return forward(role, cache, rows)
 
     model.forward = recorded  # type: ignore[method-assign]
-    took, lengths = run_ours(model, CONFIG, Costs(), job)
+    took, lengths = run_ours(model, CONFIG, Costs(), job, {})
     assert ours == Counter(tuple(job.prompt(ask)[len(job.prefix) :]) for ask in job.asks)
     assert [len(made) for made in lengths] == [len(stream.asks) for stream in job.streams]
     assert took.answers == len(job.asks)

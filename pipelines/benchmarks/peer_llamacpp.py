@@ -96,9 +96,9 @@ class LlamaCpp:
         self._api.llama_model_free(self._model)
 
     def run(self, job: Job, shift: bool) -> Took:
-        """The whole job, each stream's warm window in memory before the clock starts."""
+        """The whole job. Before the clock starts each stream has in memory what it can use again."""
         self._api.llama_memory_clear(self._memory, True)
-        sequences = [self._warm(job, number) for number in range(len(job.streams))]
+        sequences = [self._warm(job, number, shift) for number in range(len(job.streams))]
         began = time.perf_counter()
         prefilled = generated = 0
         while self._take_up(job, sequences, shift):
@@ -107,9 +107,10 @@ class LlamaCpp:
         seconds = time.perf_counter() - began
         return Took(seconds, len(job.asks), prefilled, generated)
 
-    def _warm(self, job: Job, number: int) -> _Sequence:
+    def _warm(self, job: Job, number: int, shift: bool) -> _Sequence:
+        """With a window that rolls from the first answer on, only a shifted cache can use it again."""
         stream = job.streams[number]
-        held = [*job.prefix, *stream.transcript[: stream.warm]]
+        held = [*job.prefix, *(stream.transcript[: stream.warm] if shift else ())]
         for at in range(0, len(held), BATCH):
             block = held[at : at + BATCH]
             self._decode([(number, token, at + i, False) for i, token in enumerate(block)])
