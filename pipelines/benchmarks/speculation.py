@@ -123,8 +123,15 @@ class _Runner:
         found: dict[str, list[Answered]] = {"plain": [], "auto": []}
         learned: Controls = {}
         for job in self._jobs:
-            found["plain"].append(self._answer(job, "none", 0, {}, costs))
-            found["auto"].append(self._answer(job, "auto", LONGEST, learned, costs))
+            plain = self._answer(job, "none", 0, {}, costs)
+            auto = self._answer(job, "auto", LONGEST, learned, costs)
+            found["plain"].append(plain)
+            found["auto"].append(auto)
+            count = len(plain.generation.output)
+            self._say(
+                f"{job.task}, {count} tokens: {plain.decode_s:.1f} s plain, {auto.decode_s:.1f} s "
+                f"with {len(auto.turns)} verifies"
+            )
         self._rounds.append(found)
         self._check(found["plain"])
         self._check(found["auto"])

@@ -22,7 +22,7 @@ class Sizes:
     """Tokens, and how often things are done."""
 
     window: int = 512
-    answer: int = 48
+    answer: int = 40
     updates: int = 3
     translations: int = 1
     rounds: int = 1
