@@ -226,7 +226,10 @@ def _folder(cache: Path, name: str) -> Path:
 
 def _checked_folder(path: Path) -> Path:
     if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
-        raise ModelError(f"{path}: a model folder holds config.json and *.safetensors")
+        raise ModelError(
+            f"{path}: a model folder holds config.json and *.safetensors; pickled weights (.bin, .pt, "
+            "...) are not loaded, as they can run code: convert them to safetensors"
+        )
     return path
 
 
