@@ -93,6 +93,23 @@ def test_workers_run_with_nothing_they_do_not_need(compose: dict[str, Any]) -> N
         assert grace > Settings().stop_deadline_s
 
 
+def test_no_service_can_gain_rights(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert not {"privileged", "cap_add", "user", "devices", "pid", "ipc"} & set(service), name
+        assert not any("docker.sock" in mount for mount in service.get("volumes", [])), name
+
+
+def test_no_secret_stands_in_a_container_file(compose: dict[str, Any]) -> None:
+    secrets = re.compile(r"PASSWORD|TOKEN|SECRET", re.IGNORECASE)
+    for name, service in compose["services"].items():
+        assert not [key for key in service.get("environment", {}) if secrets.search(key)], name
+    assert not [
+        rest for word, rest in dockerfile() if word in ("ENV", "ARG") and secrets.search(rest)
+    ]
+
+
 def test_workers_are_given_settings_that_exist(
     compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

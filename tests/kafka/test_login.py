@@ -155,6 +155,10 @@ def test_secrets_are_nowhere_to_be_found(
             for value in (*device.environ().values(), *device.cmdline())
             for secret in (PASSWORD, TOKEN)
         )
+        doors = psutil.Process(worker.process.pid).net_connections(kind="inet")
+        listening = [door.laddr.ip for door in doors if door.status == psutil.CONN_LISTEN]
+        assert listening == ["127.0.0.1"], "one port, for its pages, and Faust has none"
+        assert not [d for d in device.net_connections(kind="inet") if d.status == "LISTEN"]
         places = {
             "pages": pages(worker, TOKEN),
             "command line": " ".join(psutil.Process(worker.process.pid).cmdline()),
