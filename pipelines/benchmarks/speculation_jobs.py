@@ -10,7 +10,6 @@ from functools import partial
 from operators.draft_control import Costs
 from operators.generation import Generation
 from operators.session import Session
-from operators.tasks.drafts import decoding
 from operators.types import Segment
 from pipelines.benchmarks.desk import Desk, Make, Tasks, ignore
 from pipelines.codec import read_transcript
@@ -98,12 +97,8 @@ def _utterances(meeting: Sequence[Segment], count: int, words: int = 18) -> list
     return sorted(enough, key=lambda s: len(s.text.split()))[:count]
 
 
-def _translation(
-    tasks: Tasks, at: Session, text: str, before: Sequence[int] = (), kind: str = "translation:fr"
-) -> Generation:
-    generation = tasks.translation.generation(at, "fr", text, ignore)
-    generation.decoding = decoding(tasks.config, at, kind, generation.prompt, before)
-    return generation
+def _translation(tasks: Tasks, at: Session, text: str, previous: str = "") -> Generation:
+    return tasks.translation.generation(at, "fr", text, ignore, previous=previous)
 
 
 def _growing(
@@ -111,13 +106,10 @@ def _growing(
 ) -> Iterator[Job]:
     """An utterance translated again and again while it grows."""
     tasks, scheduler = desk.tasks(desk.config), desk.scheduler(desk.config, costs)
-    words, before = segment.text.split(), list[int]()
+    words, previous = segment.text.split(), ""
     for count in sizes.growing:
-        make = partial(
-            _translation, text=" ".join(words[:count]), before=before, kind="retranslation:fr"
-        )
+        make = partial(_translation, text=" ".join(words[:count]), previous=previous)
         yield Job("retranslation", place, make)
         at = desk.at(place, {})
         (answered,) = desk.run(scheduler, [(at, make(tasks, at))])
-        text = tasks.translation.text([answered.generation])
-        before = desk.model.tokenizer.encode(text)
+        previous = tasks.translation.text([answered.generation])
