@@ -240,8 +240,15 @@ def make_engine(
 
     from operators.stream_operator import StreamOperator
     from pipelines.device_model import describe
+    from pipelines.snapshot_store import idle_store
     from tests.engine import toy_decoder
 
     torch.set_num_threads(1)
-    operator = StreamOperator(toy_decoder(), config, clock=time.monotonic, observer=observer)
+    operator = StreamOperator(
+        toy_decoder(),
+        config,
+        clock=time.monotonic,
+        observer=observer,
+        store=idle_store(load.spill_url),
+    )
     return operator, describe(operator, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 from operators.errors import ConfigError
 from operators.stream_operator import StreamOperator
 from operators.types import Emission, Segment, SessionState
+from pipelines import protocol
+from pipelines.device import DeviceClient
 from pipelines.settings import load_settings
-from pipelines.snapshot_store import KEPT, Snapshots, SnapshotStore
-from tests.test_stream_operator import Clock, make, speech
+from pipelines.snapshot_store import KEPT, Snapshots, SnapshotStore, idle_store
+from tests.test_stream_operator import CONFIG, Clock, make, speech
 
 SPEECH = speech("a", 30)
 
@@ -111,6 +114,43 @@ def test_a_store_that_cannot_be_written_stops_nothing(
     assert [t for m in emissions for t in m.done] == list(range(6))
     assert emissions[-1].state.snapshot is None
     assert "no space left" in caplog.text
+
+
+def test_a_device_puts_idle_streams_into_its_store_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LONGSTREAM_TEST_OPERATOR", "tests.echo_device:make_engine")
+    config = {**CONFIG.to_dict(), "slots": 1, "host_streams": 0, "targets": ()}
+    load = protocol.Load(model="toy", toy=True, config=config, spill_url=str(tmp_path))
+
+    async def body() -> None:
+        done: asyncio.Queue[Emission] = asyncio.Queue()
+        device = DeviceClient(done.put_nowait, lambda _: None)
+        try:
+            await device.start(load, timeout=120)
+            for name in ("a", "b"):
+                device.open(name)
+            for ticket, name in enumerate(("a", "b", "a")):
+                device.feed(Segment(stream_id=name, text="the red button"), ticket)
+                async with asyncio.timeout(60):
+                    assert (await done.get()).stream_id == name
+            assert len(files(tmp_path)) == 1  # b is there now, a came back
+            await device.stop(60)
+        finally:
+            await device.kill()
+
+    asyncio.run(body())
+    assert files(tmp_path) == []
+
+
+def test_every_store_for_idle_streams_is_a_place_of_its_own(tmp_path: Path) -> None:
+    one, other = idle_store(str(tmp_path)), idle_store(str(tmp_path))
+    assert one is not None
+    assert other is not None
+    one.put("a", b"one")
+    with pytest.raises(FileNotFoundError):
+        other.get("a")
+    assert idle_store("") is None
 
 
 def test_a_store_nobody_knows_is_refused() -> None:
