@@ -313,4 +313,19 @@ def test_a_takeover_ends_with_the_first_result_of_the_next_owner() -> None:
         watching.Result(12.0, Place(1, 3)),
         watching.Result(17.0, Place(0, 8)),
     ]
-    assert watching.takeovers(results, assignments, [(5.0, "w1")]) == [12.0]
+    incidents = watching.Incidents(killed=[(5.0, "w1")])
+    assert watching.takeovers(results, assignments, incidents) == []  # nobody stood by
+    incidents.had_standby.add("w1")
+    assert watching.takeovers(results, assignments, incidents) == [12.0]
+    incidents.broker_down.append((9.0, 16.0))
+    assert watching.takeovers(results, assignments, incidents) == []
+
+
+def test_delays_are_counted_to_the_first_result() -> None:
+    stored = [(1.0, Place(0, 0)), (2.0, Place(0, 1)), (3.0, Place(0, 2))]
+    results = [
+        watching.Result(1.5, Place(0, 0)),
+        watching.Result(4.0, Place(0, 1)),
+        watching.Result(5.0, Place(0, 1)),
+    ]
+    assert watching.delays(results, stored) == [0.5, 2.0]

@@ -199,6 +199,8 @@ class Chaos:
             return f"{name} is asked to leave"
         if action.kind == "kill_worker":
             self._incidents.killed.append((now, name))
+            if len(self._fleet.working) > 1:
+                self._incidents.had_standby.add(name)
             worker.send(signal.SIGKILL)
             return f"{name} is killed"
         if action.kind == "kill_device":
@@ -284,7 +286,7 @@ class Chaos:
             "delivery": options.delivery,
             "seed": options.seed,
         }
-        taken = watching.takeovers(watcher.results, assignments, self._incidents.killed)
+        taken = watching.takeovers(watcher.results, assignments, self._incidents)
         waits = watching.delays(watcher.results, stored)
         report = [*self._report(findings, pauses, taken, dirty), *self._costs(records, waits)]
         broken = list(differences(findings, options.delivery))
@@ -306,8 +308,9 @@ class Chaos:
         ]
         if taken:
             lines.append(
-                "first result by another worker after a kill: median "
-                f"{statistics.median(taken):.1f} s, at most {max(taken):.1f} s ({len(taken)} kills)"
+                "a killed worker's partitions had their next result after "
+                f"{statistics.median(taken):.1f} s (median), at most {max(taken):.1f} s "
+                f"({len(taken)} partitions, another worker standing by)"
             )
         if longest is not None:
             lines.append(

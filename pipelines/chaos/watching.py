@@ -58,6 +58,8 @@ class Incidents:
 
     killed: list[tuple[float, str]] = field(default_factory=list)
     """Workers ended by SIGKILL."""
+    had_standby: set[str] = field(default_factory=set)
+    """Those of them that another worker could stand in for at once."""
     device_killed: list[tuple[float, str]] = field(default_factory=list)
     frozen: list[tuple[float, str]] = field(default_factory=list)
     broker_down: list[tuple[float, float]] = field(default_factory=list)
@@ -135,8 +137,11 @@ def stays(pause: Pause, assignments: Sequence[Assignment], incidents: Incidents)
         pause.start <= at <= pause.end and name == holder
         for at, name in incidents.killed + incidents.device_killed + incidents.frozen
     )
-    down = any(start <= pause.end and pause.start <= end for start, end in incidents.broker_down)
-    return not hurt and not down
+    return not hurt and not _down(incidents, pause.start, pause.end)
+
+
+def _down(incidents: Incidents, start: float, end: float) -> bool:
+    return any(went < end and start < came for went, came in incidents.broker_down)
 
 
 def longest(pauses: Iterable[Pause]) -> Pause | None:
@@ -144,29 +149,24 @@ def longest(pauses: Iterable[Pause]) -> Pause | None:
 
 
 def takeovers(
-    results: Sequence[Result],
-    assignments: Sequence[Assignment],
-    killed: Iterable[tuple[float, str]],
+    results: Sequence[Result], assignments: Sequence[Assignment], incidents: Incidents
 ) -> list[float]:
-    """For every worker killed with partitions of its own: seconds to the first result of one of them
-    by another worker."""
+    """For every partition of a worker killed while another was at work: seconds from the kill to the
+    first result of its next owner. Those that met a restart of the broker are left out."""
     found = []
-    for at, name in killed:
-        lost = {a.partitions for a in assignments if a.worker == name and a.at <= at}
-        mine = next((a.partitions for a in reversed(assignments) if a.worker == name), None)
-        if not lost or not mine:
+    for at, name in incidents.killed:
+        owned = [a.partitions for a in assignments if a.worker == name and a.at <= at]
+        if name not in incidents.had_standby or not owned:
             continue
-        again = {
-            p: min((a.at for a in assignments if a.at > at and p in a.partitions), default=None)
-            for p in mine
-        }
-        firsts = [
-            result.at
-            for result in results
-            if (since := again.get(result.place.partition)) is not None and result.at > since
-        ]
-        if firsts:
-            found.append(min(firsts) - at)
+        for partition in owned[-1]:
+            next_at = [a.at for a in assignments if a.at > at and partition in a.partitions]
+            firsts = [
+                result.at
+                for result in results
+                if next_at and result.place.partition == partition and result.at > next_at[0]
+            ]
+            if firsts and not _down(incidents, at, firsts[0]):
+                found.append(firsts[0] - at)
     return found
 
 
