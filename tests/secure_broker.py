@@ -54,7 +54,9 @@ def certificates(folder: Path) -> tuple[Path, Path]:
 def properties(plain: int, secure: int, controller: int, keystore: Path) -> dict[str, str]:
     """Server properties that add the secure door to those of a one-node broker."""
     doors = f"PLAINTEXT://127.0.0.1:{plain},SASL_SSL://127.0.0.1:{secure}"
-    login = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+    modules = "org.apache.kafka.common.security"
+    login = f"{modules}.scram.ScramLoginModule required;"
+    door = "listener.name.sasl_ssl"
     return {
         "controller.quorum.bootstrap.servers": f"127.0.0.1:{controller}",
         "listeners": f"{doors},CONTROLLER://127.0.0.1:{controller}",
@@ -63,10 +65,13 @@ def properties(plain: int, secure: int, controller: int, keystore: Path) -> dict
         "listener.security.protocol.map": (
             "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL"
         ),
-        "sasl.enabled.mechanisms": ",".join(MECHANISMS),
+        "sasl.enabled.mechanisms": ",".join((*MECHANISMS, "PLAIN")),
+        f"{door}.plain.sasl.jaas.config": (
+            f'{modules}.plain.PlainLoginModule required user_{USER}="{PASSWORD}";'
+        ),
         "ssl.keystore.type": "PEM",
         "ssl.keystore.location": str(keystore),
-    } | {f"listener.name.sasl_ssl.{m.lower()}.sasl.jaas.config": login for m in MECHANISMS}
+    } | {f"{door}.{m.lower()}.sasl.jaas.config": login for m in MECHANISMS}
 
 
 @contextmanager

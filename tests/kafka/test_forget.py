@@ -72,6 +72,35 @@ def files_of(kept: Path, stream: str) -> list[Path]:
     return [path for path in (kept / folder_of(stream)).rglob("*") if path.is_file()]
 
 
+def test_marks_wait_for_a_worker_and_ended_streams_expire(topics: Any, tmp_path: Path) -> None:
+    """Without transactions, and with a state retention of two seconds."""
+    topics.create(1)
+    with (
+        workers(topics, tmp_path, delivery="at_least_once", state_retention_h=0.0006) as start,
+        producer(topics.bootstrap) as made,
+        Records(topics.bootstrap, topics.summaries, partitions=1) as seen,
+    ):
+        say(made, topics.segments, "anna", *(f"anna-{number}" for number in range(4)))
+        alone = forget(topics, "anna", "--yes", "--timeout", "1")
+        assert alone.returncode == 1
+        assert "no worker of app_id" in alone.stderr
+        say(made, topics.segments, "bert", *(f"bert-{number}" for number in range(4)))
+        end(made, topics.segments, "bert")
+        say(made, topics.segments, "carl", *(f"carl-{number}" for number in range(4)))
+        worker = start()
+        wait_until(lambda: seen.covered("carl") >= 0, 40, worker.log)
+        gone = {b"anna", b"bert"}
+        wait_until(
+            lambda: {k for k, v in last_values(topics, topics.sessions).items() if v} == {b"carl"},
+            60,  # what was left of the two goes as well, in the same time again
+            worker.log,
+        )
+        assert gone <= set(last_values(topics, topics.sessions))
+        assert seen.covered("anna") == 2
+        assert last_values(topics, topics.latest)[b"anna"] is None
+        assert worker.stop() == 0, worker.log
+
+
 def test_a_forgotten_stream_is_gone_and_may_start_anew(topics: Any, tmp_path: Path) -> None:
     topics.create(1)
     kept = tmp_path / "kept"

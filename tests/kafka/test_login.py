@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from pipelines.exits import CONFIG, DENIED
 from tests.kafka_settings import environment_of
 from tests.secure_broker import PASSWORD, USER, SecureBroker, certificates
 from tests.worker_process import Records, WorkerProcess, producer, wait_until, workers
@@ -84,6 +85,11 @@ def test_every_command_logs_in_and_the_worker_works(
         assert PASSWORD not in worker.log
 
 
+def test_a_plain_login_over_tls(secure_kafka: SecureBroker, secure_topics: Any) -> None:
+    settings = {**login(secure_kafka, "PLAIN"), "sasl_password": PASSWORD}
+    assert said(command(secure_topics, settings, "topics", "create")).count(": created") == 6
+
+
 WRONG = {
     "password": ("refuses the login of 'ana'", ("worker", "topics create", "replay {file}")),
     "authority": ("is not trusted", ("worker", "watch a", "dlq ls")),
@@ -110,7 +116,9 @@ def test_who_is_turned_away_is_told_why_in_one_sentence(
         command(secure_topics, settings, *line.format(file=file).split()) for line in commands
     ]
     for process, line in zip(started, commands, strict=True):
-        lines = said(process, code=2).strip().splitlines()
+        # Of a worker whoever restarts it wants to know whether it was the login.
+        code = DENIED if line == "worker" and wrong == "password" else CONFIG
+        lines = said(process, code).strip().splitlines()
         assert sentence in lines[-1]
         # A worker keeps a log, where its client reports each attempt.
         assert line == "worker" or len(lines) == 1, lines
