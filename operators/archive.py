@@ -70,5 +70,6 @@ class Archive:
         else:
             restore.from_text(session, state, self._encode)
             known = [part.info.segment_id for part in session.queue if isinstance(part, Part)]
-        for segment_id in known:
+        cited = (e.segment_id for item in state.items for e in item.evidence)
+        for segment_id in (*cited, *known):
             session.remember(segment_id)

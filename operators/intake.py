@@ -6,18 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import msgspec
-
 from operators.attention import Row
 from operators.config import OperatorConfig
 from operators.errors import CapacityError, SegmentError
 from operators.generation import Generation
 from operators.kv_cache import KvCache
 from operators.observer import Observer
-from operators.session import Part, Session, Work
+from operators.session import Known, Part, Session, Work
 from operators.tasks.translation import TranslationTask, split_text
 from operators.text import Tokenizer
-from operators.types import Failure, Segment, WindowSegment
+from operators.types import Event, Failure, Segment, WindowSegment
 
 
 class Intake:
@@ -39,7 +37,7 @@ class Intake:
 
     def check(self, session: Session, segment: Segment) -> None:
         """Raises CapacityError or SegmentError when the segment cannot be taken; changes nothing."""
-        if len(session.queue) >= self._config.max_queue:
+        if len(session.queue) + len(session.later) >= self._config.max_queue:
             raise CapacityError(
                 f"stream {segment.stream_id}: {self._config.max_queue} in the queue"
             )
@@ -53,24 +51,42 @@ class Intake:
         """Queue a checked segment. Mutates the session."""
         work = Work(ticket, segment, accepted_at=self._clock())
         session.works.append(work)
-        if segment.type == "session_end":
-            work.owed = 1
+        known = session.recent.get(segment.segment_id) if segment.segment_id else None
+        if segment.type == "session_end" and not session.ended:
+            work.owed, session.closing = 1, True
             session.queue.append(work)
-        elif segment.type == "segment" and segment.is_final and segment.text.strip():
+        elif segment.type == "session_end":
+            self._observer.count("duplicate_inputs")
+        elif segment.type == "speaker_revision":
+            self._correct(session, work)
+        elif is_final_text(segment) and known is None:
+            self._enqueue(session, work)
+        elif is_final_text(segment) and known is not None:
             # A corrected final is not taken either: what was said stays as it was first heard.
-            if segment.segment_id and segment.segment_id in session.recent:
+            if is_repeat(segment, known):
                 self._observer.count("duplicate_inputs")
             else:
-                self._enqueue(session, work)
+                session.remember(segment.segment_id, segment.revision, segment.text)
+                self._correct(session, work)
+
+    def _correct(self, session: Session, work: Work) -> None:
+        """Corrections take effect in feed order, when all before them is done."""
+
+        def apply(done: Work) -> list[Event]:
+            session.correct(done.segment)
+            return []
+
+        self._observer.count("late_revisions")
+        work.build = apply
 
     def _enqueue(self, session: Session, work: Work) -> None:
         """Cut the segment into parts of at most W/2 tokens and queue them."""
         segment = work.segment
-        seq = segment.seq if segment.seq is not None else session.next_seq
-        work.segment = segment = msgspec.structs.replace(segment, seq=seq)
-        session.next_seq = max(session.next_seq, seq + 1)
+        # A number that does not grow (late, or counted anew) would make coverage claim too much.
+        seq = max(session.next_seq, -1 if segment.seq is None else segment.seq)
+        work.seq, session.next_seq = seq, seq + 1
         if segment.segment_id:
-            session.remember(segment.segment_id)
+            session.remember(segment.segment_id, segment.revision, segment.text)
         name = (segment.speaker.name or segment.speaker.id or "") if segment.speaker else ""
         label = f"{name[:80]}: " if name else ""
         if self._count(label) > self._config.window // 4:
@@ -123,3 +139,24 @@ class Intake:
             work.failure = Failure(
                 work.ticket, "translate", "nonfinite_logits", "the model gave no finite numbers"
             )
+
+
+def is_final_text(segment: Segment) -> bool:
+    """Whether its text belongs into the cache, if it is new."""
+    return segment.type == "segment" and segment.is_final and bool(segment.text.strip())
+
+
+def is_repeat(segment: Segment, known: Known) -> bool:
+    """Whether a segment with a known id says nothing new: an older revision, or the same again."""
+    if segment.revision != known.revision:
+        return segment.revision < known.revision
+    return known.text is None or known.text == hash(segment.text)
+
+
+def begins_again(session: Session, segment: Segment) -> bool:
+    """Whether a segment behind a stream's end is the first of a new epoch: it says so, or it is
+    final text that is not a late repetition of what was said before the end."""
+    known = session.recent.get(segment.segment_id) if segment.segment_id else None
+    if known is not None and is_repeat(segment, known):
+        return False
+    return segment.type == "session_start" or is_final_text(segment)

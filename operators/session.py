@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from msgspec.structs import replace
 from torch import Tensor
 
 from operators.draft_control import DraftControl
@@ -39,6 +41,14 @@ from operators.types import (
 
 RECENT_IDS = 1024
 """Segment ids of a stream that are known as already taken."""
+CORRECTION_CHARS = 280
+
+
+class Known(NamedTuple):
+    """A segment that was taken. ``text``: a hash of its text, None if that is not known any more."""
+
+    revision: int
+    text: int | None
 
 
 @dataclass(eq=False)
@@ -47,6 +57,7 @@ class Work:
 
     ticket: int
     segment: Segment
+    seq: int | None = None  # its number in the stream, if its text was taken
     parts_left: int = 0
     owed: int = 0
     answers: dict[str, list[Generation]] = field(default_factory=dict)  # by language, in order
@@ -121,8 +132,12 @@ class Session:
     update_failures: int = 0
     requested: Trigger | None = None
 
-    recent: dict[str, None] = field(default_factory=dict)
-    """Ids of segments taken lately, oldest first."""
+    recent: dict[str, Known] = field(default_factory=dict)
+    """Segments taken lately by their id, oldest first."""
+    closing: bool = False
+    """An end mark has been fed and its final summary is not out yet."""
+    later: deque[tuple[Segment, int]] = field(default_factory=deque)
+    """What was fed behind that end mark, with its tickets: it belongs to the next epoch."""
     cursor: int = -1
     next_seq: int = 0
     settled_seq: int = 0  # next_seq as of cursor
@@ -176,7 +191,8 @@ class Session:
             info = part.info
             inside = part is not self.current and part.end <= self.covered
             if inside and info.last_part and best.to_seq < info.seq <= seq:
-                best = Covers(info.seq, info.segment_id, info.end_ms or best.to_ms)
+                to_ms = best.to_ms if info.end_ms is None else info.end_ms
+                best = Covers(info.seq, info.segment_id, to_ms)
         return best
 
     def begin(self, part: Part) -> None:
@@ -203,8 +219,7 @@ class Session:
         for part in self.window:
             if part.end > since and part is not self.current:
                 info = part.info
-                where = Evidence(info.segment_id, info.start_ms, info.end_ms, info.speaker)
-                found.append((where, part.said))
+                found.append((evidence(info), part.said))
         return found
 
     def close(self, generation: Generation, cache: KvCache) -> None:
@@ -213,11 +228,33 @@ class Session:
         cache.drop(generation.branch)
         self.running.remove(generation)
 
-    def remember(self, segment_id: str) -> None:
+    def remember(self, segment_id: str, revision: int = 0, text: str | None = None) -> None:
         """Know this segment as taken, should it come again."""
-        self.recent[segment_id] = None
+        self.recent[segment_id] = Known(revision, None if text is None else hash(text))
         while len(self.recent) > RECENT_IDS:
             del self.recent[next(iter(self.recent))]
+
+    def correct(self, segment: Segment) -> None:
+        """Put a later revision (text, speaker) where the segment is cited, now or from now on. The
+        cache keeps what was heard first. Mutates the ledger's evidence and the window's records."""
+        text = segment.text.strip()[:CORRECTION_CHARS] if segment.type == "segment" else None
+        given = segment.speaker
+        name = (given.name or given.id) if given else None
+        for part in self.window:
+            if part.info.segment_id == segment.segment_id:
+                part.info = replace(
+                    part.info,
+                    correction=text or part.info.correction,
+                    speaker=name or part.info.speaker,
+                )
+        self.items = corrected(self.items, segment.segment_id, text, name)
+
+    def cite_corrections(self) -> None:
+        """Corrections that came while an update was running, for what it cites."""
+        for part in self.window:
+            info = part.info
+            if info.correction is not None:
+                self.items = corrected(self.items, info.segment_id, info.correction, info.speaker)
 
     def restore_covers(self, state: SessionState) -> None:
         self.covers = Covers(state.covered_seq, state.covered_segment_id, state.covered_ms)
@@ -239,8 +276,8 @@ class Session:
                     self.events.extend(work.build(work))
                 self.finished.append(work.ticket)
             self.cursor = max(self.cursor, work.ticket)
-            if work.segment.seq is not None:
-                self.settled_seq = max(self.settled_seq, work.segment.seq + 1)
+            if work.seq is not None:
+                self.settled_seq = work.seq + 1
 
     def take_emission(self) -> Emission | None:
         """What there is to publish now, with the state that belongs to it; empties the outbox."""
@@ -296,3 +333,26 @@ class Session:
             or self.ending
             or self.requested
         )
+
+
+def evidence(info: WindowSegment) -> Evidence:
+    """A segment of the window as the ledger cites it."""
+    return Evidence(info.segment_id, info.start_ms, info.end_ms, info.speaker, info.correction)
+
+
+def corrected(
+    items: tuple[LedgerItem, ...], segment_id: str, text: str | None, speaker: str | None
+) -> tuple[LedgerItem, ...]:
+    """The items with a correction wherever they cite the segment; the others are the same objects."""
+
+    def cite(cited: Evidence) -> Evidence:
+        if cited.segment_id != segment_id:
+            return cited
+        return replace(cited, correction=text or cited.correction, speaker=speaker or cited.speaker)
+
+    return tuple(
+        replace(item, evidence=tuple(map(cite, item.evidence)))
+        if any(cited.segment_id == segment_id for cited in item.evidence)
+        else item
+        for item in items
+    )

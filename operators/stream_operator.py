@@ -20,6 +20,7 @@ here waits, sleeps, or knows where text comes from.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 from torch import Tensor
@@ -31,7 +32,7 @@ from operators.draft_control import Costs
 from operators.draft_model import DraftModel
 from operators.drafting import NgramIndex
 from operators.errors import CapacityError, ConfigError
-from operators.intake import Intake
+from operators.intake import Intake, begins_again
 from operators.kv_cache import KvLayout, bytes_per_stream
 from operators.model import DecoderModel
 from operators.observer import Observer
@@ -272,7 +273,13 @@ class StreamOperator:
         """
         session = self._sessions[segment.stream_id]
         self._intake.check(session, segment)
-        if session.ended and segment.type != "session_end":
+        self._take(session, segment, ticket)
+
+    def _take(self, session: Session, segment: Segment, ticket: int) -> None:
+        if session.closing:
+            session.later.append((segment, ticket))
+            return
+        if session.ended and begins_again(session, segment):
             session = self._start_again(session)
         self._intake.take(session, segment, ticket)
 
@@ -336,8 +343,13 @@ class StreamOperator:
 
     def _retire(self, emission: Emission) -> None:
         session = self._sessions.get(emission.stream_id)
-        if session is not None and session.ended and not session.works:
-            session.window.clear()
+        if session is None or not session.ended or session.works:
+            return
+        session.window.clear()
+        session.closing = False
+        later, session.later = session.later, deque()
+        for segment, ticket in later:  # all of it fits: it was counted when it was fed
+            self._take(self._sessions[session.stream_id], segment, ticket)
 
     def _gauge_streams(self) -> None:
         self._observer.gauge("active_streams", sum(not s.ended for s in self._sessions.values()))

@@ -63,6 +63,8 @@ class Evidence(msgspec.Struct, frozen=True):
     start_ms: int | None = None
     end_ms: int | None = None
     speaker: str | None = None
+    correction: str | None = None
+    """What a later revision of the segment says, if one came after it was taken (cut if long)."""
 
 
 class LedgerItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,6 +216,8 @@ class WindowSegment(msgspec.Struct, frozen=True, kw_only=True):
     speaker: str | None = None
     start_ms: int | None = None
     end_ms: int | None = None
+    correction: str | None = None
+    """See :class:`Evidence`."""
 
 
 class SessionState(msgspec.Struct, frozen=True, kw_only=True):

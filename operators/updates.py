@@ -79,6 +79,8 @@ class UpdatePolicy:
             return None  # an update is due here and waits for the running one to finish
         if self._behind(session) and self._by_rule(session) and SKIPPED not in session.degraded:
             session.degraded = (*session.degraded, SKIPPED)
+        if not session.uncovered_tokens:
+            session.last_fork_at = self._clock()  # silence does not count towards the interval
         session.queue.popleft()
         return head
 

@@ -162,6 +162,7 @@ class SummaryTask:
                 next_id=session.next_item,
             )
             session.items, session.next_item = update.items, session.next_item + update.added
+            session.cite_corrections()
             session.last_output[TASK] = answer
         return self._event(session, view, revision, generation, tuple(degraded))
 
