@@ -32,6 +32,10 @@ def test_memory_is_the_formula_and_what_is_held_stays_bounded() -> None:
     assert result["most_after"]["open_offsets"] == result["most_after"]["queued"] == 0
 
 
+def test_the_length_can_be_chosen() -> None:
+    assert quick("perplexity", "--tokens", "1200")["tokens"] == 1200
+
+
 def test_growth_compares_the_last_tenth_with_the_second() -> None:
     rss = [1.0] * 2 + [100.0, 102.0] + [500.0] * 14 + [109.0, 111.0]
     assert growth(rss) == pytest.approx(110 / 101 - 1)

@@ -34,6 +34,7 @@ class Run:
 
     ``model``: an alias, folder, file or hub name, or ``toy``. ``quick``: the smallest sizes at which
     every number is still computed; says nothing about speed. ``text``: a book to read.
+    ``tokens``: another length of the stream or text.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Run:
     quick: bool = False
     long: bool = False
     text: Path | None = None
+    tokens: int | None = None
 
     def folder(self) -> Path:
         """Where the model lies (not for the toy); fetched on first use. Raises ModelError."""

@@ -34,7 +34,8 @@ def run(run: Run) -> Result:
     """``growth`` (of resident memory, last tenth over second, less one), ``bytes_per_stream`` and the
     formula's, ``last_tenth_ratio`` (time of the last tenth over the first); the most of everything that
     was held in the first tenth and after it, and all ``samples``."""
-    total = QUICK_TOKENS if run.quick else TOY_TOKENS if run.model == TOY else TOKENS
+    usual = QUICK_TOKENS if run.quick else TOY_TOKENS if run.model == TOY else TOKENS
+    total = run.tokens or usual
     operator = StreamOperator(
         run.load("fp32" if run.quick else "bf16"), _config(run), clock=time.monotonic
     )

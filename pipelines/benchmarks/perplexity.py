@@ -59,7 +59,7 @@ def run(run: Run) -> Result:
 
 def book(run: Run, model: DecoderModel) -> list[int]:
     """Tokens of the text; the one that comes with the project unless another is given."""
-    want = 2_000 if run.quick else LONG_TOKENS if run.long else TOKENS
+    want = run.tokens or (2_000 if run.quick else LONG_TOKENS if run.long else TOKENS)
     if run.text is not None:
         text = run.text.read_text("utf-8")
     else:

@@ -23,7 +23,7 @@ from pipelines.benchmarks.rerotating import RerotatingStream
 MODEL = "smollm2-135m"
 SIZES = (256, 1024, 4096)
 SINKS = 4
-TOKENS = 16
+TOKENS = 8
 """Decoded one by one in each round; the times are per token."""
 TOKEN = 7
 """Which token is fed: what a token costs does not depend on it."""

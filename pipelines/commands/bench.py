@@ -42,6 +42,9 @@ def _command(names: list[str]) -> Callable[..., None]:
         text: Annotated[
             Path | None, typer.Option(help="Plain text to read instead of ours.")
         ] = None,
+        tokens: Annotated[
+            int | None, typer.Option(min=1000, help="Length of the stream (memory) or text.")
+        ] = None,
         threads: Annotated[int, typer.Option(help="torch threads; at most the cores.")] = 2,
     ) -> None:
         notes = Console(stderr=True)
@@ -53,7 +56,7 @@ def _command(names: list[str]) -> Callable[..., None]:
                 usual = getattr(benchmark, "LONG_MODEL", "") if long else ""
                 chosen = model or (TOY if quick else usual or benchmark.MODEL)
                 say = _speaker(notes, name)
-                run = Run(model=chosen, say=say, quick=quick, long=long, text=text)
+                run = Run(model=chosen, say=say, quick=quick, long=long, text=text, tokens=tokens)
                 results[name] = measure(name, benchmark.run, run)
             except (LongstreamError, OSError, ModuleNotFoundError) as error:
                 notes.print(f"longstream bench {name}: {error}", markup=False)
