@@ -54,6 +54,19 @@ def test_reading_a_book_scores_every_token_as_the_reference_does(block: int) -> 
     assert torch.allclose(got[1:], want.double(), atol=1e-3)
 
 
+def test_without_sinks_it_is_window_attention() -> None:
+    """The paper's baseline: dense attention, each token sees the last W before it and itself."""
+    text = random_tokens(90, seed=6)
+    run = Run("toy", say=lambda line: None)
+    got = perplexity.read(run, toy_decoder(), [], text, sinks=0, window=16, block=8)
+    at = torch.arange(len(text))
+    seen = (at[None] <= at[:, None]) & (at[None] >= at[:, None] - 16)
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    logits = toy_network()(torch.tensor([text]), attention_mask=mask[None, None]).logits[0, :-1]
+    want = torch.nn.functional.cross_entropy(logits, torch.tensor(text[1:]), reduction="none")
+    assert torch.allclose(got[1:], want.double(), atol=1e-3)
+
+
 def test_recompute_sees_the_last_tokens_alone() -> None:
     text = random_tokens(60, seed=4)
     run = Run("toy", say=lambda line: None)
