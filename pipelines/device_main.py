@@ -172,13 +172,11 @@ class Device:
         if load.snapshot_url:
             store = SnapshotStore(load.snapshot_url)
             self._snapshots = Snapshots(store, load.snapshot_interval_s, time.monotonic)
-            if load.snapshot_retention_h is not None:
-                threading.Thread(
-                    target=purge_forever,
-                    args=(store, load.snapshot_retention_h * 3600),
-                    daemon=True,
-                    name="purge",
-                ).start()
+        if load.snapshot_retention_h is not None:
+            urls = {load.snapshot_url, load.spill_url} - {""}
+            stores, keep_s = [SnapshotStore(url) for url in urls], load.snapshot_retention_h * 3600
+            purge = threading.Thread(target=purge_forever, args=(stores, keep_s), daemon=True)
+            purge.start()
         self._operator, ready = make_operator(load, config, self._observer, self._progress)
         self._busy = False
         self._send(ready)
@@ -233,10 +231,11 @@ def make_operator(
     return load_operator(load, config, observer, progress)
 
 
-def purge_forever(store: SnapshotStore, keep_s: float) -> None:
-    """Delete snapshots older than ``keep_s`` seconds, now and each time a tenth of that has passed."""
+def purge_forever(stores: list[SnapshotStore], keep_s: float) -> None:
+    """Delete what is older than ``keep_s`` seconds, now and each time a tenth of that has passed."""
     while True:
-        store.purge(datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=keep_s))
+        for store in stores:
+            store.purge(datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=keep_s))
         time.sleep(max(1.0, keep_s / 10))
 
 

@@ -155,8 +155,8 @@ class Settings(BaseSettings):
     state_retention_h: float | None = Field(None, gt=0)
     """Hours after its end for which a stream's state is kept. Empty: for ever."""
     snapshot_retention_h: float | None = Field(None, gt=0)
-    """Hours for which a snapshot is kept; a stream that was silent for longer is restored from its
-    window's text. Empty: until the stream ends."""
+    """Hours for which snapshots, and KV under spill_url, are kept; a stream that was silent for longer
+    is restored from its window's text. Empty: until the stream ends."""
     spill_url: str = ""
     """Where the KV of streams goes that have no work, beyond operator.host_streams: a folder, s3://…,
     any fsspec URL. Each worker makes a folder of its own there. Empty: host memory holds them all."""

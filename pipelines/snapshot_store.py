@@ -80,6 +80,15 @@ class SnapshotStore:
         except OSError as error:
             log.warning("snapshots under %s could not be deleted: %s", folder, error)
 
+    def erase(self, stream_id: str) -> None:
+        """Delete all that is kept of a stream: snapshots, and KV that a process which was killed had
+        put aside here (:func:`idle_store`). Raises OSError when the store cannot be searched."""
+        name = folder_of(stream_id)
+        self.clear(name)
+        for path in self._files.find(self._root):
+            if path.endswith(f"/{name}.safetensors"):
+                self.delete(path.removeprefix(f"{self._root}/"))
+
     def purge(self, before: datetime.datetime) -> int:
         """Delete all that was written before then; how much that was."""
         old = []

@@ -18,7 +18,7 @@ from pipelines.forgetting import farewell, is_remnant, remnant, remnant_key
 from pipelines.publishers import _state_message
 from pipelines.sessions import SessionTable
 from pipelines.settings import load_settings
-from pipelines.snapshot_store import SnapshotStore
+from pipelines.snapshot_store import SnapshotStore, folder_of
 from tests.test_committer import World, with_world
 
 with warnings.catch_warnings():  # kafka-python reads its resources in a deprecated way on import
@@ -192,6 +192,18 @@ def test_old_snapshots_are_purged(tmp_path: Path) -> None:
     assert store.get("b/0-1.safetensors") == b"x"
     with pytest.raises(OSError, match="0-1"):
         store.get("a/0-1.safetensors")
+
+
+def test_what_killed_processes_left_of_a_stream_is_erased_as_well(tmp_path: Path) -> None:
+    anna, bert = folder_of("anna"), folder_of("bert")
+    store = SnapshotStore(str(tmp_path))
+    names = (f"{anna}/0-1.safetensors", f"idle-1/{anna}.safetensors", f"idle-2/{anna}.safetensors")
+    kept = (f"{bert}/0-1.safetensors", f"idle-1/{bert}.safetensors")
+    for name in (*names, *kept):
+        store.put(name, b"x")
+    store.erase("anna")
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == set(kept)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from pipelines.codec import decode_state, encode_segment
 from pipelines.dead_letters import header
 from pipelines.settings import load_settings
 from pipelines.settings_fields import Settings
-from pipelines.snapshot_store import SnapshotStore, folder_of
+from pipelines.snapshot_store import SnapshotStore
 from pipelines.tool_clients import (
     CONNECT_SECONDS,
     KafkaError,
@@ -100,8 +100,8 @@ def forget(
                 "stays on the topic and is obeyed when one does; then forget the stream again to "
                 "delete its records"
             )
-        if settings.snapshot_url:
-            SnapshotStore(settings.snapshot_url).clear(folder_of(stream))
+        for url in filter(None, {settings.snapshot_url, settings.spill_url}):
+            SnapshotStore(url).erase(stream)
         _finish(settings, stream, marks)
 
 
