@@ -50,6 +50,7 @@ class Parking:
         self._cache, self._config, self._prefix, self._draft = cache, config, prefix, draft
         self._store, self._encode, self._observer = store, encode, observer
         self._in_host: dict[str, Session] = {}  # least recently used first
+        self._resident: dict[str, Session] = {}
         self._stored = 0
 
     @property
@@ -64,11 +65,11 @@ class Parking:
 
     # --- into a slot and out of it -------------------------------------------------------------
 
-    def make_resident(self, session: Session, sessions: list[Session]) -> bool:
+    def make_resident(self, session: Session) -> bool:
         """Give the session a slot, another's if that one is idle; False if none is to be had. If the
         store has lost its KV, its window's text is queued to be run again (``restored: replay``)."""
         if not self._cache.free_slots:
-            idle = [s for s in sessions if s.slot is not None and s.idle]
+            idle = [s for s in self._resident.values() if s.idle]
             if not idle:
                 return False
             self.park(min(idle, key=lambda s: s.last_used))
@@ -83,6 +84,7 @@ class Parking:
         if self._draft is not None:
             self._draft.adopt(session.slot, draft)
         self._forget_copies(session)
+        self._resident[session.stream_id] = session
         return True
 
     def park(self, session: Session) -> None:
@@ -90,8 +92,7 @@ class Parking:
         assert session.slot is not None
         kv, draft = self.memory(session)
         length = session.slot.length
-        self._cache.release(session.slot)
-        session.slot = None
+        self._leave_slot(session)
         self.keep(session, kv, length, draft)
 
     def keep(self, session: Session, kv: Tensor, length: int, draft: DraftMemory | None) -> None:
@@ -117,9 +118,14 @@ class Parking:
     def drop(self, session: Session) -> None:
         """Free whatever the session holds, wherever it lies."""
         if session.slot is not None:
-            self._cache.release(session.slot)
-            session.slot = None
+            self._leave_slot(session)
         self._forget_copies(session)
+
+    def _leave_slot(self, session: Session) -> None:
+        assert session.slot is not None
+        self._cache.release(session.slot)
+        session.slot = None
+        self._resident.pop(session.stream_id, None)
 
     def _forget_copies(self, session: Session) -> None:
         if session.spilled is not None and self._store is not None:

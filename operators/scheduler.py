@@ -59,11 +59,8 @@ class Scheduler:
         """Give slots to sessions that have work, parking idle ones, least recently used first; then
         open due forks while regions are free. Mutates sessions and cache."""
         for session in self._rotated(sessions):
-            if (
-                session.slot is None
-                and not session.idle
-                and not self._parking.make_resident(session, sessions)
-            ):
+            waits = session.slot is None and not session.idle
+            if waits and not self._parking.make_resident(session):
                 break
         waiting = [s for s in self._rotated(sessions) if s.slot is not None and s.due]
         while waiting and self._cache.free_regions:

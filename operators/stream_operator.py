@@ -316,7 +316,7 @@ class StreamOperator:
         Raises DeviceError when the model fails for good; whatever was not returned is not done.
         """
         began = self._clock()
-        sessions = list(self._sessions.values())
+        sessions = [s for name, s in self._sessions.items() if self.busy(name)]
         for session in sessions:
             self._updates.make_due(session, began)
         self._scheduler.admit(sessions)

@@ -30,6 +30,7 @@ class Steps:
 
     def step(self) -> list[Emission]:
         self.forwards.append([])
+        assert len(self.forwards) < 2000, "the operator never came to rest"
         return self.operator.step()
 
     def rows(self, at: int = -1) -> list[Row]:
@@ -53,11 +54,12 @@ def test_a_long_ingest_delays_nobodys_next_token(slack: int) -> None:
     operator.open("b")
     for at, segment in enumerate(speech("b", 6)[:-1]):
         operator.feed(segment, at)
-    operator.request_summary("b")
-    running = operator._sessions["b"].running
-    while not (running and running[0].output):
+    for _ in range(50):
         steps.step()
-    (answer,) = running
+    operator.request_summary("b")
+    steps.step()
+    (answer,) = operator._sessions["b"].running
+    assert not operator._sessions["b"].queue
     operator.feed(Segment(stream_id="a", segment_id="long", text=long_text(TOKENS)), 0)
     taken = 0
     while not answer.finish_reason:
@@ -69,7 +71,7 @@ def test_a_long_ingest_delays_nobodys_next_token(slack: int) -> None:
         ]
         assert sum(prompts) <= CONFIG.ingest_budget
         taken += sum(prompts)
-    assert taken > 5 * slack  # the long text did go in meanwhile
+    assert taken > 3 * slack  # the long text did go in meanwhile
 
 
 def test_a_long_ingest_delays_another_ones_ingest_by_one_step_at_most() -> None:

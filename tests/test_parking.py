@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from operators.config import OperatorConfig
+from operators.session import Session
 from operators.stream_operator import StreamOperator
 from operators.types import Emission
+from operators.updates import UpdatePolicy
 from pipelines.snapshot_store import idle_store
 from tests.engine import toy_decoder
 from tests.test_stream_operator import CONFIG, Clock, drain, essence, speech
@@ -107,7 +109,7 @@ def test_kv_comes_back_bit_for_bit(url: str, tmp_path: Path) -> None:
     assert session.parked is None
     assert session.spilled is not None
     assert operator.snapshot("a") == snapshot
-    assert operator._parking.make_resident(session, [session])
+    assert operator._parking.make_resident(session)
     assert session.slot is not None
     assert torch.equal(operator.cache.export(session.slot), before)
 
@@ -169,6 +171,24 @@ def test_a_full_store_keeps_streams_in_host_memory() -> None:
     store = MemoryStore()
     store.broken = True
     assert told(in_turn(make(store, slots=1, host_streams=0), 6)) == told(in_turn(make(), 6))
+
+
+def test_streams_without_work_cost_a_step_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = make(slots=1)
+    for at in range(50):
+        operator.open(f"idle {at}")
+    operator.open("a")
+    operator.feed(speech("a", 1)[0], 0)
+    looked_at: set[str] = set()
+    make_due = UpdatePolicy.make_due
+
+    def watched(self: UpdatePolicy, session: Session, now: float) -> None:
+        looked_at.add(session.stream_id)
+        make_due(self, session, now)
+
+    monkeypatch.setattr(UpdatePolicy, "make_due", watched)
+    drain(operator)
+    assert looked_at == {"a"}
 
 
 def test_without_a_store_host_memory_holds_them_all() -> None:
