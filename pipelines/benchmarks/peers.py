@@ -7,6 +7,7 @@ all of them. A peer that is not installed is named in the table.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib.metadata
 import statistics
@@ -63,6 +64,9 @@ def run(run: Run) -> Result:
     with K streams; None where the peer is missing. ``sides``: seconds, tokens prefilled per answer
     and tokens generated of every side and K."""
     sizes = QUICK if run.quick else LONG if run.long else Sizes()
+    if run.tokens is not None:
+        updates = max(1, run.tokens // sizes.update_tokens)
+        sizes = dataclasses.replace(sizes, updates=updates)
     stock = run.stock("bf16")
     missing: dict[str, str] = {}
     table: dict[str, Result] = {}

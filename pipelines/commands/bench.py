@@ -43,7 +43,7 @@ def _command(names: list[str]) -> Callable[..., None]:
             Path | None, typer.Option(help="Plain text to read instead of ours.")
         ] = None,
         tokens: Annotated[
-            int | None, typer.Option(min=1000, help="Length of the stream (memory) or text.")
+            int | None, typer.Option(min=1000, help="Length of the stream (memory, peers) or text.")
         ] = None,
         threads: Annotated[int, typer.Option(help="torch threads; at most the cores.")] = 2,
     ) -> None:
