@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from pipelines.benchmarks import perplexity
 from pipelines.benchmarks.harness import Run
@@ -14,6 +16,7 @@ from pipelines.benchmarks.memory import growth, last_over_first
 from pipelines.benchmarks.rerotating import RerotatingStream
 from pipelines.benchmarks.stats import bootstrap_mean, slope, tenths
 from pipelines.benchmarks.toy import toy_decoder, toy_network
+from pipelines.commands.bench import app
 from tests.engine import assert_same_logits, random_tokens
 from tests.reference import StreamReference
 from tests.test_benchmarks import quick
@@ -52,6 +55,17 @@ def test_reading_a_book_scores_every_token_as_the_reference_does(block: int) -> 
     logits = torch.cat((reference.sink_logits, reference.ingest(text[4:-1])))
     want = torch.nn.functional.cross_entropy(logits, torch.tensor(text[1:]), reduction="none")
     assert torch.allclose(got[1:], want.double(), atol=1e-3)
+
+
+def test_the_long_run_needs_a_book() -> None:
+    done = CliRunner().invoke(app, ["perplexity", "--long", "--threads", "1"])
+    assert done.exit_code == 2
+    assert "--text" in done.output
+
+
+def test_a_book_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("It was a dark and stormy night. " * 50)
+    assert quick("perplexity", "--text", str(tmp_path / "book.txt"))["tokens"] == 1600
 
 
 def test_without_sinks_it_is_window_attention() -> None:

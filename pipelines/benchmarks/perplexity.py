@@ -36,6 +36,10 @@ HEADLINE = "4"
 
 def run(run: Run) -> Result:
     """``ppl_ratio_recompute`` with its interval, ``perplexity`` and ``tenths`` by sinks, ``drift``."""
+    if run.long and run.text is None:
+        raise ConfigError(
+            f"--long reads up to {LONG_TOKENS:,} tokens: give a book with --text FILE"
+        )
     window, block = (64, 32) if run.quick else (WINDOW, BLOCK)
     model = run.load("bf16")
     text = book(run, model)
@@ -64,10 +68,7 @@ def book(run: Run, model: DecoderModel) -> list[int]:
         text = run.text.read_text("utf-8")
     else:
         text = (resources.files("pipelines") / "data" / "books" / BOOK).read_text("utf-8")
-    tokens = model.tokenizer.encode(text[: want * 8])[:want]
-    if run.long and run.text is None:
-        raise ConfigError(f"--long reads up to {want:,} tokens: give a book with --text FILE")
-    return tokens
+    return model.tokenizer.encode(text[: want * 8])[:want]
 
 
 def read(
