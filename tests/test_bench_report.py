@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from pipelines.benchmarks.plots import PLOTS, plot_all
 from pipelines.benchmarks.report import TARGETS, met, render
 from pipelines.commands.bench import app
 from tests.test_benchmarks import FIELDS
@@ -77,6 +78,43 @@ def test_the_command_makes_page_and_plots(tmp_path: Path) -> None:
     assert "![window](plots/window.png)" in text
     assert text.index("A remark.") < text.index("# Measured by hand")
     assert (plots / "window.png").read_bytes().startswith(b"\x89PNG")
+
+
+TENTHS = [1.0] * 10
+DRAWN: dict[str, dict[str, Any]] = {
+    "window": WINDOW,
+    "perplexity": {
+        "tokens": 1000,
+        "samples": 20,
+        "tenths": {"0": TENTHS, "4": TENTHS, "prefix": TENTHS},
+        "sampled_tenths": {"ours": TENTHS, "recompute": TENTHS},
+    },
+    "memory": {
+        **FACTS,
+        "growth": 0.001,
+        "last_tenth_ratio": 1.0,
+        "samples": {
+            "tokens": [100 * (i + 1) for i in range(20)],
+            "seconds": [i + 1.0 for i in range(20)],
+            "rss": [1000] * 20,
+        },
+    },
+    "streams": {**FACTS, "by_setting": {n: {"bf16, none": {"tokens_s": 9.0}} for n in ("1", "2")}},
+    "speculation": {
+        "acceptance_by_position": {
+            "ngram": {"update": [0.9, 0.5], "translation": []},
+            "previous": {"update": [], "translation": []},
+            "draft": {"update": [0.9], "translation": [0.8, 0.7]},
+        }
+    },
+}
+
+
+def test_every_plot_is_drawn(tmp_path: Path) -> None:
+    assert DRAWN.keys() == PLOTS.keys()
+    files = plot_all(DRAWN, tmp_path)
+    assert files.keys() == PLOTS.keys()
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files.values())
 
 
 def test_without_results_it_says_how_to_make_one(tmp_path: Path) -> None:
