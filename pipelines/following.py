@@ -48,6 +48,10 @@ class StreamView:
 
     def take_segment(self, segment: Segment) -> None:
         """Add a segment of the input topic; partials are not shown."""
+        if segment.type == "forget":
+            self.tail.clear()
+            self.translations.clear()
+            self.summary = None
         if segment.type == "session_end":
             self.ended = True
         if segment.type != "segment" or not segment.is_final:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from operators.errors import ConfigError
-from operators.types import SessionState
+from operators.types import Segment, SessionState, SummaryEvent
 from pipelines import codec
 from pipelines.committer import Committer, Entry
+from pipelines.following import StreamView
 from pipelines.forgetting import farewell, is_remnant, remnant, remnant_key
 from pipelines.publishers import _state_message
 from pipelines.sessions import SessionTable
@@ -212,3 +213,14 @@ def test_what_killed_processes_left_of_a_stream_is_erased_as_well(tmp_path: Path
 def test_no_time_at_all_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         load_settings(None, **{name: 0})
+
+
+def test_a_viewer_lets_go_of_what_was_forgotten() -> None:
+    view = StreamView("anna")
+    view.take_segment(Segment(stream_id="anna", text="a secret"))
+    view.take_summary(SummaryEvent(stream_id="anna", epoch=0, revision=1, text="a secret"))
+    view.take_segment(Segment(stream_id="anna", type="forget"))
+    assert not view.tail
+    assert view.summary is None
+    view.take_segment(Segment(stream_id="anna", text="again"))
+    assert [segment.text for segment in view.tail] == ["again"]
