@@ -10,12 +10,12 @@ SEGMENTS ?=
 TRANSLATE ?= fr
 SPEED ?= max
 BENCH ?= all
-KILLS ?= 20
 SEED ?= 1
+KILLS ?= 20
 DELIVERY ?= exactly_once
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint format bench kafka chaos clean
+.PHONY: help setup demo test test-full lint format bench fuzz kafka chaos clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bench: setup ## Measure, BENCH=NAME for one of them (all of them take hours)
 
 chaos: setup ## Kill workers and brokers, then check every record; KILLS=20 SEED=1 DELIVERY=exactly_once
 	@$(BIN)/longstream chaos --kills "$(KILLS)" --seed "$(SEED)" --delivery "$(DELIVERY)"
+
+fuzz: setup ## 100,000 hostile inputs, 10,000 of them through Kafka; SEED=1
+	@$(BIN)/python -m tests.fuzz --seed "$(SEED)"
 
 kafka: setup ## A Kafka broker on this machine until Ctrl-C
 	@$(BIN)/longstream kafka

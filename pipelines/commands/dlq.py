@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import json
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import aiokafka
 import typer
+from aiokafka.errors import KafkaError
 from rich.console import Console
 from rich.table import Table
 
 from operators.errors import ConfigError, LongstreamError
+from pipelines.clients import client_options
 from pipelines.dead_letters import header, original_headers
 from pipelines.settings import load_settings
 from pipelines.settings_fields import Settings
-from pipelines.tool_clients import CONNECT_SECONDS, KafkaError, Reader, producer
+from pipelines.tool_clients import Reader
 
 MARK = "longstream.dlq.replayed"
 """Header of a record on the dead-letter topic that says which letter was put back."""
 SHOWN_CHARS = 4000
+REQUEST_ROOM = 1 << 20
+SINCE_HELP = "Only those refused since then: 15m, 2h, 3d (ago), or a time in ISO form."
 
 app = typer.Typer(help="Dead letters: list, show, put back.", no_args_is_help=True)
 Config = Annotated[Path | None, typer.Option(help="Settings file (TOML or YAML).")]
@@ -44,13 +51,18 @@ class Letter:
         """A header's text, "" if it is missing."""
         return printable((header(self.record.headers, name) or b"").decode(errors="replace"))
 
-    def row(self) -> dict[str, str | int | bool]:
+    @property
+    def failed_at(self) -> int:
+        """Unix milliseconds at which it was refused; without that header, when it was written."""
         failed = self.said("longstream.dlq.failed_at")
-        when = int(failed) if failed.isdigit() else int(self.record.timestamp)
-        moment = datetime.datetime.fromtimestamp(when / 1000, datetime.UTC)
+        plain = failed.isascii() and failed.isdigit() and len(failed) < 15
+        return int(failed) if plain else int(self.record.timestamp)
+
+    def row(self) -> dict[str, str | int | bool]:
+        when = datetime.datetime.fromtimestamp(self.failed_at / 1000, datetime.UTC)
         return {
             "id": self.id,
-            "when": moment.isoformat(timespec="seconds"),
+            "when": when.isoformat(timespec="seconds"),
             "reason": self.said("longstream.dlq.reason"),
             "stage": self.said("longstream.dlq.stage"),
             "stream": printable((self.record.key or b"").decode(errors="replace"))[:80],
@@ -69,6 +81,7 @@ def dlq() -> None:
 @app.command("ls")
 def list_letters(
     reason: Annotated[str | None, typer.Option(help="Only those refused for this.")] = None,
+    since: Annotated[str | None, typer.Option(help=SINCE_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     config: Config = None,
     bootstrap: Bootstrap = None,
@@ -76,7 +89,7 @@ def list_letters(
     """List all dead letters, oldest first."""
     with complaints():
         settings = load_settings(config, bootstrap=bootstrap)
-        rows = [x.row() for x in read_letters(settings) if reason in (None, x.row()["reason"])]
+        rows = [x.row() for x in chosen(read_letters(settings), reason, since)]
     if as_json:
         for row in rows:
             typer.echo(json.dumps(row, ensure_ascii=False))
@@ -113,6 +126,7 @@ def replay(
         list[str] | None, typer.Argument(metavar="ID...", help="Ids from `dlq ls`.")
     ] = None,
     reason: Annotated[str | None, typer.Option(help="All that were refused for this.")] = None,
+    since: Annotated[str | None, typer.Option(help=SINCE_HELP)] = None,
     every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Also those put back before.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
@@ -124,14 +138,11 @@ def replay(
     They join the end of their stream. What was put back is marked, and not put back twice.
     """
     with complaints():
-        if sum((bool(letters), reason is not None, every)) != 1:
-            raise ConfigError("say which: ids, or --reason, or --all")
+        if sum((bool(letters), reason is not None or since is not None, every)) != 1:
+            raise ConfigError("say which: ids, or --reason and --since, or --all")
         settings = load_settings(config, bootstrap=bootstrap)
         found = list(read_letters(settings))
-        if letters:
-            found = choose(found, letters)
-        elif reason is not None:
-            found = [x for x in found if x.said("longstream.dlq.reason") == reason]
+        found = choose(found, letters) if letters else chosen(found, reason, since)
         wanted = [x for x in found if again or not x.replayed]
         cut = [x for x in wanted if x.said("longstream.dlq.truncated")]
         wanted = [x for x in wanted if x not in cut]
@@ -158,30 +169,65 @@ def read_letters(settings: Settings) -> Iterable[Letter]:
 
 def put_back(letters: Iterable[Letter], settings: Settings) -> None:
     """Send each record, and behind it its mark. A crash in between sends it once more next time,
-    which a stream takes as the repetition it is if it has an id. Raises LongstreamError."""
-    client = producer(settings)
+    which a stream takes as the repetition it is if it has an id. Raises LongstreamError.
+
+    By aiokafka: kafka-python refuses headers without a value, which a record may well have."""
+    asyncio.run(_put_back(letters, settings))
+
+
+async def _put_back(letters: Iterable[Letter], settings: Settings) -> None:
+    client = aiokafka.AIOKafkaProducer(
+        **client_options(settings),
+        enable_idempotence=True,
+        max_request_size=settings.max_message_bytes + REQUEST_ROOM,
+    )
+    place = "the first"
     try:
+        await client.start()
         for letter in letters:
-            sent = client.send(
+            place = letter.id
+            await client.send_and_wait(
                 letter.said("__streams.errors.topic"),
                 key=letter.record.key,
                 value=letter.record.value,
-                headers=[(k, v) for k, v in original_headers(letter.record.headers)],
+                headers=original_headers(letter.record.headers),
                 partition=int(letter.said("__streams.errors.partition")),
             )
-            sent.get(timeout=CONNECT_SECONDS)
-            marked = client.send(
+            await client.send_and_wait(
                 settings.topic_dlq,
                 key=letter.record.key,
                 value=b"",
                 headers=[(MARK, letter.id.encode())],
                 partition=letter.record.partition,
             )
-            marked.get(timeout=CONNECT_SECONDS)
-    except (KafkaError, ValueError) as error:
-        raise LongstreamError(f"dead letter {letter.id} was not put back: {error}") from error
+    except (KafkaError, ValueError, AssertionError) as error:
+        raise LongstreamError(f"dead letter {place} was not put back: {error}") from error
     finally:
-        client.close()
+        await client.stop()
+
+
+def chosen(letters: Iterable[Letter], reason: str | None, since: str | None) -> list[Letter]:
+    """Those refused for ``reason`` and not before ``since``. Raises ConfigError."""
+    after = moment(since) if since is not None else 0.0
+    return [
+        x
+        for x in letters
+        if x.failed_at / 1000 >= after and reason in (None, x.said("longstream.dlq.reason"))
+    ]
+
+
+def moment(text: str) -> float:
+    """Unix seconds of "90s", "15m", "2h", "3d" (so long ago) or an ISO time (UTC unless it says
+    otherwise). Raises ConfigError."""
+    now = datetime.datetime.now(datetime.UTC)
+    if ago := re.fullmatch(r"(\d{1,9})([smhd])", text.strip()):
+        seconds = int(ago[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[ago[2]]
+        return now.timestamp() - seconds
+    try:
+        when = datetime.datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ConfigError(f"--since {text!r}: 15m, 2h, 3d, or a time as 2026-01-31T12:00") from None
+    return (when if when.tzinfo else when.replace(tzinfo=datetime.UTC)).timestamp()
 
 
 def choose(letters: Iterable[Letter], ids: list[str]) -> list[Letter]:

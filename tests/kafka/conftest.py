@@ -10,7 +10,6 @@ import os
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ from pipelines.broker.cluster import Cluster, start_cluster
 from pipelines.broker.jvm import FAST_RESTART, java, start_jvm
 from pipelines.broker.process import ProcessBroker
 from tests.secure_broker import SecureBroker, secure_broker
+from tests.topics import Topics
 
 HERE = Path(__file__).parent
 
@@ -97,52 +97,6 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip(str(error))
     with start_cluster(broker.default_cache(), print) as started:
         yield started
-
-
-@dataclass(frozen=True)
-class Topics:
-    """Names nobody else uses: those of the defaults behind ``prefix``. Not created yet."""
-
-    bootstrap: str
-    prefix: str
-
-    def name(self, default: str) -> str:
-        """``transcripts.segments.v1`` as this test has to call it."""
-        assert default in {spec.name for spec in broker.TOPICS}, f"no such topic: {default}"
-        return self.prefix + default
-
-    @property
-    def segments(self) -> str:
-        return self.name("transcripts.segments.v1")
-
-    @property
-    def summaries(self) -> str:
-        return self.name("insights.summaries.v1")
-
-    @property
-    def latest(self) -> str:
-        return self.name("insights.summaries.latest.v1")
-
-    @property
-    def translations(self) -> str:
-        return self.name("insights.translations.v1")
-
-    @property
-    def sessions(self) -> str:
-        return self.name("insights.sessions.v1")
-
-    @property
-    def dlq(self) -> str:
-        return self.name("insights.dlq.v1")
-
-    @property
-    def specs(self) -> list[broker.TopicSpec]:
-        return [replace(spec, name=self.prefix + spec.name) for spec in broker.TOPICS]
-
-    def create(self, partitions: int = broker.DEFAULT_PARTITIONS) -> Topics:
-        """Create all of them on the broker; returns self."""
-        broker.create_topics(self.bootstrap, self.specs, partitions)
-        return self
 
 
 @pytest.fixture
