@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import aiokafka
 import pytest
 
-from pipelines.commands.dlq import printable
+from operators.errors import ConfigError
+from pipelines.commands.dlq import moment, printable
+from pipelines.dead_letters import dead_letter
 from tests.worker_process import Records, producer, say, wait_until, workers
 
 ROOT = Path(__file__).parents[2]
@@ -118,3 +123,52 @@ def test_mistakes_are_answered_in_one_sentence(
 
 def test_control_characters_are_shown_as_escapes() -> None:
     assert printable("a\x1b[31m\nb\u202eé") == "a\\x1b[31m\\nb\\u202eé"
+
+
+def test_a_letter_goes_back_with_its_key_bytes_and_headers_also_odd_ones(topics: Any) -> None:
+    """Headers without a value used to stop the replay: kafka-python does not send them."""
+    topics.create(1)
+    headers: list[tuple[str, bytes | None]] = [("h", None), ("h", b"\xff"), ("", b"")]
+    for reason in ("wrong_type", "null_value"):
+        values = (b"\xfe", None if reason == "null_value" else b"\x00\xff")
+        key, value, whole = dead_letter(
+            *values,
+            headers,
+            topic=topics.segments,
+            partition=0,
+            offset=5,
+            stage="decode",
+            reason=reason,
+            message="planted",
+            attempts=1,
+            retryable=False,
+            failed_at_ms=1_700_000_000_000,
+        )
+        asyncio.run(send(topics, topics.dlq, key, value, whole))
+    done = dlq(topics, "replay", "--reason", "wrong_type", "--since", "2023-11-14")
+    assert "1 put back" in done.stdout, done.stderr
+    assert "0 put back" in dlq(topics, "replay", "--reason", "null_value", "--since", "1h").stdout
+    assert "1 put back, 1 were before" in dlq(topics, "replay", "--all").stdout
+    with Records(topics.bootstrap, topics.segments, partitions=1) as seen:
+        wait_until(lambda: len(seen.records[topics.segments]) == 2, 20)
+        first, second = seen.records[topics.segments]
+    assert (first.key, first.value, list(first.headers)) == (b"\xfe", b"\x00\xff", headers)
+    assert (second.key, second.value, list(second.headers)) == (b"\xfe", None, headers)
+
+
+async def send(topics: Any, topic: str, key: Any, value: Any, headers: Any) -> None:
+    async with aiokafka.AIOKafkaProducer(bootstrap_servers=topics.bootstrap) as made:
+        await made.send_and_wait(topic, key=key, value=value, headers=headers, partition=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds_ago"), [("90s", 90), ("15m", 900), ("2h", 7200), (" 3d ", 259_200)]
+)
+def test_since_so_long_ago(text: str, seconds_ago: int) -> None:
+    assert moment(text) == pytest.approx(time.time() - seconds_ago, abs=30)
+
+
+def test_since_a_time() -> None:
+    assert moment("2026-01-31T12:00") == moment("2026-01-31T13:00+01:00") == 1769860800
+    with pytest.raises(ConfigError, match="15m, 2h, 3d"):
+        moment("yesterday")
