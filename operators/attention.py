@@ -2,8 +2,7 @@
 
 A *row* appends n tokens to a stream or to a branch: prefill, decode and verify are the same thing.
 All rows of a forward are packed into one sequence ``[1, T]``; :class:`AttentionPlan` knows which
-stretch belongs to whom. transformers calls :func:`streaming_attention` once per layer with queries
-and keys already rotated at their absolute positions.
+stretch belongs to whom. operators.network calls :meth:`AttentionPlan.attend` once per layer.
 
 Why the query is used twice: positions must count *inside the cache* (StreamingLLM, section 3.2).
 Window keys keep their absolute rotation and RoPE is relative, so for them the query at t is right
@@ -11,7 +10,10 @@ as it is. Sinks sit at 0…S-1 while the query, once the window is full, sits at
 it is rotated on by ``min(t, S + W) - t``. One softmax over both.
 
 Short rows on neighbouring slots (decode and verify of many streams) are attended together, as one
-batched product over a view of their slots; a row alone, or a long one, is attended by itself.
+batched product over a view of their slots, with explicit scores. Of a long row, sinks, ring and
+scratch are attended one after the other without ever holding its scores, and weighed by the sums of
+their exponentials. Sizes that grow by the token are padded: a library that prepares its kernels by
+shape would prepare new ones at every step.
 """
 
 from __future__ import annotations
@@ -19,14 +21,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from operators.kv_cache import Branch, KvCache, StreamSlot, visible, visible_to_branch
-
-ATTENTION_NAME = "longstream"
 
 
 @dataclass
@@ -48,35 +47,59 @@ class Row:
 
 @dataclass
 class _RowView:
-    """What one row needs in every layer; computed once per forward."""
+    """Where one row reads and writes; the same in every layer."""
 
     begin: int
     end: int
     slot: int
-    used: int
-    mask: Tensor  # additive fp32 [n, used (+ own scratch)]
+    used: int  # keys of the slot, padded
+    mask: Tensor  # bool [n, used (+ scratch)]: what each token sees
     write: Tensor  # [n] long: where in the slot or region the new keys go
     rotate_sinks: bool
     region: int = -1
-    scratch: int = 0  # scratch tokens visible to the row's last query
+    scratch: int = 0  # keys of the region, padded
 
 
 GROUP_TOKENS = 32
 """Rows longer than this are attended one by one: they keep a core busy by themselves."""
+PAD = 32
+"""Numbers of keys are rounded up to a multiple of this; what is added is masked out."""
 
 
 @dataclass
 class _Group:
-    """Rows attended as one batch: ``r`` rows on consecutive slots, padded to equal sizes."""
+    """Short rows attended as one batch: ``r`` rows on consecutive slots, padded to ``n`` tokens."""
 
     slots: slice
     used: int
-    tokens: Tensor  # [r, n] long: which packed token each query is; short rows repeat their last
-    real: Tensor  # [r, n] bool: False where repeated
-    mask: Tensor  # additive fp32 [r, 1, 1, n, used (+ scratch)]
+    picked: (
+        Tensor | slice
+    )  # [r * n]: which packed token each query is; short rows repeat their last
+    real: Tensor | None  # [r * n] bool: False where repeated; None where nothing is
+    shape: tuple[int, int]  # r, n
+    mask: Tensor  # additive [r, 1, 1, n, used (+ scratch)]
     rotate_sinks: bool
     regions: Tensor | slice | None  # of branches; None for rows of the streams themselves
     scratch: int
+
+
+@dataclass
+class _Part:
+    """A stretch of keys that a long row attends to on its own."""
+
+    keys: slice
+    rotate_sinks: bool
+    own: bool  # in the branch's region, not in the slot
+    mask: Tensor | None  # additive [1, 1, n, keys]; None where all is seen
+    blind: Tensor | None  # [n] bool: tokens that see none of it, if there are any
+
+
+@dataclass
+class _Long:
+    """A row attended by itself, part by part."""
+
+    view: _RowView
+    parts: list[_Part]
 
 
 @dataclass
@@ -88,67 +111,59 @@ class _Writes:
     places: Tensor
 
 
-class Rope(nn.Module):
-    """Rotary angles in float64, cast at the end; drop-in for a model's ``rotary_emb``.
+class Rope:
+    """Rotary angles in float64, cast at the end.
 
     In fp32 the angle of position 4,000,000 is off by up to 0.14 rad; in fp64 the error is flat.
     ``inv_freq`` ``[rot/2]`` is the model's own, frozen at load (length-dependent variants at cache
     size); ``scaling`` is the variant's attention factor, applied to cos and sin as the model does.
     """
 
-    inv_freq: Tensor
-
     def __init__(self, inv_freq: Tensor, scaling: float) -> None:
-        super().__init__()
         self.scaling = scaling
-        self._inv_freq64 = inv_freq.to(torch.float64)  # not a buffer: must never be cast down
+        self._inv_freq64 = inv_freq.to(torch.float64)
+        self.rotated = 2 * len(inv_freq)
 
-    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """``positions`` long ``[...]`` → unscaled cos, sin fp64 ``[..., rot]``."""
-        inv = self._inv_freq64.to(positions.device)
-        phase = torch.remainder(positions.to(torch.float64)[..., None] * inv, 2 * math.pi)
-        both = torch.cat((phase, phase), dim=-1)
-        return both.cos(), both.sin()
+    def turns(self, positions: Tensor, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What :func:`rotate` needs at ``positions`` long ``[T]``: cos and sin ``[T, 1, dim]``, the
+        sine with the sign of its half. Dimensions beyond the rotated ones stay as they are."""
+        inv = self._inv_freq64 = self._inv_freq64.to(positions.device)
+        phase = torch.remainder(positions.to(torch.float64)[:, None] * inv, 2 * math.pi)
+        cos, sin = phase.cos() * self.scaling, phase.sin() * self.scaling
+        rest = torch.zeros(
+            len(positions), dim - 2 * len(inv), dtype=torch.float64, device=positions.device
+        )
+        whole_cos = torch.cat((cos, cos, rest + 1), dim=-1)[:, None]
+        return whole_cos.to(dtype), torch.cat((-sin, sin, rest), dim=-1)[:, None].to(dtype)
 
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self.angles(position_ids)
-        return (cos * self.scaling).to(x.dtype), (sin * self.scaling).to(x.dtype)
 
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate ``x`` ``[heads, n, dim]`` by per-token ``cos``/``sin`` ``[n, rot]`` (half-split layout).
-
-    Dimensions beyond ``rot`` pass through (partial rotary models).
-    """
-    rot = cos.shape[-1]
-    head, rest = x[..., :rot], x[..., rot:]
-    half = rot // 2
-    turned = torch.cat((-head[..., half:], head[..., :half]), dim=-1)
-    out = head * cos + turned * sin
-    return torch.cat((out, rest), dim=-1) if rest.shape[-1] else out
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> Tensor:
+    """Rotate ``x`` ``[T, heads, dim]`` by :meth:`Rope.turns`: channel c with c + rotated / 2 (both
+    within the first ``rotated``)."""
+    half = rotated // 2
+    swapped = torch.cat((x[..., half:rotated], x[..., :half], x[..., rotated:]), dim=-1)
+    return torch.addcmul(x * cos, swapped, sin)
 
 
 @dataclass
 class AttentionPlan:
-    """The rows of one forward, laid out; passed through the model to every attention layer."""
+    """The rows of one forward, laid out; passed to every attention layer."""
 
     cache: KvCache
     rows: Sequence[Row]
     rope: Rope
-    tokens: Tensor = field(init=False)  # [1, T] long
-    positions: Tensor = field(init=False)  # [1, T] long, absolute
+    tokens: Tensor = field(init=False)  # [T] long
     wanted: Tensor = field(init=False)  # [m] long, indices into T whose logits are asked for
-    _views: list[_RowView] = field(init=False)  # rows attended one by one
+    _long: list[_Long] = field(init=False)
     _groups: list[_Group] = field(init=False)
     _stream_writes: _Writes | None = field(init=False)
     _branch_writes: _Writes | None = field(init=False)
-    _sink_cos: Tensor | None = field(init=False)
-    _sink_sin: Tensor | None = field(init=False)
+    _turns: tuple[Tensor, Tensor] = field(init=False)
+    _sink_turns: tuple[Tensor, Tensor] | None = field(init=False)
 
     def __post_init__(self) -> None:
-        device, layout = self.cache.device, self.cache.layout
+        device = self.cache.device
         ids: list[int] = []
-        starts: list[Tensor] = []
         wanted: list[int] = []
         views = []
         for row in self.rows:
@@ -156,31 +171,35 @@ class AttentionPlan:
             self._check(row, n)
             begin = len(ids)
             ids.extend(row.tokens)
-            starts.append(torch.arange(row.start, row.start + n))
             wanted.extend(range(begin + n - row.want, begin + n))
             views.append(self._view(row, begin, n))
         self._stream_writes = self._collect([v for v in views if v.region < 0])
         self._branch_writes = self._collect([v for v in views if v.region >= 0])
         runs = _runs(views)
-        self._views = [run[0] for run in runs if len(run) == 1]
-        self._groups = [self._group(run) for run in runs if len(run) > 1]
-        self.tokens = torch.tensor([ids], device=device)
-        pos = torch.cat(starts)
-        self.positions = pos[None].to(device)
+        self._long = [self._in_parts(run[0]) for run in runs if _is_long(run[0])]
+        self._groups = [self._group(run) for run in runs if not _is_long(run[0])]
+        self.tokens = torch.tensor(ids, device=device)
         self.wanted = torch.tensor(wanted, dtype=torch.long, device=device)
-        base = torch.cat(
-            [
-                torch.full((len(r.tokens),), r.branch.fork) if r.branch is not None else p
-                for r, p in zip(self.rows, starts, strict=True)
-            ]
-        )
+        self._lay_out_positions()
+
+    def _lay_out_positions(self) -> None:
+        """Rotations of every token at its absolute position, and as a query of the sinks."""
+        layout, shape = self.cache.layout, self.cache.shape
+        starts = [torch.arange(row.start, row.start + len(row.tokens)) for row in self.rows]
         # How far the query is moved for the sinks: 0 until the window has filled.
+        bases = [
+            torch.full_like(start, row.branch.fork) if row.branch is not None else start
+            for row, start in zip(self.rows, starts, strict=True)
+        ]
+        positions, base = torch.cat(starts), torch.cat(bases)
         shift = torch.clamp(layout.sinks + layout.window - base, max=0)
-        if bool((shift < 0).any()):
-            cos, sin = self.rope.angles(shift.to(device))
-            self._sink_cos, self._sink_sin = cos.to(self.cache.dtype), sin.to(self.cache.dtype)
-        else:
-            self._sink_cos = self._sink_sin = None
+        moved = bool((shift < 0).any())
+
+        def turns(at: Tensor) -> tuple[Tensor, Tensor]:
+            return self.rope.turns(at.to(self.cache.device), shape.head_dim, self.cache.dtype)
+
+        self._turns = turns(positions)
+        self._sink_turns = turns(positions + shift) if moved else None
 
     def _check(self, row: Row, n: int) -> None:
         """The two writes that would silently corrupt what somebody still sees are refused."""
@@ -196,53 +215,70 @@ class AttentionPlan:
     def _view(self, row: Row, begin: int, n: int) -> _RowView:
         cache, layout = self.cache, self.cache.layout
         device = cache.device
-        saturated = row.start + n > layout.sinks + layout.window
         if row.branch is None:
             end = row.start + n
+            saturated = end > layout.sinks + layout.window
             pos = cache.positions(end)
             query = torch.arange(row.start, end, device=device)
-            mask = _additive(visible(pos, query, layout, row.stream.origin))
+            seen = _padded(visible(pos, query, layout, row.stream.origin), layout.slot_tokens)
             write = cache.ring_index(row.start, n)
-            return _RowView(begin, begin + n, row.stream.index, len(pos), mask, write, saturated)
+            slot, used = row.stream.index, seen.shape[1]
+            return _RowView(begin, begin + n, slot, used, seen, write, saturated)
         branch = row.branch
         pos = cache.positions(row.stream.length)
         scratch = branch.length + n
-        own = torch.arange(scratch, device=device)[None, :]
-        query = torch.arange(branch.length, scratch, device=device)[:, None]
-        seen = visible_to_branch(pos, branch.fork, layout, row.stream.origin)[None, :].expand(n, -1)
+        own = torch.arange(scratch, device=device)
+        seen = visible_to_branch(pos, branch.fork, layout, row.stream.origin)[None, :]
+        seen = _padded(seen, layout.slot_tokens).expand(n, -1)
+        own_seen = _padded(own[None, :] <= own[branch.length :, None], layout.branch_tokens)
         return _RowView(
             begin,
             begin + n,
             row.stream.index,
-            len(pos),
-            _additive(torch.cat((seen, own <= query), dim=1)),
-            torch.arange(branch.length, scratch, device=device),
+            seen.shape[1],
+            torch.cat((seen, own_seen), dim=1),
+            own[branch.length :],
             branch.fork > layout.sinks + layout.window,
             branch.region,
-            scratch,
+            own_seen.shape[1],
         )
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
-        """One layer: write the new keys and values, then attend row by row.
+    def attend(self, layer: int, qk: Tensor, v: Tensor, scaling: float) -> Tensor:
+        """One layer: rotate, write the new keys and values, attend.
 
-        ``q`` ``[1, heads, T, dim]``, ``k``/``v`` ``[1, kv_heads, T, dim]``, rotated at absolute
-        positions → ``[1, T, heads, dim]``. Mutates the cache in the places of the rows' new tokens.
+        ``qk`` ``[T, heads + kv_heads, dim]`` queries and keys, not rotated, ``v``
+        ``[T, kv_heads, dim]`` → ``[T, heads * dim]``. Mutates the cache in the places of the rows'
+        new tokens.
         """
-        self._write(layer, k[0], v[0])
-        sink_q = q[0]
-        if self._sink_cos is not None and self._sink_sin is not None:
-            sink_q = rotate(q[0], self._sink_cos, self._sink_sin)
-        out = torch.empty_like(q[0])
-        for view in self._views:
-            span = slice(view.begin, view.end)
-            out[:, span] = self._attend_row(layer, view, q[0, :, span], sink_q[:, span], scaling)
+        rotated, heads = self.rope.rotated, qk.shape[1] - self.cache.shape.kv_heads
+        turned = rotate(qk, *self._turns, rotated)
+        q = turned[:, :heads]
+        self._write(layer, turned[:, heads:], v)
+        sink_q = q
+        if self._sink_turns is not None:
+            sink_q = rotate(qk[:, :heads], *self._sink_turns, rotated)
+        if len(self._groups) == 1 and not self._long and self._covers_all(self._groups[0]):
+            return self._attend_group(layer, self._groups[0], q, sink_q, scaling)
+        out = q.new_empty(len(q), heads * q.shape[2])
         for group in self._groups:
-            attended = self._attend_group(layer, group, q[0], sink_q, scaling)
-            out[:, group.tokens[group.real]] = attended
-        return out.transpose(0, 1)[None]
+            attended = self._attend_group(layer, group, q, sink_q, scaling)
+            if group.real is None:
+                out[group.picked] = attended
+            else:
+                assert isinstance(group.picked, Tensor)
+                out[group.picked[group.real]] = attended[group.real]
+        for row in self._long:
+            span = slice(row.view.begin, row.view.end)
+            out[span] = self._attend_long(layer, row, q[span], sink_q[span], scaling)
+        return out
+
+    def _covers_all(self, group: _Group) -> bool:
+        """Whether the group's tokens are all there are, in their order."""
+        picked = group.picked
+        return isinstance(picked, slice) and picked == slice(0, len(self.tokens))
 
     def _write(self, layer: int, k: Tensor, v: Tensor) -> None:
-        """Put the new keys and values ``[kv_heads, T, dim]`` of all rows in their places."""
+        """Put the new keys and values ``[T, kv_heads, dim]`` of all rows in their places."""
         cache = self.cache
         for writes, keys, values in (
             (self._stream_writes, cache.keys, cache.values),
@@ -250,8 +286,9 @@ class AttentionPlan:
         ):
             if writes is not None:
                 at = (writes.rows, slice(None), writes.places)
-                keys[layer][at] = k[:, writes.tokens].transpose(0, 1)
-                values[layer][at] = v[:, writes.tokens].transpose(0, 1)
+                every = len(writes.rows) == len(k)
+                keys[layer][at] = k if every else k[writes.tokens]
+                values[layer][at] = v if every else v[writes.tokens]
 
     def _collect(self, views: list[_RowView]) -> _Writes | None:
         if not views:
@@ -268,23 +305,27 @@ class AttentionPlan:
     def _group(self, views: list[_RowView]) -> _Group:
         """Pad the rows' masks and queries to common sizes. What is padded is masked out."""
         device, r = self.cache.device, len(views)
-        n = max(v.end - v.begin for v in views)
+        lengths = [v.end - v.begin for v in views]
+        n = max(lengths)
         used, scratch = max(v.used for v in views), max(v.scratch for v in views)
-        place = torch.arange(n, device=device)
-        counts = torch.tensor([v.end - v.begin for v in views], device=device)[:, None]
-        begins = torch.tensor([v.begin for v in views], device=device)[:, None]
-        mask = torch.full((r, n, used + scratch), -torch.inf, device=device)
-        for at, view in enumerate(views):
-            own = mask[at, : view.end - view.begin]
+        seen = torch.zeros((r, n, used + scratch), dtype=torch.bool, device=device)
+        picked: list[int] = []
+        for at, (view, length) in enumerate(zip(views, lengths, strict=True)):
+            own = seen[at, :length]
             own[:, : view.used] = view.mask[:, : view.used]
             own[:, used : used + view.scratch] = view.mask[:, view.used :]
-            mask[at, view.end - view.begin :] = mask[at, view.end - view.begin - 1]
+            seen[at, length:] = seen[at, length - 1]
+            picked += [min(view.begin + i, view.end - 1) for i in range(n)]
+        real = None
+        if min(lengths) < n:
+            real = torch.tensor([i < length for length in lengths for i in range(n)], device=device)
         return _Group(
             slots=slice(views[0].slot, views[-1].slot + 1),
             used=used,
-            tokens=begins + torch.minimum(place[None], counts - 1),
-            real=place[None] < counts,
-            mask=mask[:, None, None],
+            picked=_picked(picked, device),
+            real=real,
+            shape=(r, n),
+            mask=self._additive(seen)[:, None, None],
             rotate_sinks=any(v.rotate_sinks for v in views),
             regions=_picked([v.region for v in views], device) if views[0].region >= 0 else None,
             scratch=scratch,
@@ -293,16 +334,15 @@ class AttentionPlan:
     def _attend_group(
         self, layer: int, group: _Group, q: Tensor, sink_q: Tensor, scaling: float
     ) -> Tensor:
-        """Attention of all rows of a group. ``q``, ``sink_q`` ``[heads, T, dim]`` →
-        ``[heads, tokens of the group, dim]`` in the order of ``group.tokens[group.real]``."""
+        """Attention of all rows of a group, explicitly. ``q``, ``sink_q`` ``[T, heads, dim]`` →
+        ``[r * n, heads * dim]``."""
         cache, s = self.cache, self.cache.layout.sinks
-        heads, _, dim = q.shape
-        kv_heads = cache.shape.kv_heads
-        r, n = group.tokens.shape
+        kv_heads, dim = cache.shape.kv_heads, cache.shape.head_dim
+        r, n = group.shape
 
         def grouped(x: Tensor) -> Tensor:  # → [r, kv_heads, query heads of one KV head * n, dim]
-            picked = x[:, group.tokens] * scaling
-            return picked.transpose(0, 1).reshape(r, kv_heads, -1, dim)
+            split = (x[group.picked] * scaling).view(r, n, kv_heads, -1, dim)
+            return split.permute(0, 2, 3, 1, 4).reshape(r, kv_heads, -1, dim)
 
         query = grouped(q)
         key = cache.keys[layer][group.slots, :, : group.used].transpose(2, 3)
@@ -315,51 +355,102 @@ class AttentionPlan:
             own_key = cache.branch_keys[layer][group.regions, :, : group.scratch]
             parts.append(query @ own_key.transpose(2, 3))
         scores = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
-        scores = scores.float().view(r, kv_heads, -1, n, scores.shape[-1])
-        probs = torch.softmax(scores + group.mask, dim=-1).to(value.dtype)
+        masked = scores.view(r, kv_heads, -1, n, scores.shape[-1]) + group.mask
+        probs = torch.softmax(masked, dim=-1, dtype=torch.float32).to(value.dtype)
         probs = probs.view(r, kv_heads, -1, probs.shape[-1])
         out = probs[..., : group.used] @ value
         if group.regions is not None:
             own_value = cache.branch_values[layer][group.regions, :, : group.scratch]
             out = out + probs[..., group.used :] @ own_value
-        return out.view(r, heads, n, dim).transpose(0, 1)[:, group.real]
+        return out.view(r, kv_heads, -1, n, dim).permute(0, 3, 1, 2, 4).reshape(r * n, -1)
 
-    def _attend_row(
-        self, layer: int, view: _RowView, q: Tensor, sink_q: Tensor, scaling: float
+    def _in_parts(self, view: _RowView) -> _Long:
+        s = self.cache.layout.sinks
+        sinks = s if view.rotate_sinks else 0
+        parts = [
+            self._part(view.mask[:, :sinks], slice(0, sinks), rotate_sinks=True),
+            self._part(view.mask[:, sinks : view.used], slice(sinks, view.used)),
+            self._part(view.mask[:, view.used :], slice(0, view.scratch), own=True),
+        ]
+        return _Long(view, [part for part in parts if part is not None])
+
+    def _part(
+        self, seen: Tensor, keys: slice, *, rotate_sinks: bool = False, own: bool = False
+    ) -> _Part | None:
+        if not bool(seen.any()):
+            return None
+        mask = None if bool(seen.all()) else self._additive(seen)[None, None]
+        blind = ~seen.any(dim=1)
+        return _Part(keys, rotate_sinks, own, mask, blind if bool(blind.any()) else None)
+
+    def _attend_long(
+        self, layer: int, row: _Long, q: Tensor, sink_q: Tensor, scaling: float
     ) -> Tensor:
-        """Explicit attention of one row. ``q``, ``sink_q`` ``[heads, n, dim]`` → same shape."""
-        cache, s = self.cache, self.cache.layout.sinks
-        heads, n, dim = q.shape
+        """Attention of one long row. ``q``, ``sink_q`` ``[n, heads, dim]`` → ``[n, heads * dim]``."""
+        cache, view = self.cache, row.view
+        n, heads, dim = q.shape
         kv_heads = cache.shape.kv_heads
-        grouped = (kv_heads, heads // kv_heads * n, dim)  # query heads of one KV head side by side
-        q = (q * scaling).reshape(grouped)
-        key = cache.keys[layer][view.slot, :, : view.used]
-        value = cache.values[layer][view.slot, :, : view.used]
-        if view.rotate_sinks:
-            parts = [
-                (sink_q * scaling).reshape(grouped) @ key[:, :s].transpose(1, 2),
-                q @ key[:, s:].transpose(1, 2),
-            ]
-        else:
-            parts = [q @ key.transpose(1, 2)]
-        if view.region >= 0:
-            own_key = cache.branch_keys[layer][view.region, :, : view.scratch]
-            parts.append(q @ own_key.transpose(1, 2))
-        scores = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
-        scores = scores.float().view(kv_heads, -1, n, scores.shape[-1])
-        probs = torch.softmax(scores + view.mask, dim=-1).to(value.dtype)
-        probs = probs.view(kv_heads, -1, probs.shape[-1])
-        out = probs[..., : view.used] @ value
-        if view.region >= 0:
-            own_value = cache.branch_values[layer][view.region, :, : view.scratch]
-            out = out + probs[..., view.used :] @ own_value
-        return out.view(heads, n, dim)
+        group = heads // kv_heads
+        outs, sums = [], []
+        for part in row.parts:
+            pools = (cache.keys, cache.values)
+            at = view.slot
+            if part.own:
+                pools, at = (cache.branch_keys, cache.branch_values), view.region
+            # Query heads of one KV head are a batch that shares its keys without copying them.
+            key, value = (pool[layer][at, :, part.keys].expand(group, -1, -1, -1) for pool in pools)
+            query = (sink_q if part.rotate_sinks else q).view(n, kv_heads, group, dim)
+            out, total = _attend_part(
+                query.permute(2, 1, 0, 3), key, value, part.mask, scaling
+            )  # [group, kv_heads, n, dim], [group, kv_heads, n]
+            if part.blind is not None:
+                total = total.masked_fill(part.blind, -torch.inf)
+            outs.append(out)
+            sums.append(total)
+        merged = outs[0]
+        if len(outs) > 1:
+            weights = torch.softmax(torch.stack(sums), dim=0)[..., None]
+            merged = sum(w * out for w, out in zip(weights, outs, strict=True)).to(q.dtype)
+        return merged.permute(2, 1, 0, 3).reshape(n, heads * dim)
 
     def commit(self) -> None:
         """Advance the frontiers by what the forward has written. Call once, after it succeeded."""
         for row in self.rows:
             target = row.branch if row.branch is not None else row.stream
             target.length += len(row.tokens)
+
+    def _additive(self, seen: Tensor) -> Tensor:
+        """Bool mask → mask to add to scores (0 where seen, -inf where not)."""
+        zero = torch.zeros(seen.shape, dtype=self.cache.dtype, device=seen.device)
+        return zero.masked_fill_(~seen, -torch.inf)
+
+
+def _attend_part(
+    q: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention and the logarithm of its sum of exponentials (fp32): ``q``
+    ``[batch, heads, n, dim]``, ``key``/``value`` ``[batch, heads, keys, dim]``."""
+    if q.device.type == "cpu":
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, key, value, 0.0, False, attn_mask=mask, scale=scaling
+        )
+        return found[0], found[1]
+    scores = (q * scaling @ key.transpose(2, 3)).float()
+    if mask is not None:
+        scores = scores + mask
+    total = torch.logsumexp(scores, dim=-1)
+    probs = torch.softmax(scores, dim=-1).to(value.dtype)
+    return probs @ value, total
+
+
+def _is_long(view: _RowView) -> bool:
+    return view.end - view.begin > GROUP_TOKENS
+
+
+def _padded(seen: Tensor, most: int) -> Tensor:
+    """Add columns that nobody sees, up to a multiple of PAD and at most ``most``."""
+    more = min(-(-seen.shape[1] // PAD) * PAD, most) - seen.shape[1]
+    return nn.functional.pad(seen, (0, more)) if more else seen
 
 
 def _runs(views: list[_RowView]) -> list[list[_RowView]]:
@@ -368,11 +459,11 @@ def _runs(views: list[_RowView]) -> list[list[_RowView]]:
     runs: list[list[_RowView]] = []
     kinds: dict[tuple[bool, int], list[list[_RowView]]] = {}
     for view in sorted(views, key=lambda v: v.slot):
-        n = view.end - view.begin
-        if n > GROUP_TOKENS:
+        if _is_long(view):
             runs.append([view])
             continue
-        open_runs = kinds.setdefault((view.region >= 0, (n - 1).bit_length()), [])
+        kind = (view.region >= 0, (view.end - view.begin - 1).bit_length())
+        open_runs = kinds.setdefault(kind, [])
         run = next((run for run in open_runs if run[-1].slot == view.slot - 1), None)
         if run is not None:
             run.append(view)
@@ -387,27 +478,3 @@ def _picked(indices: list[int], device: torch.device) -> Tensor | slice:
     if indices == list(range(first, last + 1)):
         return slice(first, last + 1)
     return torch.tensor(indices, device=device)
-
-
-def _additive(seen: Tensor) -> Tensor:
-    """Bool mask → fp32 mask to add to scores (0 where seen, -inf where not)."""
-    return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
-
-
-def streaming_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    ctx: AttentionPlan | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """The function transformers calls for every layer (``AttentionInterface``); see the module doc."""
-    if ctx is None:
-        raise ValueError("this model only runs through operators.model.DecoderModel.forward")
-    layer = module.layer_idx
-    assert isinstance(layer, int)
-    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return ctx.attend(layer, query, key, value, factor), None

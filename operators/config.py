@@ -28,7 +28,7 @@ LANGUAGES = {
     "zh": "Chinese",
 }
 
-DTYPES = ("auto", "fp32", "bf16", "int8")
+DTYPES = ("auto", "fp32", "bf16", "int8", "int4")
 DRAFTERS = ("auto", "none", "ngram", "previous", "combined", "draft")
 TASKS = ("summary", "compaction", "translation", "answer")
 ACCEPTANCES = ("coupled", "rejection")

@@ -5,14 +5,13 @@
 * ``ingest``: transcript and prompt tokens, many per forward (compute bound);
 * ``generation``: decode and verify, a few per forward (bound by reading the weights).
 
-Each role has its own weights (bf16, int8 or fp32), fixed at load. A token's weights depend on its
-role only, never on block length or neighbours, so that draft length cannot change the text.
+Each role has its own weights (fp32 or bf16; for generation also int8 and int4, operators.quantization),
+fixed at load. A token's weights depend on its role only, never on block length or neighbours, so that
+draft length cannot change the text.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -22,15 +21,15 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from operators.attention import ATTENTION_NAME, AttentionPlan, Rope, Row, streaming_attention
+from operators import quantization
+from operators.attention import AttentionPlan, Rope, Row
 from operators.errors import ModelError
 from operators.kv_cache import KvCache, KvLayout, KvShape
+from operators.network import Network, from_transformers
 from operators.text import HubTokenizer, Tokenizer
-
-AttentionInterface.register(ATTENTION_NAME, streaming_attention)
 
 Role = Literal["ingest", "generation"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -40,37 +39,6 @@ INT8_ROWS = 3
 """Up to this many rows at once, int8 weights are the faster choice for generation on a CPU with
 bf16 instructions: measured per forward of n tokens, int8 wins up to about 6, bf16 from 8 on, and a
 row with drafts is two to three tokens (docs/benchmarks.md)."""
-
-
-class Int8Linear(nn.Module):
-    """A linear layer with int8 weights, one scale per output channel, bf16 activations.
-
-    Weight-only quantisation (symmetric, round to nearest). Uses torch's own CPU kernel; on other
-    devices the weight is dequantised on the fly. ``weight`` int8 ``[out, in]``, ``scales`` bf16
-    ``[out]``.
-    """
-
-    weight: Tensor
-    scales: Tensor
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        full = linear.weight.detach().float()
-        scales = (full.abs().amax(dim=1) / 127).clamp(min=1e-8)
-        quantised = (full / scales[:, None]).round().clamp(-127, 127)
-        self.register_buffer("weight", quantised.to(torch.int8))
-        self.register_buffer("scales", scales.to(torch.bfloat16))
-        self.bias = linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        if x.device.type == "cpu":
-            out = torch._weight_int8pack_mm(flat.contiguous(), self.weight, self.scales)
-        else:
-            out = (flat @ self.weight.to(x.dtype).t()) * self.scales
-        if self.bias is not None:
-            out = out + self.bias
-        return out.view(*x.shape[:-1], -1)
 
 
 class DecoderModel:
@@ -102,19 +70,43 @@ class DecoderModel:
         self.shape = KvShape(config.num_hidden_layers, kv_heads, head_dim)
         self.vocab_size = int(config.vocab_size)
         self._config = config
-        config._attn_implementation = ATTENTION_NAME
         network = network.to(self.device, self.dtype).eval()
         network.requires_grad_(False)
-        self._networks: dict[str, Any] = {"ingest": network, "generation": network}
-        if dtype_generation == "int8":
-            self._networks["generation"] = _int8_twin(network)
-        if dtype_ingest == "int8":
-            raise ModelError("dtype_ingest=int8 is slower than bf16 for blocks: use bf16 or fp32")
-        if dtype_generation not in ("int8", dtype_ingest):
+        self._fingerprint = _fingerprint(network)
+        ingest = from_transformers(network)
+        self._networks: dict[str, Network] = {"ingest": ingest, "generation": ingest}
+        if dtype_ingest not in DTYPES:
             raise ModelError(
-                f"dtype_generation={dtype_generation} does not go with dtype_ingest={dtype_ingest}:"
-                " use the same, or int8 beside bf16"
+                f"dtype_ingest={dtype_ingest} is slower than bf16 for blocks: use bf16"
             )
+        self.use_for_generation(dtype_generation)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output matrix is the embedding itself, held once."""
+        ingest = self._networks["ingest"]
+        head = ingest.head.weight
+        return isinstance(head, Tensor) and head.data_ptr() == ingest.embedding.data_ptr()
+
+    def use_for_generation(self, dtype: str) -> None:
+        """Make this the weights of generation: int8 or int4 beside bf16, or ingest's own type.
+
+        Takes seconds to a minute for the quantised ones. To be called before anything is generated:
+        what tokens are made with must not change while a stream lives. Raises ModelError for types
+        that do not go together.
+        """
+        ingest, own = self._networks["ingest"], self.dtypes["ingest"]
+        self._networks["generation"] = ingest  # free the old ones before making others
+        if dtype in quantization.BODY and own == "bf16":
+            self._networks["generation"] = ingest.requantised(
+                quantization.BODY[dtype], quantization.HEAD
+            )
+        elif dtype != own:
+            raise ModelError(
+                f"dtype_generation={dtype} does not go with dtype_ingest={own}:"
+                " use the same, or int8 or int4 beside bf16"
+            )
+        self.dtypes["generation"] = dtype
 
     def new_cache(self, layout: KvLayout, *, slots: int, branches: int) -> KvCache:
         """Allocate a cache for this model; freezes length-dependent RoPE at the cache's size.
@@ -128,8 +120,6 @@ class DecoderModel:
                 f"{size} tokens, but {self.name} was trained for {self.max_context}: lower `window`"
             )
         self.rope = make_rope(self._config, size)
-        for network in {id(n): n for n in self._networks.values()}.values():
-            network.model.rotary_emb = self.rope
         return KvCache(
             self.shape,
             layout,
@@ -147,47 +137,37 @@ class DecoderModel:
         raises, nothing has been appended.
         """
         plan = AttentionPlan(cache, rows, self.rope)
-        network = self._networks[role]
-        hidden = network.model(
-            input_ids=plan.tokens, position_ids=plan.positions, use_cache=False, ctx=plan
-        ).last_hidden_state
-        logits: Tensor = network.lm_head(hidden[0, plan.wanted]).float()
+        logits = self._networks[role].forward(plan).float()
         plan.commit()
         return logits
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """Short hash of the architecture and of samples of every weight: equal for equal models."""
-        unlike = {"_name_or_path", "transformers_version", "dtype"}  # may differ for equal models
-        config = {k: v for k, v in self._config.to_dict().items() if k not in unlike}
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-        for name, tensor in self._networks["ingest"].named_parameters():
-            flat = tensor.detach().flatten()
-            sample = (
-                torch.cat((flat[:64], flat[flat.numel() // 2 :][:64], flat[-64:])).float().cpu()
-            )
-            digest.update(f"{name} {tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return self._fingerprint
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights held, shared ones once."""
-        seen: dict[int, int] = {}
-        for network in self._networks.values():
-            for tensor in (*network.parameters(), *network.buffers()):
-                seen[tensor.data_ptr()] = tensor.nbytes
-        return sum(seen.values())
+        storages = {
+            storage.data_ptr(): storage.nbytes()
+            for network in self._networks.values()
+            for tensor in network.tensors()
+            for storage in [tensor.untyped_storage()]
+        }
+        return sum(storages.values())
 
 
-def _int8_twin(network: nn.Module) -> nn.Module:
-    """A copy of the network that shares everything but its linear layers, which become int8."""
-    linears = {id(m): m for m in network.modules() if isinstance(m, nn.Linear)}
-    memo: dict[int, Any] = {id(p): p for p in (*network.parameters(), *network.buffers())}
-    memo[id(network.config)] = network.config
-    twins: dict[int, Int8Linear] = {}
-    for key, linear in linears.items():
-        twins[key] = memo[key] = Int8Linear(linear)
-    return copy.deepcopy(network, memo)
+def _fingerprint(network: Any) -> str:
+    unlike = {"_name_or_path", "transformers_version", "dtype"}  # may differ for equal models
+    config = {k: v for k, v in network.config.to_dict().items() if k not in unlike}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in network.named_parameters():
+        flat = tensor.detach().flatten()
+        middle = flat[flat.numel() // 2 :]
+        sample = torch.cat((flat[:64], middle[:64], flat[-64:])).float().cpu()
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def check_supported(config: Any) -> None:

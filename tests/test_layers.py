@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 OPERATOR_LAYERS = [
     {"errors", "types", "config", "observer"},
     {"kv_cache", "attention", "verify", "text", "model", "drafting"}
-    | {"sampling", "draft_control", "draft_model"},
+    | {"sampling", "draft_control", "draft_model", "network", "quantization"},
     {"generation", "session", "scheduler", "tasks", "snapshot", "restore"}
     | {"intake", "updates", "requests", "runner", "parking", "archive"},
     {"stream_operator", "stream"},

@@ -14,9 +14,12 @@ import torch
 from safetensors.torch import load, save
 
 from operators.errors import CapacityError, SnapshotError
+from operators.model import DecoderModel
 from operators.stream_operator import StreamOperator
 from operators.types import Emission, Segment, SessionState
-from tests.test_stream_operator import drain, make, speech
+from tests.engine import ToyTokenizer
+from tests.test_stream_operator import CONFIG, Clock, drain, make, speech
+from tests.toy import toy_model
 
 ROOT = Path(__file__).parent.parent
 SPEECH = speech("a", 60)
@@ -159,11 +162,10 @@ def test_another_operators_snapshot_is_refused_and_says_why(changes: dict, what:
 
 
 def test_another_models_snapshot_is_refused() -> None:
-    other = make()
-    weight = other.model._networks["ingest"].model.norm.weight
-    weight.data[0] += 1
-    del other.model.__dict__["fingerprint"]
-    other._archive.identity["model"] = other.model.fingerprint
+    network = toy_model()
+    network.model.norm.weight.data[0] += 1
+    changed = DecoderModel(network, ToyTokenizer(), name="toy-llama")
+    other = StreamOperator(changed, CONFIG, clock=Clock())
     with pytest.raises(SnapshotError, match="another model"):
         other.open("a", snapshot=a_snapshot())
 

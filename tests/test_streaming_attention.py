@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from operators.attention import AttentionPlan, Row
 from operators.errors import CapacityError, ModelError
 from operators.kv_cache import bytes_per_stream
 from operators.model import check_supported
+from operators.network import Norm
 from tests.engine import SINKS, Driver, assert_same_logits, layout, random_tokens, toy_decoder
 from tests.reference import StreamReference
 from tests.toy import ARCHITECTURES, toy_model
@@ -250,6 +254,17 @@ def test_models_that_cannot_be_run_exactly_are_refused() -> None:
         toy_decoder().new_cache(layout(window=4096), slots=1, branches=1)
 
 
+def _broken_at_call(number: int) -> Callable[..., Tensor]:
+    count, whole = itertools.count(1), Norm.__call__
+
+    def norm(self: Norm, x: Tensor) -> Tensor:
+        if next(count) == number:
+            raise ZeroDivisionError
+        return whole(self, x)
+
+    return norm
+
+
 def test_half_done_forward_appends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device fault in the middle of a step: the same step can simply be run again."""
     driver = Driver(toy_decoder(), layout())
@@ -257,9 +272,8 @@ def test_half_done_forward_appends_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     tokens = random_tokens(60, seed=14)
     driver.feed(slot, tokens, random.Random(4))
     reference.ingest(tokens)
-    network = driver.model._networks["ingest"]
     with monkeypatch.context() as patch:
-        patch.setattr(network.model.norm, "forward", lambda *_: 1 / 0)
+        patch.setattr(Norm, "__call__", _broken_at_call(5))  # two layers have four, the last is one
         with pytest.raises(ZeroDivisionError):
             driver.run([Row(slot, [1, 2, 3])])
     assert slot.length == len(SINKS) + 60

@@ -1,0 +1,145 @@
+"""Linear layers with fewer bits per weight, for the few tokens of a generation step.
+
+A short forward costs what reading its weights costs, so fewer bits make it faster; a long one costs
+arithmetic, where bf16 is better. Weights only are quantised, from the loaded ones, without data:
+
+* ``int8``: one scale per output channel, symmetric, round to nearest;
+* ``int4``: one scale and one zero per 32 input channels of an output channel. Per group that number
+  of steps is taken which reproduces the weights best, so a model that comes from a four-bit file
+  with the same groups mostly gets its own steps back.
+
+On a CPU torch's own kernels run; elsewhere weights are dequantised on the fly (unmeasured).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+GROUP = 32
+"""Input channels that share a scale and a zero in int4."""
+STEPS = range(15, 7, -1)
+"""How many steps a group's range may be cut into; the best of these is kept."""
+CHUNK = 2048
+"""Output channels quantised at a time: bounds the memory that quantising takes."""
+
+
+class Int8Linear(nn.Module):
+    """``weight`` int8 ``[out, in]``, ``scales`` bf16 ``[out]``; activations bf16 in and out."""
+
+    weight: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        quantised = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+        scales = torch.empty(weight.shape[0], dtype=torch.bfloat16, device=weight.device)
+        for at in range(0, weight.shape[0], CHUNK):
+            full = weight[at : at + CHUNK].detach().float()
+            scale = (full.abs().amax(dim=1) / 127).clamp(min=1e-8)
+            steps = (full / scale[:, None]).round().clamp(-127, 127)
+            quantised[at : at + CHUNK], scales[at : at + CHUNK] = steps, scale
+        self.register_buffer("weight", quantised)
+        self.register_buffer("scales", scales)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` ``[tokens, in]`` → ``[tokens, out]``."""
+        if x.device.type == "cpu":
+            out = torch._weight_int8pack_mm(x.contiguous(), self.weight, self.scales)
+        else:
+            out = (x @ self.weight.to(x.dtype).t()) * self.scales
+        return out if self.bias is None else out + self.bias
+
+
+class Int4Linear(nn.Module):
+    """``weight``: four-bit steps in the kernel's order; ``scales`` bf16 ``[in / 32, out, 2]``: scale and
+    zero, a weight being ``(step - 8) * scale + zero``. Activations bf16 in and out.
+
+    Raises ValueError unless ``in`` is a multiple of 32 and ``out`` of 16 (see :func:`fits_int4`).
+    """
+
+    weight: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        if not fits_int4(weight):
+            raise ValueError(f"a weight of shape {tuple(weight.shape)} does not fit int4 groups")
+        self.out_features, self.in_features = weight.shape
+        parts = [quantise_int4(rows.detach()) for rows in weight.split(CHUNK)]
+        steps = torch.cat([steps for steps, _ in parts])
+        scales = torch.cat([scales for _, scales in parts])
+        if weight.device.type == "cpu":
+            packed = torch._convert_weight_to_int4pack_for_cpu(steps.int(), 1)
+        else:
+            packed = steps[:, ::2] << 4 | steps[:, 1::2]
+        self.register_buffer("weight", packed)
+        self.register_buffer("scales", scales.transpose(0, 1).contiguous())
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` ``[tokens, in]`` → ``[tokens, out]``."""
+        if x.device.type == "cpu":
+            out = torch._weight_int4pack_mm_for_cpu(x.contiguous(), self.weight, GROUP, self.scales)
+        else:
+            out = x @ self._dequantised().to(x.dtype).t()
+        return out if self.bias is None else out + self.bias
+
+    def _dequantised(self) -> Tensor:
+        steps = torch.stack((self.weight >> 4, self.weight & 15), dim=-1)
+        return dequantise_int4(
+            steps.view(self.out_features, self.in_features), self.scales.transpose(0, 1)
+        )
+
+
+def fits_int4(weight: Tensor) -> bool:
+    """Whether the int4 kernel takes a weight ``[out, in]`` of this shape."""
+    return weight.shape[1] % GROUP == 0 and weight.shape[0] % 16 == 0
+
+
+def quantise_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """``[out, in]`` → steps uint8 ``[out, in]`` of 0 to 15, and scale and zero bf16
+    ``[out, in / 32, 2]``."""
+    out, size = weight.shape
+    groups = weight.float().view(out, size // GROUP, GROUP)
+    low, high = groups.aminmax(dim=-1, keepdim=True)
+    best_steps = torch.zeros(groups.shape, dtype=torch.uint8, device=weight.device)
+    best_scales = torch.zeros(*groups.shape[:2], 2, dtype=torch.bfloat16, device=weight.device)
+    best_error = torch.full(groups.shape[:2], torch.inf, device=weight.device)
+    for count in STEPS:
+        scale = ((high - low) / count).clamp(min=1e-8)
+        steps = ((groups - low) / scale).round().clamp(0, 15).to(torch.uint8)
+        scales = torch.cat((scale, low + 8 * scale), dim=-1).to(torch.bfloat16)
+        kept = dequantise_int4(steps.view(out, size), scales).view_as(groups)
+        error = (kept - groups).square().sum(dim=-1)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_steps = torch.where(better[..., None], steps, best_steps)
+        best_scales = torch.where(better[..., None], scales, best_scales)
+    return best_steps.view(out, size), best_scales
+
+
+def dequantise_int4(steps: Tensor, scales: Tensor) -> Tensor:
+    """What steps ``[out, in]`` with scale and zero ``[out, in / 32, 2]`` stand for, fp32."""
+    grouped = steps.float().view(*scales.shape[:2], GROUP)
+    scale, zero = scales.float().unbind(-1)
+    return ((grouped - 8) * scale[..., None] + zero[..., None]).view(steps.shape)
+
+
+def int4_or_int8(weight: Tensor, bias: Tensor | None = None) -> nn.Module:
+    """int4 where the shape allows it, int8 elsewhere."""
+    return (Int4Linear if fits_int4(weight) else Int8Linear)(weight, bias)
+
+
+BODY: dict[str, Callable[[Tensor, Tensor | None], nn.Module]] = {
+    "int8": Int8Linear,
+    "int4": int4_or_int8,
+}
+"""Type of generation weights → what becomes of a layer's matrices."""
+HEAD = Int8Linear
+"""What becomes of the output matrix with either: its errors go straight into the logits."""
