@@ -139,7 +139,7 @@ class Rope:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> Tensor:
     """Rotate ``x`` ``[T, heads, dim]`` by :meth:`Rope.turns`: channel c with c + rotated / 2 (both
-    within the first ``rotated``)."""
+    within the first ``rotated``). Any shape of x will do that cos and sin fit."""
     half = rotated // 2
     swapped = torch.cat((x[..., half:rotated], x[..., :half], x[..., rotated:]), dim=-1)
     return torch.addcmul(x * cos, swapped, sin)

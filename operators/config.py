@@ -28,7 +28,7 @@ LANGUAGES = {
     "zh": "Chinese",
 }
 
-DTYPES = ("auto", "fp32", "bf16", "int8", "int4")
+DTYPES = ("auto", "fp32", "bf16", "int8", "w8a8", "int4")
 DRAFTERS = ("auto", "none", "ngram", "previous", "combined", "draft")
 TASKS = ("summary", "compaction", "translation", "answer")
 ACCEPTANCES = ("coupled", "rejection")

@@ -5,9 +5,9 @@
 * ``ingest``: transcript and prompt tokens, many per forward (compute bound);
 * ``generation``: decode and verify, a few per forward (bound by reading the weights).
 
-Each role has its own weights (fp32 or bf16; for generation also int8 and int4, operators.quantization),
-fixed at load. A token's weights depend on its role only, never on block length or neighbours, so that
-draft length cannot change the text.
+Each role has its own weights (fp32 or bf16; for generation also int8, w8a8 and int4, see
+operators.quantization), fixed at load. A token's weights depend on its role only, never on block
+length or neighbours, so that draft length cannot change the text.
 """
 
 from __future__ import annotations
@@ -35,10 +35,6 @@ Role = Literal["ingest", "generation"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 """Architectures (``model_type``) with a conformity test against the slow reference."""
-INT8_ROWS = 3
-"""Up to this many rows at once, int8 weights are the faster choice for generation on a CPU with
-bf16 instructions: measured per forward of n tokens, int8 wins up to about 6, bf16 from 8 on, and a
-row with drafts is two to three tokens (docs/benchmarks.md)."""
 
 
 class DecoderModel:
@@ -89,7 +85,7 @@ class DecoderModel:
         return isinstance(head, Tensor) and head.data_ptr() == ingest.embedding.data_ptr()
 
     def use_for_generation(self, dtype: str) -> None:
-        """Make this the weights of generation: int8 or int4 beside bf16, or ingest's own type.
+        """Make this the weights of generation: int8, w8a8 or int4 beside bf16, or ingest's own type.
 
         Takes seconds to a minute for the quantised ones. To be called before anything is generated:
         what tokens are made with must not change while a stream lives. Raises ModelError for types
@@ -97,14 +93,16 @@ class DecoderModel:
         """
         ingest, own = self._networks["ingest"], self.dtypes["ingest"]
         self._networks["generation"] = ingest  # free the old ones before making others
+        if dtype == "w8a8" and not quantization.runs_w8a8(self.device):
+            raise ModelError("dtype_generation=w8a8 needs a CPU with VNNI instructions: use bf16")
         if dtype in quantization.BODY and own == "bf16":
             self._networks["generation"] = ingest.requantised(
-                quantization.BODY[dtype], quantization.HEAD
+                quantization.BODY[dtype], quantization.HEAD[dtype]
             )
         elif dtype != own:
             raise ModelError(
                 f"dtype_generation={dtype} does not go with dtype_ingest={own}:"
-                " use the same, or int8 or int4 beside bf16"
+                " use the same, or int8, w8a8 or int4 beside bf16"
             )
         self.dtypes["generation"] = dtype
 
@@ -209,12 +207,11 @@ def load_model(
     device: str = "auto",
     dtype_ingest: str = "auto",
     dtype_generation: str = "auto",
-    rows: int = 1,
 ) -> DecoderModel:
     """Load a local folder (or hub name) of safetensors + tokenizer.
 
-    ``device`` auto: CUDA where there is one, else CPU. Types auto: bf16 for ingest; for generation
-    int8 on a CPU that decodes few ``rows`` at once, else bf16 (see INT8_ROWS).
+    ``device`` auto: CUDA where there is one, else CPU. Types auto: bf16, for generation the same as
+    for ingest (a measured choice is up to the caller: :meth:`DecoderModel.use_for_generation`).
     Raises ModelError with what to do when the model is missing or cannot be run exactly.
     """
     if device == "auto":
@@ -222,8 +219,7 @@ def load_model(
     if dtype_ingest == "auto":
         dtype_ingest = "fp32" if dtype_generation == "fp32" else "bf16"
     if dtype_generation == "auto":
-        few = device == "cpu" and dtype_ingest == "bf16" and rows <= INT8_ROWS
-        dtype_generation = "int8" if few else dtype_ingest
+        dtype_generation = dtype_ingest
     dtype = DTYPES["fp32" if dtype_ingest == "fp32" else "bf16"]
     try:
         config = AutoConfig.from_pretrained(path)

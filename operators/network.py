@@ -175,7 +175,7 @@ def _joined(*parts: nn.Linear) -> nn.Linear:
             continue
         whole = torch.cat([tensor.detach() for tensor in own])
         setattr(joined, name, nn.Parameter(whole, requires_grad=False))
-        for part, view in zip(parts, whole.split([len(t) for t in own]), strict=True):
+        for part, view in zip(parts, torch.split(whole, [len(t) for t in own]), strict=True):
             setattr(part, name, nn.Parameter(view, requires_grad=False))
     joined.out_features, joined.in_features = joined.weight.shape
     return joined

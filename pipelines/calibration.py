@@ -1,9 +1,12 @@
 """What a forward costs on this machine: measured once per model, kept in the cache folder.
 
-The curve T(n) of a forward of n tokens decides how many tokens are drafted (operators.draft_control).
-It changes the speed, never the text, so an old or a rough one does no harm. A file lies in
-``CACHE/calibration/``, named by what the numbers depend on: processor, threads, model, number types,
-version of torch. To measure again, delete it.
+The curve T(n) of a forward of n tokens decides how many tokens are drafted (operators.draft_control);
+that changes the speed, never the text, so an old or a rough one does no harm. The curves of several
+weight types decide which of them generates (:func:`choose_weights`). That does change texts, in their
+last digits' way, so the choice is kept and every later start takes the same.
+
+A file lies in ``CACHE/calibration/``, named by what the numbers depend on: processor, threads, model,
+number types, version of torch. To measure again, delete it.
 """
 
 from __future__ import annotations
@@ -15,17 +18,18 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from operators.attention import Row
+from operators.config import OperatorConfig
 from operators.draft_control import CostCurve
 from operators.draft_model import FEW
 from operators.errors import ConfigError
 from operators.kv_cache import KvLayout
-from operators.model import DecoderModel, Role
+from operators.model import DecoderModel, Role, load_model
 
 ROUNDS = 5
 LAYOUT = KvLayout(sinks=4, window=256, slack=128, branch_tokens=128)
@@ -37,6 +41,10 @@ DRAFT: Mapping[int, Role] = {
     **dict.fromkeys((32, 128), "ingest"),
 }
 """Of a draft model: decoding, and catching up."""
+AUTOMATIC = ("bf16", "int8")
+"""Weight types that may be chosen for generation when none is asked for."""
+BLOCK = 3
+"""Tokens of a verify block when weight types are compared: an answer's own and two drafts."""
 
 
 def cost_curve(
@@ -50,8 +58,7 @@ def cost_curve(
     Resets the model's rotary tables: call it before the operator makes its cache.
     """
     key = describe_machine(model, blocks)
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    file = cache / "calibration" / f"{name}.json"
+    file = _file(cache, key)
     kept = _read(file, key)
     if kept is not None:
         return kept
@@ -60,6 +67,69 @@ def cost_curve(
     with contextlib.suppress(OSError):  # no room or no right to write: measure again next time
         _write(file, {"key": key, "points": curve.points})
     return curve
+
+
+def load_calibrated(
+    path: Path,
+    config: OperatorConfig,
+    cache: Path,
+    *,
+    name: str,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda message: None,
+) -> DecoderModel:
+    """Load a model with the number types of ``config``; on a CPU, with ``dtype_generation`` auto,
+    with those weights of generation that are fastest here. Raises ModelError."""
+    model = load_model(
+        path,
+        name=name,
+        device=device,
+        dtype_ingest=config.dtype_ingest,
+        dtype_generation=config.dtype_generation,
+    )
+    free = config.dtype_generation == "auto" and model.dtypes["ingest"] == "bf16"
+    if free and model.device.type == "cpu":
+        choose_weights(model, AUTOMATIC, config.branches, cache, say)
+    return model
+
+
+def choose_weights(
+    model: DecoderModel,
+    kinds: Sequence[str],
+    rows: int,
+    cache: Path,
+    say: Callable[[str], None] = lambda message: None,
+) -> str:
+    """Give the model, which must not have generated anything yet, the weights of generation that are
+    fastest for ``rows`` answers at once; returns their type.
+
+    Judged by a step in which every answer decodes one token and one in which each verifies a block
+    of :data:`BLOCK` tokens, with equal weight. Raises ModelError for a type that does not go with
+    the model's.
+    """
+    key = {**describe_machine(model, VERIFY), "dtypes": list(kinds), "rows": rows}
+    file = _file(cache, key)
+    kept = _read_choice(file, key)
+    if kept in kinds:
+        model.use_for_generation(kept)
+        return kept
+    step: dict[str, float] = {}
+    for kind in kinds:
+        say(f"trying {kind} weights for generation")
+        model.use_for_generation(kind)
+        curve = cost_curve(model, VERIFY, cache, say)
+        step[kind] = curve.seconds(rows) + curve.seconds(rows * BLOCK)
+    best = min(kinds, key=step.__getitem__)
+    if best != model.dtypes["generation"]:
+        model.use_for_generation(best)
+    with contextlib.suppress(OSError):
+        _write(file, {"key": key, "choice": best, "seconds": step})
+    return best
+
+
+def _file(cache: Path, key: dict[str, object]) -> Path:
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    return cache / "calibration" / f"{name}.json"
 
 
 def describe_machine(model: DecoderModel, blocks: Mapping[int, Role]) -> dict[str, object]:
@@ -113,6 +183,14 @@ def _read(file: Path, key: dict[str, object]) -> CostCurve | None:
         return CostCurve(tuple((int(n), float(seconds)) for n, seconds in data["points"]))
     except (OSError, ValueError, KeyError, TypeError, ConfigError):
         return None
+
+
+def _read_choice(file: Path, key: dict[str, object]) -> str:
+    try:
+        data = json.loads(file.read_text())
+        return str(data["choice"]) if data["key"] == key else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _write(file: Path, data: dict[str, object]) -> None:

@@ -12,11 +12,11 @@ from safetensors import SafetensorError
 from operators.config import OperatorConfig
 from operators.draft_control import Costs
 from operators.errors import ModelError
-from operators.model import DecoderModel, load_model
+from operators.model import DecoderModel
 from operators.observer import Observer
 from operators.stream_operator import StreamOperator
 from pipelines import model_store, protocol
-from pipelines.calibration import DRAFT, VERIFY, cost_curve
+from pipelines.calibration import DRAFT, VERIFY, cost_curve, load_calibrated
 from pipelines.snapshot_store import idle_store
 
 PROGRESS_SECONDS = 5.0
@@ -34,6 +34,7 @@ def load_operator(
     """
     started = time.monotonic()
     model = _load(load.model, load, config, progress)
+    progress(f"{load.model}: {weights(model)}")
     draft = _load(config.draft_model, load, config, progress) if config.draft_model else None
     operator = StreamOperator(
         model,
@@ -55,14 +56,8 @@ def _load(
     path = model_store.resolve(name, _throttled(progress), gguf_dir=gguf_dir)
     progress(f"loading {name} from {path}")
     with _corrupt(name):
-        return load_model(
-            path,
-            name=name,
-            device=load.device,
-            dtype_ingest=config.dtype_ingest,
-            dtype_generation=config.dtype_generation,
-            rows=config.branches,
-        )
+        cache = model_store.default_cache()
+        return load_calibrated(path, config, cache, name=name, device=load.device, say=progress)
 
 
 @contextmanager
@@ -112,6 +107,7 @@ def describe(operator: StreamOperator, seconds: float) -> protocol.Ready:
     """The report that says what was loaded and what it costs."""
     model, slots = operator.model, operator.config.slots
     per_stream, draft = operator.bytes_per_stream, operator.config.draft_model
+    loaded = f"loaded in {seconds:.1f} s, {weights(model)}"
     return protocol.Ready(
         model=model.name,
         device=str(model.device),
@@ -120,5 +116,12 @@ def describe(operator: StreamOperator, seconds: float) -> protocol.Ready:
         slots=slots,
         bytes_per_stream=per_stream,
         bytes_total=per_stream * slots,
-        description=f"loaded in {seconds:.1f} s" + (f", drafts by {draft}" if draft else ""),
+        description=loaded + (f", drafts by {draft}" if draft else ""),
     )
+
+
+def weights(model: DecoderModel) -> str:
+    """Bytes of all weights held, every one counted once, and their types."""
+    kinds = " + ".join(dict.fromkeys(model.dtypes.values()))
+    tied = ", output tied to the embedding" if model.tied else ""
+    return f"{model.weight_bytes / 1e9:.2f} GB of weights ({kinds}{tied})"

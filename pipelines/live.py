@@ -22,9 +22,9 @@ import time
 from typing import Any
 
 from operators.config import OperatorConfig
-from operators.model import load_model
 from operators.stream_operator import StreamOperator
 from pipelines import model_store
+from pipelines.calibration import load_calibrated
 from pipelines.snapshot_store import idle_store
 
 
@@ -37,12 +37,6 @@ def load_operator(
     streams that have nothing to do, beyond ``host_streams``. Raises ModelError or ConfigError.
     """
     config = OperatorConfig.from_dict(settings)
-    loaded = load_model(
-        model_store.resolve(model),
-        name=model,
-        device=device,
-        dtype_ingest=config.dtype_ingest,
-        dtype_generation=config.dtype_generation,
-        rows=config.branches,
-    )
+    path, cache = model_store.resolve(model), model_store.default_cache()
+    loaded = load_calibrated(path, config, cache, name=model, device=device)
     return StreamOperator(loaded, config, clock=time.monotonic, store=idle_store(spill_url))

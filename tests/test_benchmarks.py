@@ -30,6 +30,7 @@ FIELDS = {
     "restore": {"ratio", "snapshot_bytes", "save_ms", "restore_ms", "prefill_ms", "identical"},
     "perplexity": {"ppl_ratio_recompute", "ppl_ratio_interval", "perplexity", "tenths", "drift"},
     "forward": {"ms_per_forward", "int8_speedup"},
+    "weights": {"tokens", "perplexity", "ppl_ratio", "weight_bytes", "tied"},
     "speculation": {"best_summary_speedup", "retranslation_speedup", "worst_speedup"}
     | {"identical_text", "tasks", "by_drafter", "acceptance_by_position", "cost_curve_ms"},
     "streams": {"ratio_16", "jain", "best", "by_setting", "fairness"},

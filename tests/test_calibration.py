@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from operators.config import OperatorConfig
 from operators.draft_control import CostCurve
+from operators.model import DecoderModel, Role
 from operators.observer import Observer
+from operators.quantization import Int8Linear
 from pipelines import calibration, device_model, protocol
-from pipelines.calibration import DRAFT, VERIFY, cost_curve
-from tests.engine import toy_decoder
+from pipelines.calibration import DRAFT, VERIFY, choose_weights, cost_curve, load_calibrated
+from tests.engine import ToyTokenizer, toy_decoder
+from tests.toy import toy_model
 
 
 def kept(cache: Path) -> list[Path]:
@@ -64,7 +68,7 @@ def test_the_device_measures_both_models_and_drafts_with_one(
     models = {"big": toy_decoder(), "small": toy_decoder(seed=7, layers=1)}
     monkeypatch.setattr(device_model.model_store, "resolve", lambda name, progress, **_: Path(name))
     monkeypatch.setattr(device_model.model_store, "default_cache", lambda: tmp_path)
-    monkeypatch.setattr(device_model, "load_model", lambda path, **_: models[path.name])
+    monkeypatch.setattr(calibration, "load_model", lambda path, **_: models[path.name])
     config = OperatorConfig(draft_model="small", slots=2, branches=2, branch_tokens=1500)
     operator, ready = device_model.load_operator(
         protocol.Load(model="big"), config, Observer(), lambda message: None
@@ -80,11 +84,68 @@ def test_the_device_measures_both_models_and_drafts_with_one(
     assert "small" in ready.description
 
 
+def in_bf16() -> DecoderModel:
+    return DecoderModel(
+        toy_model(), ToyTokenizer(), name="toy", dtype_ingest="bf16", dtype_generation="bf16"
+    )
+
+
+def slow(kind: str, from_tokens: int) -> Callable[..., dict[int, float]]:
+    """A machine on which this type of weights costs ten times as much from so many tokens on."""
+
+    def measure(model: DecoderModel, blocks: Mapping[int, Role]) -> dict[int, float]:
+        slower = model.dtypes["generation"] == kind
+        return {n: 0.01 * n * (10 if slower and n >= from_tokens else 1) for n in blocks}
+
+    return measure
+
+
+def test_the_faster_weights_generate_and_a_restart_takes_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "measure", slow("bf16", 1))
+    first = in_bf16()
+    assert choose_weights(first, ("bf16", "int8"), 1, tmp_path) == "int8"
+    assert isinstance(first._networks["generation"].head, Int8Linear)
+    monkeypatch.setattr(calibration, "measure", slow("int8", 1))  # another load, another day
+    again = in_bf16()
+    assert choose_weights(again, ("bf16", "int8"), 1, tmp_path) == "int8"
+    assert again.dtypes == {"ingest": "bf16", "generation": "int8"}
+
+
+def test_verify_blocks_and_the_number_of_answers_decide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """int8 wins for short forwards and loses for long ones: few answers take it, many do not."""
+
+    def measure(model: DecoderModel, blocks: Mapping[int, Role]) -> dict[int, float]:
+        eight = model.dtypes["generation"] == "int8"
+        return {n: 0.1 + 0.04 * n if eight else 0.2 + 0.01 * n for n in blocks}
+
+    monkeypatch.setattr(calibration, "measure", measure)
+    chosen = [choose_weights(in_bf16(), ("bf16", "int8"), rows, tmp_path) for rows in (1, 8)]
+    assert chosen == ["int8", "bf16"]
+
+
+def test_auto_never_takes_weights_that_were_not_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(model: DecoderModel, blocks: Mapping[int, Role]) -> dict[int, float]:
+        fast = {"bf16": 3.0, "int8": 2.0, "int4": 1.0}[model.dtypes["generation"]]
+        return {n: fast * n for n in blocks}
+
+    monkeypatch.setattr(calibration, "measure", measure)
+    monkeypatch.setattr(calibration, "load_model", lambda path, **_: in_bf16())
+    path, config = Path("toy"), OperatorConfig()
+    assert load_calibrated(path, config, tmp_path, name="toy").dtypes["generation"] == "int8"
+    assert choose_weights(in_bf16(), ("bf16", "int4"), 1, tmp_path) == "int4"
+
+
 def test_without_speculation_nothing_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "measure", None)
     monkeypatch.setattr(device_model.model_store, "resolve", lambda name, progress, **_: Path(name))
-    monkeypatch.setattr(device_model, "load_model", lambda path, **_: toy_decoder())
+    monkeypatch.setattr(calibration, "load_model", lambda path, **_: toy_decoder())
     config = OperatorConfig(drafter="none", branch_tokens=1500)
     device_model.load_operator(protocol.Load(model="big"), config, Observer(), lambda _: None)

@@ -12,7 +12,8 @@ from typing import Protocol, cast
 from pipelines.benchmarks.harness import Result, Run
 
 BENCHMARKS: dict[str, str] = {
-    "forward": "One generation forward of n tokens: bf16 weights against int8.",
+    "forward": "One generation forward of n tokens, by type of weights.",
+    "weights": "What weights of fewer bits cost in perplexity, against bf16.",
     "window": "A token of an endless stream, against recomputing and re-rotating the window.",
     "perplexity": "A book far longer than the window: is it read as well as with every window anew?",
     "memory": "Millions of tokens into one stream: what grows, what slows down?",

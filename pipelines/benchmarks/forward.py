@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from operators.attention import Row
 from operators.kv_cache import KvLayout
 from operators.model import DecoderModel
+from operators.quantization import runs_w8a8
 from pipelines.benchmarks.harness import Result, Run, interleaved, medians
 
 MODEL = "qwen2.5-coder-1.5b"
 ROUNDS = 5
-BLOCKS = (1, 2, 4, 8, 16)
+BLOCKS = (1, 2, 4, 8, 16, 24)
+KINDS = ("bf16", "int8", "w8a8", "int4")
 
 
 def run(run: Run) -> Result:
-    """``ms_per_forward`` and ``int8_speedup`` by n."""
+    """``ms_per_forward`` by n and weights, and ``int8_speedup`` (over bf16) by n."""
     layout = KvLayout(sinks=4, window=64 if run.quick else 512, slack=128, branch_tokens=64)
     blocks = BLOCKS[:2] if run.quick else BLOCKS
     steps: dict[str, Callable[[], None]] = {}
-    for kind in ("bf16", "int8"):
+    kinds = [kind for kind in KINDS if kind != "w8a8" or runs_w8a8(torch.device("cpu"))]
+    for kind in kinds:
         step = _block_step(run.load("bf16", kind), layout)
         steps |= {f"{kind} {n}": _of(step, n) for n in blocks}
     times = medians(interleaved(steps, 2 if run.quick else ROUNDS, run.say))
-    rows = {n: {k: times[f"{k} {n}"] * 1000 for k in ("bf16", "int8")} for n in blocks}
+    rows = {n: {k: times[f"{k} {n}"] * 1000 for k in kinds} for n in blocks}
     return {
         "ms_per_forward": {
             str(n): {kind: round(ms, 1) for kind, ms in row.items()} for n, row in rows.items()

@@ -23,7 +23,7 @@ import torch
 
 from operators.config import OperatorConfig
 from operators.draft_control import Costs
-from operators.model import DecoderModel, load_model
+from operators.model import DecoderModel
 from operators.stream_operator import StreamOperator
 from operators.types import Event, SummaryEvent
 from pipelines import model_store
@@ -32,7 +32,7 @@ from pipelines.benchmarks.meeting_job import Job, make_job
 from pipelines.benchmarks.peer_llamacpp import LlamaCpp
 from pipelines.benchmarks.peer_result import Took
 from pipelines.benchmarks.peer_transformers import LOOKUP, Transformers
-from pipelines.calibration import VERIFY, cost_curve
+from pipelines.calibration import VERIFY, cost_curve, load_calibrated
 
 MODEL = "qwen2.5-coder-0.5b"
 HF, LLAMACPP = "transformers", "llama.cpp"
@@ -127,8 +127,9 @@ def _load(run: Run, config: OperatorConfig) -> tuple[DecoderModel, Costs]:
     if run.model == TOY:
         return run.load("fp32"), Costs()
     run.say(f"loading {run.model} for {config.slots} streams")
-    model = load_model(run.folder(), name=run.model, device="cpu", rows=config.branches)
-    return model, Costs(cost_curve(model, VERIFY, model_store.default_cache(), run.say))
+    cache = model_store.default_cache()
+    model = load_calibrated(run.folder(), config, cache, name=run.model, device="cpu", say=run.say)
+    return model, Costs(cost_curve(model, VERIFY, cache, run.say))
 
 
 Warm = dict[str, bytes]

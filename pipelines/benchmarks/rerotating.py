@@ -40,8 +40,11 @@ class RerotatingStream:
         self._network.model.rotary_emb = _NoRotation()
         rope: Rope = make_rope(network.config, sinks + window)
         places = torch.arange(sinks + window + 1)
-        self.cos, self.sin = rope(torch.empty(0, dtype=network.dtype), places)
-        layers = network.config.num_hidden_layers
+        config = network.config
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.rotated = rope.rotated
+        self.cos, self.sin = (x[:, 0] for x in rope.turns(places, dim, network.dtype))
+        layers = config.num_hidden_layers
         self.keys: list[Tensor | None] = [None] * layers  # [1, kv_heads, used, head_dim]
         self.values: list[Tensor | None] = [None] * layers
 
@@ -69,8 +72,9 @@ class RerotatingStream:
         values = v if old_values is None else torch.cat((old_values, v), dim=2)
         self.keys[layer], self.values[layer] = keys, values
         used, n = keys.shape[2], q.shape[2]
-        turned = rotate(keys[0], self.cos[:used], self.sin[:used])[None]
-        query = rotate(q[0], self.cos[used - n : used], self.sin[used - n : used])[None]
+        turned = rotate(keys[0], self.cos[:used], self.sin[:used], self.rotated)[None]
+        cos, sin = self.cos[used - n : used], self.sin[used - n : used]
+        query = rotate(q[0], cos, sin, self.rotated)[None]
         out = nn.functional.scaled_dot_product_attention(
             query, turned, values, is_causal=first and n > 1, scale=scaling, enable_gqa=True
         )
