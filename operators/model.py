@@ -147,13 +147,15 @@ class DecoderModel:
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights held, shared ones once."""
-        storages = {
-            storage.data_ptr(): storage.nbytes()
-            for network in self._networks.values()
-            for tensor in network.tensors()
-            for storage in [tensor.untyped_storage()]
-        }
-        return sum(storages.values())
+        held: dict[int, int] = {}
+        for network in self._networks.values():
+            for tensor in network.tensors():
+                if tensor.is_mkldnn:  # laid out by a library, never shared with another tensor
+                    held[id(tensor)] = tensor.numel() * tensor.element_size()
+                else:
+                    storage = tensor.untyped_storage()
+                    held[storage.data_ptr()] = storage.nbytes()
+        return sum(held.values())
 
 
 def _fingerprint(network: Any) -> str:

@@ -160,6 +160,12 @@ def test_every_weight_is_held_once_and_counted() -> None:
     head = network.lm_head.weight
     added = sum(p.numel() + 2 * len(p) for p in [*matrices, head])
     assert model.weight_bytes == before + added
+    if runs_w8a8(torch.device("cpu")):
+        model.use_for_generation("w8a8")
+        more = sum(
+            (4 + 8 - 2) * len(p) for p in [*matrices, head]
+        )  # fp32 scales, a zero point each
+        assert model.weight_bytes == before + added + more
     model.use_for_generation("bf16")
     assert model.weight_bytes == before
 
