@@ -80,7 +80,7 @@ def test_a_new_process_goes_on_token_for_token(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert there.returncode == 0, there.stderr
