@@ -12,6 +12,9 @@ are gone. Here, for each partition:
    Offsets never delivered (transaction markers, compacted records) do not hold it back.
 4. With ``commits_offsets`` off nothing is committed from here: in exactly-once delivery the offsets
    travel in the transaction with the results (:mod:`pipelines.committer`).
+5. What was fetched across a rebalance is dropped, and the committed offsets are sought once more. Faust
+   delivers such a batch and then drops, as seen already, what the new assignment reads before it:
+   a worker frozen in a fetch lost one segment that way.
 
 Also: a partition can be *held* (not fetched) without losing what was fetched already. Faust's
 ``pause_partitions`` drops the rest of the current batch on the floor.
@@ -89,6 +92,8 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._unacked_messages = InFlight()
         self._held: set[TP] = set()
+        self._revocations = 0
+        self._stale_fetch = False
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -128,6 +133,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         # 2. before Faust's own handling, which lets other code run.
+        self._revocations += 1
         self._unacked_messages.forget(map(ensure_TP, revoked))
         self._held.difference_update(map(ensure_TP, revoked))
         await super().on_partitions_revoked(revoked)
@@ -156,10 +162,22 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
             super().on_buffer_drop(tp)
 
     async def _wait_next_records(self, timeout: float) -> Any:
+        if not self.flow_active:
+            await self.wait(self.can_resume_flow)
+        if self._stale_fetch:
+            # 5. from the committed offsets again, whichever side of the seek that fetch was on.
+            if self.assignment():
+                await self.perform_seek()
+            self._stale_fetch = False
         if self.flow_active and not self._get_active_partitions():
             await asyncio.sleep(IDLE_SECONDS)  # Faust sleeps a whole second
             return {}, set()
-        return await super()._wait_next_records(timeout)
+        before = self._revocations
+        records = await super()._wait_next_records(timeout)
+        if self._revocations != before:
+            self._stale_fetch = True
+            return {}, set()
+        return records
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
         # A partition released meanwhile is fetched with the next call, so keep each one short.

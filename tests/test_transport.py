@@ -1,0 +1,57 @@
+"""A fetch that a rebalance overtakes: its records are dropped and read again."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+
+from pipelines.transport import Consumer
+
+PLACE = TP("in", 0)
+
+
+def consumer(monkeypatch: pytest.MonkeyPatch, during_fetch: Any) -> tuple[Any, list[str]]:
+    """A consumer without Faust around it; what it does is noted in the list."""
+    done: list[str] = []
+    made: Any = Consumer.__new__(Consumer)
+    made._revocations, made._stale_fetch = 0, False
+    monkeypatch.setattr(Consumer, "flow_active", True)
+    monkeypatch.setattr(Consumer, "assignment", lambda self: {PLACE})
+    monkeypatch.setattr(Consumer, "_get_active_partitions", lambda self: {PLACE})
+
+    async def fetch(self: Any, timeout: float) -> Any:
+        done.append("fetch")
+        during_fetch(self)
+        return {PLACE: ["record"]}, {PLACE}
+
+    async def seek(self: Any) -> None:
+        done.append("seek")
+
+    monkeypatch.setattr(driver.Consumer, "_wait_next_records", fetch)
+    monkeypatch.setattr(Consumer, "perform_seek", seek)
+    return made, done
+
+
+def test_a_fetch_in_peace_is_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, done = consumer(monkeypatch, lambda self: None)
+    records, _ = asyncio.run(made._wait_next_records(0.1))
+    assert (records, done) == ({PLACE: ["record"]}, ["fetch"])
+
+
+def test_a_fetch_across_a_rebalance_is_dropped_and_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Delivered, its records would hide those before them that the new assignment reads."""
+
+    def rebalance(self: Any) -> None:
+        if len(done) == 1:
+            self._revocations += 1
+
+    made, done = consumer(monkeypatch, rebalance)
+    assert asyncio.run(made._wait_next_records(0.1)) == ({}, set())
+    records, _ = asyncio.run(made._wait_next_records(0.1))
+    assert (records, done) == ({PLACE: ["record"]}, ["fetch", "seek", "fetch"])
