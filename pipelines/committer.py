@@ -85,8 +85,19 @@ class Committer:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def open(self) -> None:
-        """Connect; where the delivery is exactly once this locks out the previous owner."""
-        await self._publisher.open()
+        """Connect; where the delivery is exactly once this locks out the previous owner.
+
+        Raises Waited when Kafka does not let it within ``patience_s``: the client would wait for ever.
+        """
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._publisher.open()
+        except TimeoutError:
+            raise Waited(
+                f"Kafka did not let the partition's producer begin within {self._patience_s:.0f} s "
+                "(broker_patience_s): is a broker away, or can an earlier transaction not be ended "
+                "because fewer replicas are in sync than min.insync.replicas?"
+            ) from None
 
     def start(self) -> None:
         """Begin committing. Entries may be added before."""

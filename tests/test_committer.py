@@ -19,6 +19,7 @@ from operators.errors import SegmentError
 from operators.types import Emission, Failure, Segment, SessionState, Source, SummaryEvent
 from pipelines.codec import decode_state
 from pipelines.committer import ATTEMPTS, CommitError, Committer, Entry
+from pipelines.exits import Waited
 from pipelines.metrics import Metrics
 from pipelines.partition import Host, Partition
 from pipelines.publishers import (
@@ -197,6 +198,30 @@ def test_a_failed_commit_acknowledges_nothing(
         with pytest.raises(expected):
             await harness.committer.failed
         await harness.committer.flush()  # returns although it has failed
+        assert not harness.committed
+        await harness.committer.close()
+
+    run(body)
+
+
+class Silent(FakePublisher):
+    """A broker that answers nothing."""
+
+    async def open(self) -> None:
+        await asyncio.Event().wait()
+
+    async def publish(self, group: Group) -> None:
+        await asyncio.Event().wait()
+
+
+def test_a_broker_that_answers_nothing_is_waited_for_so_long() -> None:
+    async def body() -> None:
+        harness = Harness(Silent(), patience_s=0.05)
+        with pytest.raises(Waited, match="broker_patience_s"):
+            await harness.committer.open()
+        harness.committer.add(entry("a", 0))
+        with pytest.raises(Waited, match="broker_patience_s"):
+            await harness.committer.failed
         assert not harness.committed
         await harness.committer.close()
 
