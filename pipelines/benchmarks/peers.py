@@ -35,6 +35,9 @@ from pipelines.benchmarks.peer_transformers import LOOKUP, Transformers
 from pipelines.calibration import VERIFY, cost_curve, load_calibrated
 
 MODEL = "qwen2.5-coder-0.5b"
+FOUR_BITS = "ours with int4 weights"
+"""Not our default, but llama.cpp's precision. It ends its answers itself, so it may generate more or
+fewer tokens than the others; the ratios are those of the default."""
 HF, LLAMACPP = "transformers", "llama.cpp"
 MISSING = "not installed: pip install longstream[peers]"
 
@@ -80,12 +83,16 @@ def run(run: Run) -> Result:
         warm: Warm = {}
         job = job.with_lengths(run_ours(ours, config, costs, job, warm)[1])
         sides = _peers(run, sizes, job, stock, missing, result["precision"])
+        if run.model != TOY:
+            four, curve = _load(run, dataclasses.replace(config, dtype_generation="int4"))
+            result["precision"][f"{FOUR_BITS} x{streams}"] = _precision(four)
+            sides[FOUR_BITS] = partial(_ours, four, config, curve, Warm())
         took = _in_turns(run, sizes, job, partial(_ours, ours, config, costs, warm), sides)
         table |= {f"{name} x{streams}": _row(found) for name, found in took.items()}
         result |= _ratios(table, streams)
         for side in sides.values():
             getattr(side, "close", lambda: None)()
-        del ours, sides
+        del ours, sides  # their memory is needed for the next ones
         gc.collect()
     versions = {name: _version(package) for name, package in _PACKAGES.items()}
     return {**result, "sides": table, "missing": missing, "peer_versions": versions}

@@ -38,9 +38,9 @@ class Sizes:
     """Tokens; ``streams``: how many at once, ascending."""
 
     window: int = 512
-    answer: int = 64
+    answer: int = 48
     streams: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    weights: tuple[str, ...] = tuple(d for d in ("bf16", "int8", "int4") if d in DTYPES)
+    weights: tuple[str, ...] = tuple(d for d in ("bf16", "w8a8", "int4") if d in DTYPES)
 
 
 QUICK = Sizes(window=256, answer=16, streams=(1, 2, 16), weights=("fp32",))
