@@ -53,7 +53,7 @@ def test_warming_up_is_no_growth_but_a_leak_is() -> None:
 
 
 def result(found: list[Sample], **more: object) -> dict[str, object]:
-    outcome = {"lag_at_end": 0, "dead_letters": 0, "uncovered_streams": []}
+    outcome = {"lag_at_end": 0, "dead_letters": {}, "uncovered_streams": []}
     return {**outcome, "processes": summary(found), **more}
 
 
@@ -65,7 +65,7 @@ def test_each_way_to_fail_is_named() -> None:
     assert problems(result(samples([100.0 + n for n in range(60)], name="kafka")), 0.05) == []
     opened = [*samples([100.0] * 50), *samples([100.0] * 60, files=11)[50:]]
     assert "files of worker grew" in problems(result(opened), 0.05)[0]
-    bad = {"lag_at_end": 3, "dead_letters": 1, "uncovered_streams": ["a"]}
+    bad = {"lag_at_end": 3, "dead_letters": {"wrong_type": 1}, "uncovered_streams": ["a"]}
     assert len(problems(result(flat, **bad), 0.05)) == 3
 
 

@@ -13,7 +13,8 @@ def problems(result: dict[str, Any], max_growth: float) -> list[str]:
     if result["lag_at_end"]:
         found.append(f"{result['lag_at_end']} messages of lag at the end")
     if result["dead_letters"]:
-        found.append(f"{result['dead_letters']} dead letters")
+        letters = ", ".join(f"{n} {reason}" for reason, n in result["dead_letters"].items())
+        found.append(f"dead letters: {letters}")
     if result["uncovered_streams"]:
         found.append(f"not covered to their end: {', '.join(result['uncovered_streams'])}")
     for name, row in result["processes"].items():

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from operators.errors import LongstreamError
 from operators.types import Segment, SummaryEvent
 from pipelines.broker.topics import admin_client
+from pipelines.dead_letters import header
 from pipelines.replaying import Pacer, Replay, merged, timeline
 from pipelines.settings_fields import Settings
 from pipelines.tool_clients import (
@@ -36,7 +37,8 @@ class Balance:
 
     segments: int
     streams: int
-    dead_letters: int = 0
+    dead_letters: dict[str, int] = field(default_factory=dict)
+    """How many by reason."""
     summaries: int = 0
     uncovered: list[str] = field(default_factory=list)
     """Streams whose last summary is not final or does not cover their last segment."""
@@ -103,7 +105,8 @@ class Soak:
         last: dict[str, SummaryEvent] = {}
         for record in reader.read_to_end():
             if record.topic == settings.topic_dlq:
-                found.dead_letters += 1
+                reason = (header(record.headers, "longstream.dlq.reason") or b"").decode()
+                found.dead_letters[reason] = found.dead_letters.get(reason, 0) + 1
             elif isinstance(event := read(record, settings), SummaryEvent):
                 found.summaries += 1
                 last[event.stream_id] = event

@@ -49,4 +49,4 @@ def test_a_short_soak_balances_and_one_with_a_refused_segment_does_not(
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     done = soak(kafka, path, "--speed", "max", "--max-growth", "1")
     assert done.returncode == 1
-    assert "FAILED: 1 dead letters" in done.stderr
+    assert "FAILED: dead letters: 1 asked_for" in done.stderr
