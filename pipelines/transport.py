@@ -166,8 +166,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
             await self.wait(self.can_resume_flow)
         if self._stale_fetch:
             # 5. from the committed offsets again, whichever side of the seek that fetch was on.
-            if self.assignment():
-                await self.perform_seek()
+            await self._seek_again()
             self._stale_fetch = False
         if self.flow_active and not self._get_active_partitions():
             await asyncio.sleep(IDLE_SECONDS)  # Faust sleeps a whole second
@@ -178,6 +177,17 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
             self._stale_fetch = True
             return {}, set()
         return records
+
+    async def _seek_again(self) -> None:
+        """To the committed offsets, and where there is none yet, which Faust leaves out, to the start."""
+        if not self.assignment():
+            return
+        await self.perform_seek()
+        fresh = [tp for tp in self.assignment() if not self._committed_offset.get(tp)]
+        if fresh:
+            starts = await self.earliest_offsets(*fresh)
+            for tp, offset in starts.items():
+                await self.seek(ensure_TP(tp), offset)
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
         # A partition released meanwhile is fetched with the next call, so keep each one short.

@@ -18,7 +18,7 @@ def consumer(monkeypatch: pytest.MonkeyPatch, during_fetch: Any) -> tuple[Any, l
     """A consumer without Faust around it; what it does is noted in the list."""
     done: list[str] = []
     made: Any = Consumer.__new__(Consumer)
-    made._revocations, made._stale_fetch = 0, False
+    made._revocations, made._stale_fetch, made._committed_offset = 0, False, {}
     monkeypatch.setattr(Consumer, "flow_active", True)
     monkeypatch.setattr(Consumer, "assignment", lambda self: {PLACE})
     monkeypatch.setattr(Consumer, "_get_active_partitions", lambda self: {PLACE})
@@ -32,7 +32,16 @@ def consumer(monkeypatch: pytest.MonkeyPatch, during_fetch: Any) -> tuple[Any, l
         done.append("seek")
 
     monkeypatch.setattr(driver.Consumer, "_wait_next_records", fetch)
+
+    async def earliest(self: Any, *places: TP) -> dict[TP, int]:
+        return dict.fromkeys(places, 0)
+
+    async def seek_to(self: Any, place: TP, offset: int) -> None:
+        done.append(f"seek {place.partition} to {offset}")
+
     monkeypatch.setattr(Consumer, "perform_seek", seek)
+    monkeypatch.setattr(Consumer, "earliest_offsets", earliest)
+    monkeypatch.setattr(Consumer, "seek", seek_to)
     return made, done
 
 
@@ -54,4 +63,4 @@ def test_a_fetch_across_a_rebalance_is_dropped_and_read_again(
     made, done = consumer(monkeypatch, rebalance)
     assert asyncio.run(made._wait_next_records(0.1)) == ({}, set())
     records, _ = asyncio.run(made._wait_next_records(0.1))
-    assert (records, done) == ({PLACE: ["record"]}, ["fetch", "seek", "fetch"])
+    assert (records, done) == ({PLACE: ["record"]}, ["fetch", "seek", "seek 0 to 0", "fetch"])
