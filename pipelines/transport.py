@@ -179,7 +179,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         return records
 
     async def _seek_again(self) -> None:
-        """To the committed offsets, and where there is none yet, which Faust leaves out, to the start."""
+        """To the committed offsets; where there is none yet, which Faust leaves out, to the start."""
         if not self.assignment():
             return
         await self.perform_seek()
