@@ -61,6 +61,7 @@ def test_a_missed_target_is_said_first(tmp_path: Path) -> None:
     text = render({"window": WINDOW}, tmp_path, {}, tmp_path / "page.md")
     assert "| window | `ratio_recompute` | >= 100 | 50.0 | **no** |" in text
     assert "| window | `ratio_rerotate` | >= 1.3 | 1.5 | yes |" in text
+    assert "| restore | `ratio` | >= 10 | – | not measured |" in text
     assert "load 0.1, 0.2, 0.3 before, 0.4, 0.5, 0.6 after" in text
     assert "| 1024 | 2.0 | 100.0 | 5.0 | 3.0 |" in text
 

@@ -86,9 +86,9 @@ def met(value: float, target: tuple[str, float]) -> bool:
 
 def _targets(results: dict[str, Result]) -> str:
     rows = []
-    for name, result in results.items():
-        for field, target in TARGETS.get(name, {}).items():
-            value = result.get(field)
+    for name, targets in TARGETS.items():
+        for field, target in targets.items():
+            value = results.get(name, {}).get(field)
             reached = None if value is None else met(value, target)
             verdict = {None: "not measured", True: "yes", False: "**no**"}[reached]
             rows.append((name, f"`{field}`", f"{target[0]} {target[1]:g}", _cell(value), verdict))
