@@ -104,7 +104,8 @@ class Memory:
 def fake_llama(memory: Memory) -> types.ModuleType:
     api: Any = types.ModuleType("llama_cpp")
     nothing = lambda *args: types.SimpleNamespace()  # noqa: E731
-    api.llama_log_callback = nothing
+    for name in ("log_callback", "batch_free", "free", "model_free"):
+        setattr(api, f"llama_{name}", nothing)
     for name in ("backend_init", "log_set", "model_default_params", "context_default_params"):
         setattr(api, f"llama_{name}", nothing)
     for name in ("model_load_from_file", "init_from_model", "get_memory", "model_get_vocab"):

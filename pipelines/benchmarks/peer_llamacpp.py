@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+import weakref
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +83,7 @@ class LlamaCpp:
         vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._vocab = llama_cpp.llama_vocab_n_tokens(vocab)
         self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
+        weakref.finalize(self, _free, llama_cpp, self._batch, self._context, self._model)
 
     @property
     def precision(self) -> str:
@@ -89,11 +91,6 @@ class LlamaCpp:
         buffer = ctypes.create_string_buffer(256)
         self._api.llama_model_desc(self._model, buffer, len(buffer))
         return f"{buffer.value.decode()}, KV f16"
-
-    def close(self) -> None:
-        self._api.llama_batch_free(self._batch)
-        self._api.llama_free(self._context)
-        self._api.llama_model_free(self._model)
 
     def run(self, job: Job, shift: bool) -> Took:
         """The whole job. Before the clock starts each stream has in memory what it can use again."""
@@ -190,6 +187,12 @@ class LlamaCpp:
     def _best(self, at: int) -> int:
         logits = self._api.llama_get_logits_ith(self._context, at)
         return int(np.ctypeslib.as_array(logits, shape=(self._vocab,)).argmax())
+
+
+def _free(api: Any, batch: Any, context: Any, model: Any) -> None:
+    api.llama_batch_free(batch)
+    api.llama_free(context)
+    api.llama_model_free(model)
 
 
 def _common(held: list[int], wanted: list[int]) -> int:

@@ -90,8 +90,6 @@ def run(run: Run) -> Result:
         took = _in_turns(run, sizes, job, partial(_ours, ours, config, costs, warm), sides)
         table |= {f"{name} x{streams}": _row(found) for name, found in took.items()}
         result |= _ratios(table, streams)
-        for side in sides.values():
-            getattr(side, "close", lambda: None)()
         del ours, sides  # their memory is needed for the next ones
         gc.collect()
     versions = {name: _version(package) for name, package in _PACKAGES.items()}
