@@ -11,7 +11,7 @@ import os
 
 import typer
 
-from pipelines.threads import OPENMP_SPINS
+from pipelines.threads import TORCH
 
 COMMANDS = (
     "demo",
@@ -61,7 +61,8 @@ def _mount(cli: typer.Typer, name: str, path: str) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    os.environ.setdefault("GOMP_SPINCOUNT", OPENMP_SPINS)  # read when torch is imported
+    for name, value in TORCH.items():
+        os.environ.setdefault(name, value)
     make_cli()()
 
 

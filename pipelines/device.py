@@ -21,7 +21,7 @@ from operators.errors import ConfigError, DeviceError, ModelError
 from operators.types import Emission, Segment, SessionState
 from pipelines import protocol
 from pipelines.frames import FrameReader, frame
-from pipelines.threads import OPENMP_SPINS
+from pipelines.threads import TORCH
 
 _ERRORS: dict[str, type[Exception]] = {"config": ConfigError, "model": ModelError}
 TEST_OPERATOR = "LONGSTREAM_TEST_OPERATOR"
@@ -167,8 +167,7 @@ class DeviceClient:
         threads = str(self._threads)
         if self._cache is not None:
             env["LONGSTREAM_CACHE"] = str(self._cache)
-        env.setdefault("GOMP_SPINCOUNT", OPENMP_SPINS)
-        return env | {
+        return {**TORCH, **env} | {
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             "TOKENIZERS_PARALLELISM": "false",

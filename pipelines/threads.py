@@ -1,5 +1,12 @@
-"""How the threads of torch behave in our processes; set before torch is imported."""
+"""How torch behaves in our processes: environment variables, to be set before it is imported."""
 
-OPENMP_SPINS = "20000"
-"""How often an idle OpenMP thread looks again before it sleeps (GOMP_SPINCOUNT). By default it spins
-on: with any neighbour on the cores one token then took ten times as long."""
+TORCH = {
+    # How often an idle OpenMP thread looks again before it sleeps. By default it spins on: with any
+    # neighbour on the cores one token then took ten times as long.
+    "GOMP_SPINCOUNT": "20000",
+    # oneDNN compiles a kernel for every number of bf16 rows it meets and keeps 1,024 of them, twice:
+    # hundreds of MiB. Making one anew is not measurable (docs/soak.md).
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+    "LRU_CACHE_CAPACITY": "128",
+}
+"""Defaults; what the user has set stays."""
