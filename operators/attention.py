@@ -14,6 +14,9 @@ batched product over a view of their slots, with explicit scores. Of a long row,
 scratch are attended one after the other without ever holding its scores, and weighed by the sums of
 their exponentials. Sizes that grow by the token are padded: a library that prepares its kernels by
 shape would prepare new ones at every step.
+
+A plan is made on the host and its tensors are copied to the device before the first layer. From
+there to the logits nothing is copied, and no layer waits for the device to tell a size or a value.
 """
 
 from __future__ import annotations
@@ -64,6 +67,8 @@ GROUP_TOKENS = 32
 """Rows longer than this are attended one by one: they keep a core busy by themselves."""
 PAD = 32
 """Numbers of keys are rounded up to a multiple of this; what is added is masked out."""
+_HIDDEN = -1e30
+"""Stands for -inf where a query may see no key at all: a softmax of nothing but -inf is NaN."""
 
 
 @dataclass
@@ -75,7 +80,8 @@ class _Group:
     picked: (
         Tensor | slice
     )  # [r * n]: which packed token each query is; short rows repeat their last
-    real: Tensor | None  # [r * n] bool: False where repeated; None where nothing is
+    real: tuple[Tensor, Tensor] | None
+    """Long, equally many: which queries are not repeats, and their packed tokens; None for all."""
     shape: tuple[int, int]  # r, n
     mask: Tensor  # additive [r, 1, 1, n, used (+ scratch)]
     rotate_sinks: bool
@@ -162,7 +168,6 @@ class AttentionPlan:
     _sink_turns: tuple[Tensor, Tensor] | None = field(init=False)
 
     def __post_init__(self) -> None:
-        device = self.cache.device
         ids: list[int] = []
         wanted: list[int] = []
         views = []
@@ -178,8 +183,8 @@ class AttentionPlan:
         runs = _runs(views)
         self._long = [self._in_parts(run[0]) for run in runs if _is_long(run[0])]
         self._groups = [self._group(run) for run in runs if not _is_long(run[0])]
-        self.tokens = torch.tensor(ids, device=device)
-        self.wanted = torch.tensor(wanted, dtype=torch.long, device=device)
+        self.tokens = self._moved(torch.tensor(ids))
+        self.wanted = self._moved(torch.tensor(wanted, dtype=torch.long))
         self._lay_out_positions()
 
     def _lay_out_positions(self) -> None:
@@ -196,7 +201,7 @@ class AttentionPlan:
         moved = bool((shift < 0).any())
 
         def turns(at: Tensor) -> tuple[Tensor, Tensor]:
-            return self.rope.turns(at.to(self.cache.device), shape.head_dim, self.cache.dtype)
+            return self.rope.turns(self._moved(at), shape.head_dim, self.cache.dtype)
 
         self._turns = turns(positions)
         self._sink_turns = turns(positions + shift) if moved else None
@@ -214,12 +219,11 @@ class AttentionPlan:
 
     def _view(self, row: Row, begin: int, n: int) -> _RowView:
         cache, layout = self.cache, self.cache.layout
-        device = cache.device
         if row.branch is None:
             end = row.start + n
             saturated = end > layout.sinks + layout.window
             pos = cache.positions(end)
-            query = torch.arange(row.start, end, device=device)
+            query = torch.arange(row.start, end)
             seen = _padded(visible(pos, query, layout, row.stream.origin), layout.slot_tokens)
             write = cache.ring_index(row.start, n)
             slot, used = row.stream.index, seen.shape[1]
@@ -227,7 +231,7 @@ class AttentionPlan:
         branch = row.branch
         pos = cache.positions(row.stream.length)
         scratch = branch.length + n
-        own = torch.arange(scratch, device=device)
+        own = torch.arange(scratch)
         seen = visible_to_branch(pos, branch.fork, layout, row.stream.origin)[None, :]
         seen = _padded(seen, layout.slot_tokens).expand(n, -1)
         own_seen = _padded(own[None, :] <= own[branch.length :, None], layout.branch_tokens)
@@ -265,8 +269,8 @@ class AttentionPlan:
             if group.real is None:
                 out[group.picked] = attended
             else:
-                assert isinstance(group.picked, Tensor)
-                out[group.picked[group.real]] = attended[group.real]
+                queries, tokens = group.real
+                out[tokens] = attended[queries]
         for row in self._long:
             span = slice(row.view.begin, row.view.end)
             out[span] = self._attend_long(layer, row, q[span], sink_q[span], scaling)
@@ -293,22 +297,21 @@ class AttentionPlan:
     def _collect(self, views: list[_RowView]) -> _Writes | None:
         if not views:
             return None
-        device = self.cache.device
         rows = [v.slot if v.region < 0 else v.region for v in views]
-        counts = torch.tensor([v.end - v.begin for v in views], device=device)
+        counts = torch.tensor([v.end - v.begin for v in views])
         return _Writes(
-            torch.cat([torch.arange(v.begin, v.end, device=device) for v in views]),
-            torch.repeat_interleave(torch.tensor(rows, device=device), counts),
-            torch.cat([v.write for v in views]),
+            self._moved(torch.cat([torch.arange(v.begin, v.end) for v in views])),
+            self._moved(torch.repeat_interleave(torch.tensor(rows), counts)),
+            self._moved(torch.cat([v.write for v in views])),
         )
 
     def _group(self, views: list[_RowView]) -> _Group:
         """Pad the rows' masks and queries to common sizes. What is padded is masked out."""
-        device, r = self.cache.device, len(views)
+        r = len(views)
         lengths = [v.end - v.begin for v in views]
         n = max(lengths)
         used, scratch = max(v.used for v in views), max(v.scratch for v in views)
-        seen = torch.zeros((r, n, used + scratch), dtype=torch.bool, device=device)
+        seen = torch.zeros((r, n, used + scratch), dtype=torch.bool)
         picked: list[int] = []
         for at, (view, length) in enumerate(zip(views, lengths, strict=True)):
             own = seen[at, :length]
@@ -318,16 +321,18 @@ class AttentionPlan:
             picked += [min(view.begin + i, view.end - 1) for i in range(n)]
         real = None
         if min(lengths) < n:
-            real = torch.tensor([i < length for length in lengths for i in range(n)], device=device)
+            queries = [at * n + i for at, length in enumerate(lengths) for i in range(length)]
+            tokens = [picked[query] for query in queries]
+            real = (self._moved(torch.tensor(queries)), self._moved(torch.tensor(tokens)))
         return _Group(
             slots=slice(views[0].slot, views[-1].slot + 1),
             used=used,
-            picked=_picked(picked, device),
+            picked=self._picked(picked),
             real=real,
             shape=(r, n),
             mask=self._additive(seen)[:, None, None],
             rotate_sinks=any(v.rotate_sinks for v in views),
-            regions=_picked([v.region for v in views], device) if views[0].region >= 0 else None,
+            regions=self._picked([v.region for v in views]) if views[0].region >= 0 else None,
             scratch=scratch,
         )
 
@@ -381,7 +386,8 @@ class AttentionPlan:
             return None
         mask = None if bool(seen.all()) else self._additive(seen)[None, None]
         blind = ~seen.any(dim=1)
-        return _Part(keys, rotate_sinks, own, mask, blind if bool(blind.any()) else None)
+        unseeing = self._moved(blind) if bool(blind.any()) else None
+        return _Part(keys, rotate_sinks, own, mask, unseeing)
 
     def _attend_long(
         self, layer: int, row: _Long, q: Tensor, sink_q: Tensor, scaling: float
@@ -420,9 +426,20 @@ class AttentionPlan:
             target.length += len(row.tokens)
 
     def _additive(self, seen: Tensor) -> Tensor:
-        """Bool mask → mask to add to scores (0 where seen, -inf where not)."""
-        zero = torch.zeros(seen.shape, dtype=self.cache.dtype, device=seen.device)
-        return zero.masked_fill_(~seen, -torch.inf)
+        """Bool mask → mask to add to scores (0 where seen, -inf where not), on the device."""
+        zero = torch.zeros(seen.shape, dtype=self.cache.dtype)
+        return self._moved(zero.masked_fill_(~seen, -torch.inf))
+
+    def _picked(self, indices: list[int]) -> Tensor | slice:
+        """Indices as a slice (a view, no copy) where they are consecutive, else as a tensor."""
+        first, last = indices[0], indices[-1]
+        if indices == list(range(first, last + 1)):
+            return slice(first, last + 1)
+        return self._moved(torch.tensor(indices))
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """From the host to the device, without waiting for it."""
+        return tensor.to(self.cache.device, non_blocking=True)
 
 
 def _attend_part(
@@ -435,9 +452,16 @@ def _attend_part(
             q, key, value, 0.0, False, attn_mask=mask, scale=scaling
         )
         return found[0], found[1]
+    return _attend_explicitly(q, key, value, mask, scaling)
+
+
+def _attend_explicitly(
+    q: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """The same in plain operations, for devices without that kernel; holds the scores."""
     scores = (q * scaling @ key.transpose(2, 3)).float()
     if mask is not None:
-        scores = scores + mask
+        scores = scores + mask.clamp(min=_HIDDEN)
     total = torch.logsumexp(scores, dim=-1)
     probs = torch.softmax(scores, dim=-1).to(value.dtype)
     return probs @ value, total
@@ -470,11 +494,3 @@ def _runs(views: list[_RowView]) -> list[list[_RowView]]:
         else:
             open_runs.append([view])
     return runs + [run for found in kinds.values() for run in found]
-
-
-def _picked(indices: list[int], device: torch.device) -> Tensor | slice:
-    """Indices as a slice (a view, no copy) where they are consecutive, else as a tensor."""
-    first, last = indices[0], indices[-1]
-    if indices == list(range(first, last + 1)):
-        return slice(first, last + 1)
-    return torch.tensor(indices, device=device)

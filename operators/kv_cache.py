@@ -213,18 +213,19 @@ class KvCache:
     # --- positions and memory ----------------------------------------------------------------
 
     def ring_index(self, start: int, count: int) -> Tensor:
-        """Memory indices within a slot of positions ``start … start+count-1``: ``[count]`` long."""
-        pos = torch.arange(start, start + count, device=self.device)
+        """Memory indices within a slot of positions ``start … start+count-1``: ``[count]`` long, on
+        the host."""
+        pos = torch.arange(start, start + count)
         s, r = self.layout.sinks, self.layout.ring
         return torch.where(pos < s, pos, s + (pos - s) % r)
 
     def positions(self, end: int) -> Tensor:
         """Which absolute position each used memory index holds once the frontier is ``end``.
 
-        ``[used]`` long, ``used = min(end, S + R)``.
+        ``[used]`` long on the host, ``used = min(end, S + R)``.
         """
         s, r = self.layout.sinks, self.layout.ring
-        index = torch.arange(min(end, s + r), device=self.device)
+        index = torch.arange(min(end, s + r))
         last = end - 1
         return torch.where(index < s, index, last - (last - index) % r)
 
@@ -248,9 +249,10 @@ class KvCache:
                 f"KV snapshot is {tuple(tensors.shape)} {tensors.dtype}, this cache needs "
                 f"{want} {self.dtype}: it was made with another model, layout or dtype"
             )
+        moved = tensors.to(self.device)
         for layer in range(self.shape.layers):
-            self.keys[layer][stream.index, :, :used] = tensors[0, layer].to(self.device)
-            self.values[layer][stream.index, :, :used] = tensors[1, layer].to(self.device)
+            self.keys[layer][stream.index, :, :used] = moved[0, layer]
+            self.values[layer][stream.index, :, :used] = moved[1, layer]
         stream.length = length
 
     def check_integrity(self) -> None:

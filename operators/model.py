@@ -66,10 +66,10 @@ class DecoderModel:
         self.shape = KvShape(config.num_hidden_layers, kv_heads, head_dim)
         self.vocab_size = int(config.vocab_size)
         self._config = config
-        network = network.to(self.device, self.dtype).eval()
+        network = network.to(self.dtype).eval()
         network.requires_grad_(False)
-        self._fingerprint = _fingerprint(network)
-        ingest = from_transformers(network)
+        self._fingerprint = _fingerprint(network)  # of the weights where they were loaded
+        ingest = from_transformers(network.to(self.device))
         self._networks: dict[str, Network] = {"ingest": ingest, "generation": ingest}
         if dtype_ingest not in DTYPES:
             raise ModelError(

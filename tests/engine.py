@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,18 @@ from operators.model import DecoderModel
 from tests.toy import ByteTokenizer, toy_model
 
 SINKS = [3, 1, 4, 1, 5]
+_USED = {"device": "cpu", "dtype": "fp32"}
+
+
+@contextmanager
+def toys(**used: str) -> Iterator[None]:
+    """Toy decoders made inside are of this ``device`` or ``dtype`` unless asked otherwise."""
+    before = dict(_USED)
+    _USED.update(used)
+    try:
+        yield
+    finally:
+        _USED.update(before)
 
 
 class ToyTokenizer(ByteTokenizer):
@@ -30,9 +43,20 @@ class ToyTokenizer(ByteTokenizer):
         return self.encode(before[:6]), self.encode(after + "\n>")
 
 
-def toy_decoder(arch: str = "llama", **kw: Any) -> DecoderModel:
-    """A fresh fp32 toy model (its own weights object, so tests may patch it)."""
-    return DecoderModel(toy_model(arch, **kw), ToyTokenizer(), name=f"toy-{arch}")
+def toy_decoder(
+    arch: str = "llama", *, device: str = "", dtype: str = "", **kw: Any
+) -> DecoderModel:
+    """A fresh toy model (its own weights object, so tests may patch it), fp32 on the CPU unless
+    :func:`toys` or the arguments say otherwise."""
+    dtype = dtype or _USED["dtype"]
+    return DecoderModel(
+        toy_model(arch, **kw),
+        ToyTokenizer(),
+        name=f"toy-{arch}",
+        dtype_ingest=dtype,
+        dtype_generation=dtype,
+        device=device or _USED["device"],
+    )
 
 
 def layout(window: int = 24, slack: int = 8, branch: int = 24, sinks: int = 5) -> KvLayout:
@@ -58,6 +82,8 @@ class Driver:
         for row in rows:
             row.want = len(row.tokens)
         logits = self.model.forward("ingest", self.cache, rows)
+        if logits.device.type == "cuda":  # compared with what the reference says on the CPU
+            logits = logits.cpu()
         return list(torch.split(logits, [len(r.tokens) for r in rows]))
 
     def feed(
