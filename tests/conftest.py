@@ -1,9 +1,12 @@
-"""Settings for every test: one torch thread, so that parallel work on the machine stays possible."""
+"""Settings for every test: one torch thread, so that parallel work on the machine stays possible.
+And what tests of the engine are run over: devices, number types."""
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -12,3 +15,26 @@ torch.set_num_threads(1)
 # A loaded machine is slow to generate inputs; that says nothing about the code.
 settings.register_profile("longstream", suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("longstream")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip(f"no CUDA device: torch {torch.__version__} finds none on this machine")
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where the toy decoders of a test are."""
+    from tests.engine import toys
+
+    with toys(device=request.param):
+        yield request.param
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What the toy decoders of a test compute in: for what must hold to the last bit in any type."""
+    from tests.engine import toys
+
+    with toys(dtype=request.param):
+        yield request.param

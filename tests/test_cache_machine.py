@@ -3,26 +3,36 @@ reference, which knows none of these."""
 
 from __future__ import annotations
 
+import functools
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from operators.attention import Row
+from operators.model import DecoderModel
 from tests.engine import SINKS, Driver, assert_same_logits, layout, random_tokens, toy_decoder
 from tests.reference import StreamReference
 from tests.toy import toy_model
 
-MODEL = toy_decoder()
 SLOTS, BRANCHES = 3, 3
+
+
+@functools.cache
+def model(device: str) -> DecoderModel:
+    return toy_decoder(device=device)
 
 
 class CacheMachine(RuleBasedStateMachine):
     """One stream and its branches, beside a second stream that must never notice."""
 
+    device = "cpu"
+
     @initialize(offset=st.sampled_from([0, 4_000_000]))
     def begin(self, offset: int) -> None:
         self.seed = 0
-        self.driver = Driver(MODEL, layout(), slots=SLOTS, branches=BRANCHES)
+        self.driver = Driver(model(self.device), layout(), slots=SLOTS, branches=BRANCHES)
         self.slot = self.driver.stream(SINKS, offset)
         self.reference = StreamReference(toy_model(), SINKS, window=24, offset=offset)
         self.other = self.driver.stream(SINKS)
@@ -114,5 +124,11 @@ class CacheMachine(RuleBasedStateMachine):
             assert self.driver.cache.export(self.other).equal(self.quiet)
 
 
-CacheMachine.TestCase.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
+class CudaCacheMachine(CacheMachine):
+    device = "cuda"
+
+
+STEPS = settings(max_examples=20, stateful_step_count=30, deadline=None)
+CacheMachine.TestCase.settings = CudaCacheMachine.TestCase.settings = STEPS
 TestCacheMachine = CacheMachine.TestCase
+TestCacheMachineOnCuda = pytest.mark.cuda(CudaCacheMachine.TestCase)

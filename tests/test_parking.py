@@ -42,13 +42,16 @@ class MemoryStore:
         self.files.pop(name, None)
 
 
-def make(store: object = None, *, draft: bool = False, **changes: object) -> StreamOperator:
+def make(
+    store: object = None, *, draft: bool = False, dtype: str = "", **changes: object
+) -> StreamOperator:
     changes = {"targets": (), "update_tokens": 40, **changes}
     if draft:
         changes = {"drafter": "draft", "draft_model": "small", **changes}
     config = OperatorConfig.from_dict({**CONFIG.to_dict(), **changes})
-    small = toy_decoder(seed=1, layers=1) if draft else None
-    return StreamOperator(toy_decoder(), config, clock=Clock(), store=store, draft=small)  # type: ignore[arg-type]
+    small = toy_decoder(seed=1, layers=1, dtype=dtype) if draft else None
+    model = toy_decoder(dtype=dtype)
+    return StreamOperator(model, config, clock=Clock(), store=store, draft=small)  # type: ignore[arg-type]
 
 
 def in_turn(operator: StreamOperator, count: int = 12) -> list[Emission]:
@@ -75,6 +78,7 @@ def told(emissions: list[Emission]) -> list[object]:
     return sorted(found, key=lambda one: one[0])
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("draft", [False, True], ids=["plain", "draft model"])
 def test_streams_that_went_to_the_store_say_what_they_would_have_said(draft: bool) -> None:
     """One slot, one place in host memory, four streams."""
@@ -85,6 +89,7 @@ def test_streams_that_went_to_the_store_say_what_they_would_have_said(draft: boo
     assert store.files == {}  # ended streams leave nothing behind
 
 
+@pytest.mark.usefixtures("device")
 def test_rejection_sampling_needs_the_draft_models_memory_too() -> None:
     """There the drafts have a say in the text: it stays the same only if both memories come back."""
     sampled = {"temperature": 1.0, "sampling_acceptance": "rejection"}
@@ -93,6 +98,7 @@ def test_rejection_sampling_needs_the_draft_models_memory_too() -> None:
     assert told(tight) == told(roomy)
 
 
+@pytest.mark.usefixtures("device", "dtype")
 @pytest.mark.parametrize("url", ["folder", "memory://idle"])
 def test_kv_comes_back_bit_for_bit(url: str, tmp_path: Path) -> None:
     store = idle_store(str(tmp_path) if url == "folder" else url)

@@ -89,6 +89,7 @@ def test_a_new_process_goes_on_token_for_token(tmp_path: Path) -> None:
     assert json.loads(there.stdout) == json.loads(json.dumps(here))
 
 
+@pytest.mark.usefixtures("device")
 def test_what_was_said_after_the_snapshot_is_run_again_behind_it() -> None:
     """The state is newer than the snapshot by a few segments: still exact."""
     operator = until_quiet()
@@ -101,6 +102,7 @@ def test_what_was_said_after_the_snapshot_is_run_again_behind_it() -> None:
     assert told(after) == told(feed(operator, SPEECH[26:], 26))
 
 
+@pytest.mark.usefixtures("device", "dtype")
 def test_the_memory_comes_back_to_the_last_bit_and_taking_it_changes_nothing() -> None:
     operator, other = until_quiet(), make()
     first = operator.snapshot("a")

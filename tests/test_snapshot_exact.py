@@ -18,6 +18,7 @@ from operators.errors import SnapshotError
 from operators.snapshot import StreamMemory, from_bytes
 from operators.stream_operator import StreamOperator
 from operators.types import Emission
+from tests.engine import toys
 from tests.test_parking import MemoryStore, make
 from tests.test_stream_operator import drain, speech
 
@@ -34,6 +35,13 @@ KINDS: dict[str, dict[str, object]] = {
         "sampling_acceptance": "rejection",
     },
     "out of the store": {"slots": 1, "host_streams": 0},
+    "bf16": {"dtype": "bf16"},
+    "bf16, draft model, out of the store": {
+        "dtype": "bf16",
+        "draft": True,
+        "slots": 1,
+        "host_streams": 0,
+    },
 }
 
 
@@ -59,7 +67,7 @@ def until_quiet(kind: str) -> StreamOperator:
     for at, segment in enumerate(SPEECH[:BEFORE]):
         made.feed(segment, at)
     drain(made)
-    if kind == "out of the store":
+    if kind.endswith("out of the store"):
         made._parking.park(made._sessions["a"])
         assert made._sessions["a"].spilled is not None
     return made
@@ -68,14 +76,17 @@ def until_quiet(kind: str) -> StreamOperator:
 def main() -> None:
     """Run by the test below in a process of its own."""
     folder, there = Path(sys.argv[1]), {}
-    for number, kind in enumerate(KINDS):
-        made = operator(kind)
-        made.open("a", snapshot=(folder / f"{number}").read_bytes())
-        there[kind] = go_on(made)
+    with toys(device=sys.argv[2]):
+        for number, kind in enumerate(KINDS):
+            made = operator(kind)
+            made.open("a", snapshot=(folder / f"{number}").read_bytes())
+            there[kind] = go_on(made)
     print(json.dumps(there))
 
 
-def test_a_new_process_goes_on_token_for_token_however_it_decodes(tmp_path: Path) -> None:
+def test_a_new_process_goes_on_token_for_token_however_it_decodes(
+    device: str, tmp_path: Path
+) -> None:
     here = {}
     for number, kind in enumerate(KINDS):
         made = until_quiet(kind)
@@ -85,9 +96,10 @@ def test_a_new_process_goes_on_token_for_token_however_it_decodes(tmp_path: Path
         assert len(here[kind]) > 5
     texts = {kind: str(found) for kind, found in here.items()}
     assert texts["draft model"] == texts["out of the store"]  # both greedy
-    assert len(set(texts.values())) == len(KINDS) - 1
+    others = [text for kind, text in texts.items() if kind not in ("out of the store", "bf16")]
+    assert len(set(others)) == len(KINDS) - 2
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.test_snapshot_exact", str(tmp_path)],
+        [sys.executable, "-W", "error", "-m", "tests.test_snapshot_exact", str(tmp_path), device],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -70,6 +70,7 @@ def generate(
     return generation
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("k", [1, 2, 5, 16])
 @pytest.mark.parametrize("kind", ["junk", "oracle", "ngram", "previous", "combined"])
 def test_any_drafter_and_length_gives_plain_greedy_text(kind: str, k: int) -> None:
@@ -104,6 +105,7 @@ def test_any_drafter_and_length_gives_plain_greedy_text(kind: str, k: int) -> No
         assert accepted > 0, "nothing was ever accepted: the test would prove nothing"
 
 
+@pytest.mark.usefixtures("device")
 def test_accepting_everything_takes_one_forward_per_k_plus_one_tokens() -> None:
     driver = Driver(toy_decoder(), layout(branch=64))
     slot = driver.stream(SINKS)

@@ -21,6 +21,8 @@ from tests.engine import SINKS, Driver, assert_same_logits, layout, random_token
 from tests.reference import StreamReference
 from tests.toy import ARCHITECTURES, toy_model
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 @pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
 @pytest.mark.parametrize("offset", [0, 1_000_000, 4_000_000])
@@ -166,6 +168,7 @@ def test_junk_drafts_leave_no_trace_after_rollback() -> None:
         assert_same_logits(driver.append(branch, token), fork.append(token))
 
 
+@pytest.mark.usefixtures("dtype")
 def test_dropped_branch_leaves_the_stream_bit_identical() -> None:
     """The same blocks with and without branches in between: equal to the last bit."""
     tokens, outcomes = random_tokens(160, seed=9), []
@@ -198,6 +201,7 @@ def test_branches_of_one_stream_do_not_see_each_other() -> None:
             assert_same_logits(driver.append(branch, block), fork.append(block))
 
 
+@pytest.mark.usefixtures("dtype")
 def test_slot_moved_to_host_and_back_is_bit_identical() -> None:
     driver = Driver(toy_decoder(), layout())
     tokens = random_tokens(100, seed=11)
