@@ -17,7 +17,7 @@ from operators.draft_control import Costs
 from operators.kv_cache import Branch, KvCache, StreamSlot
 from pipelines.benchmarks.meeting_job import Job, in_turn, make_job
 from pipelines.benchmarks.peer_llamacpp import LlamaCpp
-from pipelines.benchmarks.peers import QUICK, _config, run_ours
+from pipelines.benchmarks.peers import QUICK, _config, _ratios, run_ours
 from pipelines.benchmarks.toy import ByteTokenizer, toy_decoder
 
 CONFIG = _config(QUICK, streams=2)
@@ -69,6 +69,22 @@ def test_streams_are_different_meetings_and_take_turns(job: Job) -> None:
     assert not texts[0] & texts[1]
     assert [ask.stream for ask in job.asks[:4]] == [0, 1, 0, 1]
     assert in_turn([[1, 4], [2], [3, 5, 6]]) == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_best_setting_of_a_peer_counts_and_one_by_one_is_scaled_by_the_work() -> None:
+    def row(seconds: float, answers: int, generated: int) -> dict[str, float]:
+        return {"seconds": seconds, "answers": answers, "generated": generated}
+
+    table = {
+        "longstream x1": row(10.0, 3, 100),
+        "transformers, one by one x1": row(40.0, 3, 100),
+        "longstream x8": row(50.0, 30, 800),
+        "transformers, batches of 8 x8": row(400.0, 30, 800),
+        "llama.cpp, prefix cache x8": row(150.0, 30, 800),
+        "llama.cpp, shifted cache x8": row(60.0, 30, 800),
+    }
+    assert _ratios(table, 1) == {"vs_hf_best_1": 4.0, "vs_llamacpp_1": None}
+    assert _ratios(table, 8) == {"vs_hf_best_8": 6.4, "vs_llamacpp_8": 1.2}
 
 
 class Memory:

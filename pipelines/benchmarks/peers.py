@@ -250,21 +250,20 @@ def _row(found: list[Took]) -> Result:
 
 
 def _ratios(table: dict[str, Result], streams: int) -> Result:
-    """Over ours; what answers one by one is taken to need K times as long for K streams."""
-    ours = table[f"longstream x{streams}"]["seconds"]
+    """Wall clock over ours. What answers one by one is measured with one stream only; for more it is
+    taken to need as many times longer as there are answers or tokens, whichever is less."""
+    ours = table[f"longstream x{streams}"]
 
-    def best(kind: str) -> float | None:
-        theirs = [
-            row["seconds"]
-            for name, row in table.items()
-            if name.startswith(kind) and name.endswith(f" x{streams}")
-        ]
-        if kind == HF:
-            theirs += [
-                streams * row["seconds"]
-                for name, row in table.items()
-                if name.startswith(kind) and name.endswith(" x1")
-            ]
-        return round(min(theirs) / ours, 2) if theirs else None
+    def scaled(row: Result) -> float:
+        more = min(ours[count] / row[count] for count in ("answers", "generated"))
+        return float(row["seconds"] * more)
 
-    return {f"vs_hf_best_{streams}": best(HF), f"vs_llamacpp_{streams}": best(LLAMACPP)}
+    def best(kind: str, counts: set[int]) -> float | None:
+        names = {name for n in counts for name in table if name.endswith(f" x{n}")}
+        theirs = [scaled(table[name]) for name in names if name.startswith(kind)]
+        return round(min(theirs) / ours["seconds"], 2) if theirs else None
+
+    return {
+        f"vs_hf_best_{streams}": best(HF, {1, streams}),
+        f"vs_llamacpp_{streams}": best(LLAMACPP, {streams}),
+    }
