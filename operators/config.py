@@ -137,6 +137,9 @@ class OperatorConfig:
     others stay greedy. Empty: all."""
     dtype_ingest: str = "auto"
     dtype_generation: str = "auto"
+    compile: bool = False
+    """Run the parts of fp32 and bf16 layers around attention through torch.compile, which needs a C++
+    compiler (on CUDA: Triton) and makes the first steps slow. What it gains is unmeasured."""
     max_text_bytes: int = 262_144
     """A segment with more text than this is refused (dead letter)."""
     max_queue: int = 256

@@ -28,7 +28,7 @@ from operators import quantization
 from operators.attention import AttentionPlan, Rope, Row
 from operators.errors import ModelError
 from operators.kv_cache import KvCache, KvLayout, KvShape
-from operators.network import Network, from_transformers
+from operators.network import Network, check_compiler, from_transformers
 from operators.text import HubTokenizer, Tokenizer
 
 Role = Literal["ingest", "generation"]
@@ -53,6 +53,7 @@ class DecoderModel:
         dtype_ingest: str = "fp32",
         dtype_generation: str = "fp32",
         device: str = "cpu",
+        compile: bool = False,
     ) -> None:
         config: Any = network.config
         check_supported(config)
@@ -70,6 +71,9 @@ class DecoderModel:
         network.requires_grad_(False)
         self._fingerprint = _fingerprint(network)  # of the weights where they were loaded
         ingest = from_transformers(network.to(self.device))
+        if compile:
+            check_compiler(self.device)
+            ingest = ingest.compiled()
         self._networks: dict[str, Network] = {"ingest": ingest, "generation": ingest}
         if dtype_ingest not in DTYPES:
             raise ModelError(
@@ -209,11 +213,13 @@ def load_model(
     device: str = "auto",
     dtype_ingest: str = "auto",
     dtype_generation: str = "auto",
+    compile: bool = False,
 ) -> DecoderModel:
     """Load a local folder (or hub name) of safetensors + tokenizer.
 
     ``device`` auto: CUDA where there is one, else CPU. Types auto: bf16, for generation the same as
     for ingest (a measured choice is up to the caller: :meth:`DecoderModel.use_for_generation`).
+    ``compile``: see :meth:`Network.compiled`; unmeasured.
     Raises ModelError with what to do when the model is missing or cannot be run exactly.
     """
     if device == "auto":
@@ -240,4 +246,5 @@ def load_model(
         dtype_ingest=dtype_ingest,
         dtype_generation=dtype_generation,
         device=device,
+        compile=compile,
     )

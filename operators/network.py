@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from operators.attention import AttentionPlan
 from operators.errors import ModelError
+from operators.kv_cache import KvShape
 
 Project = Callable[[Tensor], Tensor]
 """``[tokens, in]`` → ``[tokens, out]``: nn.Linear or one of operators.quantization."""
@@ -50,6 +51,24 @@ class Layer:
     scaling: float
 
 
+def _project(layer: Layer, hidden: Tensor, shape: KvShape) -> tuple[Tensor, Tensor]:
+    """``hidden`` ``[T, hidden]`` → queries and keys ``[T, heads + kv_heads, dim]``, not rotated, and
+    values ``[T, kv_heads, dim]``."""
+    qkv = layer.qkv(layer.attention_norm(hidden)).view(len(hidden), -1, shape.head_dim)
+    qk, v = qkv.tensor_split((-shape.kv_heads,), dim=1)
+    if layer.query_norm is not None and layer.key_norm is not None:
+        q, k = qk.tensor_split((-shape.kv_heads,), dim=1)
+        qk = torch.cat((layer.query_norm(q), layer.key_norm(k)), dim=1)
+    return qk, v
+
+
+def _mlp(layer: Layer, hidden: Tensor) -> Tensor:
+    """``hidden`` ``[T, hidden]`` plus what the layer's MLP makes of it."""
+    gate, up = layer.gate_up(layer.mlp_norm(hidden)).chunk(2, dim=-1)
+    done: Tensor = hidden + layer.down(layer.activation(gate) * up)
+    return done
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     """Embedding, layers, norm and head; weights may be shared with other networks."""
@@ -58,27 +77,39 @@ class Network:
     layers: tuple[Layer, ...]
     norm: Norm
     head: nn.Module
+    project: Callable[[Layer, Tensor, KvShape], tuple[Tensor, Tensor]] = _project
+    mlp: Callable[[Layer, Tensor], Tensor] = _mlp
 
     def forward(self, plan: AttentionPlan) -> Tensor:
         """Run the plan's tokens; logits ``[len(plan.wanted), vocab]``. Mutates the plan's cache."""
-        hidden = nn.functional.embedding(plan.tokens, self.embedding)
+        hidden: Tensor = nn.functional.embedding(plan.tokens, self.embedding)
         for index, layer in enumerate(self.layers):
-            hidden = hidden + _attention(index, layer, layer.attention_norm(hidden), plan)
+            qk, v = self.project(layer, hidden, plan.cache.shape)
+            hidden = hidden + layer.output(plan.attend(index, qk, v, layer.scaling))
             if index == len(self.layers) - 1:
                 hidden = hidden[plan.wanted]  # the others' part is done: their keys are written
                 if not len(hidden):
                     return hidden.new_empty(0, self.embedding.shape[0])
-            gate, up = layer.gate_up(layer.mlp_norm(hidden)).chunk(2, dim=-1)
-            hidden = hidden + layer.down(layer.activation(gate) * up)
+            hidden = self.mlp(layer, hidden)
         logits: Tensor = self.head(self.norm(hidden))
         return logits
+
+    def compiled(self) -> Network:
+        """The same with torch.compile for what a layer does before and after attention, for any number
+        of tokens. It compiles in the first forwards, which then take seconds."""
+        return replace(
+            self,
+            project=torch.compile(_project, dynamic=True),
+            mlp=torch.compile(_mlp, dynamic=True),
+        )
 
     def requantised(
         self,
         body: Callable[[Tensor, Tensor | None], nn.Module],
         head: Callable[[Tensor], nn.Module],
     ) -> Network:
-        """A network with its own matrices, made by ``body`` and ``head``; the rest is shared."""
+        """A network with its own matrices, made by ``body`` and ``head``; the rest is shared. It is not
+        compiled: torch's compiler fails on some of the kernels for quantised weights."""
 
         def made(linear: nn.Module) -> nn.Module:
             assert isinstance(linear, nn.Linear)
@@ -95,7 +126,8 @@ class Network:
             for layer in self.layers
         )
         assert isinstance(self.head, nn.Linear)
-        return replace(self, layers=layers, head=head(self.head.weight.detach()))
+        own_head = head(self.head.weight.detach())
+        return replace(self, layers=layers, head=own_head, project=_project, mlp=_mlp)
 
     def tensors(self) -> Iterator[Tensor]:
         """Every weight; shared ones may come more than once."""
@@ -110,18 +142,6 @@ class Network:
         for module in modules:
             yield from module.parameters()
             yield from module.buffers()
-
-
-def _attention(index: int, layer: Layer, x: Tensor, plan: AttentionPlan) -> Tensor:
-    """``x`` ``[T, hidden]`` → the same. Writes the tokens' keys and values."""
-    shape = plan.cache.shape
-    qkv = layer.qkv(x).view(len(x), -1, shape.head_dim)
-    qk, v = qkv.tensor_split((-shape.kv_heads,), dim=1)
-    if layer.query_norm is not None and layer.key_norm is not None:
-        q, k = qk.tensor_split((-shape.kv_heads,), dim=1)
-        qk = torch.cat((layer.query_norm(q), layer.key_norm(k)), dim=1)
-    out: Tensor = layer.output(plan.attend(index, qk, v, layer.scaling))
-    return out
 
 
 def from_transformers(model: Any) -> Network:
@@ -139,6 +159,18 @@ def from_transformers(model: Any) -> Network:
             f"this {model.config.model_type} model is not built as expected: {error}"
         ) from error
     return Network(embedding.detach(), layers, norm, head)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile something small; raises ModelError where torch.compile does not work."""
+    try:
+        torch.compile(torch.sin, dynamic=True)(torch.ones(3, device=device))
+    except (RuntimeError, OSError, ImportError) as error:
+        need = "a C++ compiler" if device.type == "cpu" else "Triton"
+        raise ModelError(
+            f"compile is on, but torch.compile does not work here; it needs {need}: install it or"
+            f" switch compile off ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        ) from error
 
 
 def _layer(layer: Any) -> Layer:

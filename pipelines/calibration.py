@@ -86,6 +86,7 @@ def load_calibrated(
         device=device,
         dtype_ingest=config.dtype_ingest,
         dtype_generation=config.dtype_generation,
+        compile=config.compile,
     )
     free = config.dtype_generation == "auto" and model.dtypes["ingest"] == "bf16"
     if free and model.device.type == "cpu":

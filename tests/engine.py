@@ -44,7 +44,7 @@ class ToyTokenizer(ByteTokenizer):
 
 
 def toy_decoder(
-    arch: str = "llama", *, device: str = "", dtype: str = "", **kw: Any
+    arch: str = "llama", *, device: str = "", dtype: str = "", compile: bool = False, **kw: Any
 ) -> DecoderModel:
     """A fresh toy model (its own weights object, so tests may patch it), fp32 on the CPU unless
     :func:`toys` or the arguments say otherwise."""
@@ -56,6 +56,7 @@ def toy_decoder(
         dtype_ingest=dtype,
         dtype_generation=dtype,
         device=device or _USED["device"],
+        compile=compile,
     )
 
 
