@@ -105,6 +105,10 @@ class OperatorConfig:
     """Token budget of the ledger shown to the model; above it the ledger is compacted."""
     targets: tuple[str, ...] = ()
     """Language codes every final segment is translated into."""
+    translate_partials: bool = False
+    """Also translate partial hypotheses (``is_final: false``), with whatever the finals leave free:
+    events with ``is_final`` false, empty ``committed`` and a ``tail`` that may change. Of hypotheses
+    that come faster than they can be translated only the newest is."""
     translation_unit_tokens: int = 96
     """Longer segments are translated in pieces of at most this many tokens."""
 

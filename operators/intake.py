@@ -12,6 +12,7 @@ from operators.errors import CapacityError, SegmentError
 from operators.generation import Generation
 from operators.kv_cache import KvCache
 from operators.observer import Observer
+from operators.partials import Partials
 from operators.session import Known, Part, Session, Work
 from operators.tasks.translation import TranslationTask, split_text
 from operators.text import Tokenizer
@@ -27,11 +28,13 @@ class Intake:
         tokenizer: Tokenizer,
         cache: KvCache,
         translation: TranslationTask,
+        partials: Partials,
         observer: Observer,
         clock: Callable[[], float],
     ) -> None:
         self._config, self._tokenizer, self._cache = config, tokenizer, cache
-        self._translation, self._observer, self._clock = translation, observer, clock
+        self._translation, self._partials = translation, partials
+        self._observer, self._clock = observer, clock
 
     # --- into the queue ----------------------------------------------------------------------
 
@@ -52,7 +55,10 @@ class Intake:
         work = Work(ticket, segment, accepted_at=self._clock())
         session.works.append(work)
         known = session.recent.get(segment.segment_id) if segment.segment_id else None
+        if is_final_text(segment):
+            work.shown = session.hypotheses.forget(segment.segment_id, self._cache)
         if segment.type == "session_end" and not session.ended:
+            session.hypotheses.clear(self._cache)
             work.owed, session.closing = 1, True
             session.queue.append(work)
         elif segment.type == "session_end":
@@ -68,6 +74,8 @@ class Intake:
             else:
                 session.remember(segment.segment_id, segment.revision, segment.text)
                 self._correct(session, work)
+        elif segment.type == "segment" and not segment.is_final:
+            self._partials.hear(session, segment, ticket)
 
     def _correct(self, session: Session, work: Work) -> None:
         """Corrections take effect in feed order, when all before them is done."""
@@ -94,7 +102,7 @@ class Intake:
         room = self._config.window // 2 - self._count(label) - 2
         pieces = split_text(" ".join(segment.text.split()), max(4, room), self._count)
         work.parts_left = len(pieces)
-        work.build = partial(self._translation.events, session)
+        work.build = partial(self._translations, session)
         for at, piece in enumerate(pieces):
             text = f"{label}{piece}\n"
             tokens = self._tokenizer.encode(text)
@@ -131,6 +139,13 @@ class Intake:
         for generation in self._translation.generations(session, part, finish):
             generation.due_at = self._clock()
             session.due.append(generation)
+
+    def _translations(self, session: Session, work: Work) -> list[Event]:
+        made = self._translation.events(session, work)
+        for event in made:
+            erasure = event.stability.normalized_erasure
+            self._observer.observe("translation_normalized_erasure", erasure)
+        return [*made]
 
     def _translated(self, session: Session, work: Work, generation: Generation) -> None:
         session.close(generation, self._cache)

@@ -65,11 +65,14 @@ class Parking:
 
     # --- into a slot and out of it -------------------------------------------------------------
 
-    def make_resident(self, session: Session) -> bool:
+    def make_resident(self, session: Session, *, only_spare: bool = False) -> bool:
         """Give the session a slot, another's if that one is idle; False if none is to be had. If the
-        store has lost its KV, its window's text is queued to be run again (``restored: replay``)."""
+        store has lost its KV, its window's text is queued to be run again (``restored: replay``).
+        ``only_spare``: not the slot of a stream with hypotheses either."""
         if not self._cache.free_slots:
             idle = [s for s in self._resident.values() if s.idle]
+            if only_spare:
+                idle = [s for s in idle if not s.hypotheses]
             if not idle:
                 return False
             self.park(min(idle, key=lambda s: s.last_used))
@@ -90,6 +93,7 @@ class Parking:
     def park(self, session: Session) -> None:
         """Move an idle session's KV to host memory, and what exceeds its limit to the store."""
         assert session.slot is not None
+        session.hypotheses.recall(self._cache)
         kv, draft = self.memory(session)
         length = session.slot.length
         self._leave_slot(session)
@@ -117,6 +121,7 @@ class Parking:
 
     def drop(self, session: Session) -> None:
         """Free whatever the session holds, wherever it lies."""
+        session.hypotheses.clear(self._cache)
         if session.slot is not None:
             self._leave_slot(session)
         self._forget_copies(session)

@@ -88,18 +88,14 @@ class Scheduler:
         order = self._rotated([s for s in sessions if s.slot is not None])
         self._turn += 1
         for session in order:
-            if not session.idle:
+            if not session.idle or session.hypotheses:
                 session.last_used = self._turn
         running = [g for s in order for g in s.running]
-        decoding = [g for g in running if not g.prefilling]
+        hypotheses = [g for s in order for g in s.hypotheses.running]
+        decoding = [g for g in [*running, *hypotheses] if not g.prefilling]
         for generation, draft in zip(decoding, self._drafts(decoding), strict=True):
             plan.verifies.append((generation.verify_row(draft), generation))
-        budget = self._config.ingest_budget
-        for generation in running:
-            if generation.prefilling and budget > 0:
-                row = generation.prompt_row(budget)
-                plan.prompts.append((row, generation))
-                budget -= len(row.tokens)
+        budget = _prompts(plan, running, self._config.ingest_budget)
         for session in order:
             if budget <= 0:
                 break
@@ -107,6 +103,7 @@ class Scheduler:
             if block is not None:
                 plan.blocks.append((block, session))
                 budget -= len(block.tokens)
+        _prompts(plan, hypotheses, budget)
         return plan
 
     def _drafts(self, decoding: list[Generation]) -> list[Draft]:
@@ -193,3 +190,13 @@ class Scheduler:
             return []
         at = self._turn % len(sessions)
         return sessions[at:] + sessions[:at]
+
+
+def _prompts(plan: StepPlan, generations: list[Generation], budget: int) -> int:
+    """Add the prompts' next stretches, as far as the budget goes; returns what is left of it."""
+    for generation in generations:
+        if generation.prefilling and budget > 0:
+            row = generation.prompt_row(budget)
+            plan.prompts.append((row, generation))
+            budget -= len(row.tokens)
+    return budget

@@ -23,6 +23,7 @@ from operators.draft_control import DraftControl
 from operators.draft_model import DraftMemory
 from operators.drafting import NgramIndex
 from operators.generation import Generation
+from operators.hypotheses import Hypotheses
 from operators.kv_cache import KvCache, KvLayout, StreamSlot
 from operators.types import (
     AnswerEvent,
@@ -61,6 +62,7 @@ class Work:
     parts_left: int = 0
     owed: int = 0
     answers: dict[str, list[Generation]] = field(default_factory=dict)  # by language, in order
+    shown: dict[str, str] = field(default_factory=dict)  # by language, of its partials
     build: Callable[[Work], list[Event]] | None = None
     failure: Failure | None = None
     accepted_at: float = 0.0
@@ -123,6 +125,7 @@ class Session:
     due: deque[Generation] = field(default_factory=deque)
     running: list[Generation] = field(default_factory=list)
     summary_running: bool = False
+    hypotheses: Hypotheses = field(default_factory=Hypotheses)
     ending: Work | None = None
 
     covered: int = 0  # absolute position: all transcript before it was visible to a good update
@@ -323,7 +326,8 @@ class Session:
 
     @property
     def idle(self) -> bool:
-        """Nothing queued, half done or owed: the slot could be given to another stream."""
+        """Nothing queued, half done or owed: the slot could be given to another stream. Hypotheses
+        do not count: their work can be given up at any time."""
         return not (
             self.queue
             or self.current

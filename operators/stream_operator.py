@@ -37,6 +37,7 @@ from operators.kv_cache import KvLayout, bytes_per_stream
 from operators.model import DecoderModel
 from operators.observer import Observer
 from operators.parking import KvStore, Parking
+from operators.partials import Partials
 from operators.requests import Requests
 from operators.runner import Runner
 from operators.scheduler import Scheduler
@@ -113,7 +114,10 @@ class StreamOperator:
         about = (config, self._prompts, self.model.tokenizer, info)
         seen_by = (self._observer, self._clock)
         translation = TranslationTask(*about)
-        self._intake = Intake(config, self.model.tokenizer, cache, translation, *seen_by)
+        self._partials = Partials(config, cache, self._parking, translation, *seen_by)
+        self._intake = Intake(
+            config, self.model.tokenizer, cache, translation, self._partials, *seen_by
+        )
         self._updates = UpdatePolicy(config, cache, self._parking, SummaryTask(*about), *seen_by)
         self._requests = Requests(cache, AnswerTask(*about), translation)
         self._scheduler = Scheduler(cache, config, self._parking, draft=draft, costs=costs)
@@ -206,7 +210,8 @@ class StreamOperator:
 
     def quiet(self, stream_id: str) -> bool:
         """Whether all that was fed to the stream has been done and handed out: then, and only
-        then, its memory belongs to its state and a snapshot may be taken."""
+        then, its memory belongs to its state and a snapshot may be taken. Hypotheses do not count:
+        they are in neither."""
         session = self._sessions[stream_id]
         waiting = session.works or session.events or session.finished or session.failed
         return session.idle and session.between_parts and not waiting and not session.ended
@@ -303,7 +308,8 @@ class StreamOperator:
         """Whether anything of the stream is still to be done or handed out."""
         s = self._sessions[stream_id]
         waiting = s.works or s.events or s.finished or s.failed or s.answers
-        return bool(not s.idle or waiting or self._updates.interval_due(s, self._clock()))
+        working = not s.idle or s.hypotheses
+        return bool(working or waiting or self._updates.interval_due(s, self._clock()))
 
     def idle_until(self) -> float | None:
         """Clock time of the next update that is due by time alone, or None."""
@@ -319,7 +325,9 @@ class StreamOperator:
         sessions = [s for name, s in self._sessions.items() if self.busy(name)]
         for session in sessions:
             self._updates.make_due(session, began)
+        self._partials.make_way(sessions)
         self._scheduler.admit(sessions)
+        self._partials.open(sessions)
         plan = self._scheduler.plan(sessions, self._updates.next_part)
         if plan:
             self._runner.run(plan)

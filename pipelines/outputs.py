@@ -27,6 +27,13 @@ def task_of(event: Event) -> str:
     return "summary" if isinstance(event, SummaryEvent) else f"translation:{event.target_lang}"
 
 
+def status_of(event: Event) -> str:
+    """Whether more is to come of the same: "partial" or "final", as metrics name it."""
+    if isinstance(event, SummaryEvent):
+        return event.status
+    return "final" if event.is_final else "partial"
+
+
 def complete(event: Event, topic: str, partition: int) -> Event:
     """The event with what the engine cannot know: where its input lay, its id, and the time."""
     source = msgspec.structs.replace(event.source, topic=topic, partition=partition)

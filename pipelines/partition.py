@@ -40,7 +40,7 @@ from pipelines.dead_letters import header
 from pipelines.forgetting import farewell, is_remnant, remnant, remnant_key
 from pipelines.lanes import Lane, Record
 from pipelines.metrics import Metrics
-from pipelines.outputs import complete, dead_letter_of, messages_of, now_ms, task_of
+from pipelines.outputs import complete, dead_letter_of, messages_of, now_ms, status_of, task_of
 from pipelines.publishers import Message, Publisher, pending_results
 from pipelines.sessions import Recovered, SessionTable
 from pipelines.settings import Settings
@@ -485,7 +485,7 @@ class Partition:
     def _observe(self, events: Sequence[Event]) -> None:
         for event in events:
             task = task_of(event)
-            self._metrics.output_published(getattr(event, "status", "final"), task)
+            self._metrics.output_published(status_of(event), task)
             if record := self._records.get(event.source.last_offset):
                 self._metrics.end_to_end(task, time.time() - record.message.timestamp)
 

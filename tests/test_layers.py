@@ -15,7 +15,7 @@ OPERATOR_LAYERS = [
     {"kv_cache", "attention", "verify", "text", "model", "drafting"}
     | {"sampling", "draft_control", "draft_model", "network", "quantization"},
     {"generation", "session", "scheduler", "tasks", "snapshot", "restore"}
-    | {"intake", "updates", "requests", "runner", "parking", "archive"},
+    | {"hypotheses", "partials", "intake", "updates", "requests", "runner", "parking", "archive"},
     {"stream_operator", "stream"},
 ]
 PIPELINE_LAYERS = [

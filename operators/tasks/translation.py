@@ -1,4 +1,5 @@
-"""Translation of every final segment into any number of languages, each answer on its own branch.
+"""Translation of every final segment into any number of languages, each answer on its own branch; of
+partial hypotheses likewise, if they are to be shown.
 
 A branch sees the conversation so far and is given the very words to translate. Long segments are
 translated in pieces that end at sentences where possible, so that a branch's scratch suffices.
@@ -9,16 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from operators.config import LANGUAGES, OperatorConfig
 from operators.generation import Generation
 from operators.session import Part, Session, Work
 from operators.tasks.drafts import decoding
 from operators.tasks.prompts import Prompts
-from operators.text import Tokenizer
+from operators.text import Tokenizer, normalized_erasure
 from operators.types import (
-    Event,
     ModelInfo,
+    Segment,
     Source,
+    Stability,
     TranslationEvent,
     Usage,
     event_id,
@@ -124,19 +128,50 @@ class TranslationTask:
         pieces = [self._tokenizer.decode(g.output).strip(' \n"“”«»') for g in made]
         return " ".join(p for p in pieces if p)
 
-    def events(self, session: Session, work: Work) -> list[Event]:
+    def events(self, session: Session, work: Work) -> list[TranslationEvent]:
         """The finished translations of one segment, one event per language, in settings' order."""
-        return [self._event(session, work, code, made) for code, made in work.answers.items()]
+        made = []
+        for code, answers in work.answers.items():
+            event = self._event(
+                session, work.segment, work.ticket, code, answers, work.shown.get(code, "")
+            )
+            made.append(replace(event, committed=self.text(answers)))
+        return made
+
+    def hypothesis_event(
+        self,
+        session: Session,
+        segment: Segment,
+        ticket: int,
+        code: str,
+        made: list[Generation],
+        shown: str,
+        degraded: tuple[str, ...],
+    ) -> TranslationEvent:
+        """The translation of a partial: all of it may change. ``shown``: the tail before it."""
+        event = self._event(session, segment, ticket, code, made, shown)
+        return replace(
+            event,
+            tail=self.text(made),
+            is_final=False,
+            policy="retranslation",
+            degraded=(*degraded, *event.degraded),
+        )
 
     def _event(
-        self, session: Session, work: Work, code: str, made: list[Generation]
+        self,
+        session: Session,
+        segment: Segment,
+        ticket: int,
+        code: str,
+        made: list[Generation],
+        shown: str,
     ) -> TranslationEvent:
+        """All but the text; takes the next revision."""
         task = f"translation:{code}"
         revision = session.next_revision(task)
-        reasons = {g.finish_reason for g in made}
-        cut = sorted(reasons - {"stop"})
-        segment = work.segment
-        usages = [g.usage() for g in made]
+        cut = sorted({g.finish_reason for g in made} - {"stop"})
+        deleted, erasure = normalized_erasure(shown, self.text(made))
         return TranslationEvent(
             stream_id=session.stream_id,
             epoch=session.epoch,
@@ -146,18 +181,23 @@ class TranslationTask:
             unit_id=segment.segment_id,
             source_lang=segment.language,
             source_text=segment.text,
-            committed=self.text(made),
             source_segment_ids=(segment.segment_id,),
             covers=session.covers,
-            source=Source(first_offset=work.ticket, last_offset=work.ticket),
+            source=Source(first_offset=ticket, last_offset=ticket),
             model=self._model,
-            usage=Usage(
-                prompt_tokens=sum(u.prompt_tokens for u in usages),
-                output_tokens=sum(u.output_tokens for u in usages),
-                drafted=sum(u.drafted for u in usages),
-                accepted=sum(u.accepted for u in usages),
-                verifies=sum(u.verifies for u in usages),
-                finish_reason=cut[0] if cut else "stop",
-            ),
+            usage=_usage(made, cut),
+            stability=Stability(deleted, round(erasure, 4)),
             degraded=tuple(f"cut_by_{reason}" for reason in cut),
         )
+
+
+def _usage(made: list[Generation], cut: list[str]) -> Usage:
+    usages = [g.usage() for g in made]
+    return Usage(
+        prompt_tokens=sum(u.prompt_tokens for u in usages),
+        output_tokens=sum(u.output_tokens for u in usages),
+        drafted=sum(u.drafted for u in usages),
+        accepted=sum(u.accepted for u in usages),
+        verifies=sum(u.verifies for u in usages),
+        finish_reason=cut[0] if cut else "stop",
+    )
