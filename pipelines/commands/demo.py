@@ -1,7 +1,7 @@
 """``longstream demo``: real meetings through a real Kafka and a real worker, counted at the end.
 
-Called by ``make demo``. The environment variables MODEL, STREAMS, SEGMENTS, TRANSLATE and SPEED
-mean the same as the options.
+Called by ``make demo``. The environment variables MODEL, STREAMS, SEGMENTS, TRANSLATE, SPEED and
+TRANSCRIPT mean the same as the options.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ def demo(
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Lines, also in a terminal.")] = False,
     transcript_out: Annotated[
-        Path | None, typer.Option(help="Write the whole run verbatim to this Markdown file.")
+        Path | None,
+        typer.Option(
+            envvar="TRANSCRIPT", help="Write the whole run verbatim to this Markdown file."
+        ),
     ] = None,
 ) -> None:
     """Replay meetings as parallel streams and show what comes out. Last line: one JSON object."""
