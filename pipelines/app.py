@@ -110,7 +110,6 @@ class Worker:
             )
             log.info("serving %s/metrics", self._http.url)
             if await self._start_device(stop):
-                await self._app.start()
                 self._spawn(self._tick())
                 return await self._until(stop)
             return 0
@@ -121,6 +120,7 @@ class Worker:
 
     def _make_host(self) -> Host:
         settings = self._settings
+        recovery_s = min(RECOVERY_SECONDS, settings.broker_patience_s)
         return Host(
             settings=settings,
             metrics=self._metrics,
@@ -128,7 +128,7 @@ class Worker:
             owners=self._owners,
             hold=lambda number: self._app.consumer.hold(self._tp(number)),
             release=lambda number: self._app.consumer.release(self._tp(number)),
-            recover=lambda number: recover(settings, number, RECOVERY_SECONDS),
+            recover=lambda number: recover(settings, number, recovery_s),
             make_publisher=lambda number: make_publisher(settings, number),
             on_progress=self._on_progress,
             admits=self._device.admits,
@@ -224,7 +224,7 @@ class Worker:
     async def _until(self, stop: asyncio.Event) -> int:
         """Wait for the stop signal or a fault."""
         stopped = self._spawn(_wait(stop))
-        crashed = self._spawn(self._watch_faust())
+        crashed = self._spawn(self._run_faust())
         kept = self._spawn(self._device.keep())
         waited: set[asyncio.Future[None]] = {stopped, crashed, kept, self._fault}
         done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -234,17 +234,25 @@ class Worker:
             log.info("stopping")
             return exits.OK
         self._faulty = True
-        log.error("stopping on a fault, nothing unfinished is acknowledged: %s", error)
+        reason = exits.in_words(error)
+        log.error("stopping on a fault, nothing unfinished is acknowledged: %s", reason)
         return exits.code_of(error)
 
-    async def _watch_faust(self) -> None:
+    async def _run_faust(self) -> None:
+        """Start Faust and see that it goes on. The start itself waits for the group without end."""
+        starting = self._spawn(self._app.start())
         while True:
             await asyncio.sleep(TICK_SECONDS)
+            if starting.done():
+                starting.result()
             if self._app.crashed or self._app.should_stop:
                 reason = self._app.crash_reason
                 raise LongstreamError(
                     f"Faust stopped by itself: {exits.in_words(reason) if reason else 'no reason'}"
                 ) from reason
+            refusal = self._app.consumer.refusal
+            if refusal is not None and exits.hopeless(refusal):
+                raise LongstreamError(f"consumer group: {exits.in_words(refusal)}") from refusal
 
     async def _shut_down(self) -> None:
         deadline = time.monotonic() + self._settings.stop_deadline_s
@@ -364,8 +372,11 @@ class Worker:
         # broker, which ends a transaction that was cut off.
         fenced = isinstance(error, Fenced)
         await asyncio.sleep(self._settings.session_timeout_s if fenced else REOPEN_SECONDS)
-        while self._app.rebalancing:  # noqa: ASYNC110 - Faust has no event for its end
+        while self._app.rebalancing:
             await asyncio.sleep(TICK_SECONDS)
+            if time.monotonic() - since > patience:  # Faust would wait for the broker without end
+                self._fail(partition, error)
+                return
         if self._partitions.get(partition.number) is partition:
             events = partition.unfinished()
             self._lose(partition.number)

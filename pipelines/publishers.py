@@ -17,7 +17,7 @@ from typing import Protocol
 
 import aiokafka
 import msgspec
-from aiokafka.errors import KafkaError, ProducerFenced
+from aiokafka.errors import IllegalOperation, KafkaError, ProducerFenced
 
 from operators.errors import LongstreamError
 from operators.types import SessionState
@@ -291,7 +291,8 @@ async def _send_all(
                     headers=[(k, v) for k, v in message.headers],
                 )
             )
-        except KafkaError as error:
+        except (KafkaError, IllegalOperation) as error:
+            # IllegalOperation only says that the transaction is over: an earlier record knows why.
             failed = message, error
             break
     results = await asyncio.gather(*acks, return_exceptions=True)

@@ -18,6 +18,7 @@ from operators.errors import LongstreamError, SegmentError
 from operators.types import SessionState
 from pipelines.clients import client_options
 from pipelines.codec import decode_state
+from pipelines.exits import Waited
 from pipelines.forgetting import SCHEMA as REMNANT_SCHEMA
 from pipelines.forgetting import epoch_of, remnant_key
 from pipelines.settings import Settings
@@ -166,8 +167,8 @@ async def recover(settings: Settings, partition: int, timeout: float) -> Recover
     except TimeoutError:
         raise RecoveryError(
             f"{topic}[{partition}] was not read within {timeout:.0f} s; is an unfinished transaction "
-            "in the way, or the broker slow?"
-        ) from None
+            "in the way, or the broker slow or away?"
+        ) from Waited()
     except KafkaError as error:
         raise RecoveryError(f"{topic}[{partition}] cannot be read: {error}") from error
     finally:

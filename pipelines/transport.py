@@ -103,6 +103,14 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         """Our name in the consumer group. It changes only when the group had thrown us out."""
         return str(self._thread._consumer._coordinator.member_id)
 
+    @property
+    def refusal(self) -> Exception | None:
+        """Why the consumer group will not have us; None while it may. aiokafka then waits for a fetch
+        to be told, and without partitions Faust makes none: it would wait in silence for ever."""
+        consumer = self._thread._consumer if self._thread else None
+        coordinator = consumer._coordinator if consumer else None
+        return getattr(coordinator, "_pending_exception", None)
+
     # --- commits ---------------------------------------------------------------------------
 
     def ack(self, message: Message) -> bool:
