@@ -1,18 +1,34 @@
-"""Kafka goes away or loses a node, and comes back: the worker waits and goes on."""
+"""Kafka goes away, loses a node, a topic or replicas, or refuses: wait and go on, or say why not."""
 
 from __future__ import annotations
 
+import gc
+import logging
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka.admin import (
+    ACL,
+    ACLOperation,
+    ACLPermissionType,
+    ConfigResource,
+    ConfigResourceType,
+    ResourcePattern,
+    ResourceType,
+)
 
+from pipelines import broker
+from pipelines.broker.base import free_ports
 from pipelines.broker.cluster import Cluster
+from pipelines.broker.jvm import FAST_RESTART, JvmBroker, start_jvm
 from pipelines.broker.process import ProcessBroker
 from tests.worker_process import (
     Records,
+    WorkerProcess,
     assert_all_reflected,
     assert_revisions_sound,
     producer,
@@ -23,6 +39,25 @@ from tests.worker_process import (
 
 TopicsAt = Callable[[str], Any]
 
+# kafka-python, with which the tests themselves read and write, leaves the socket of a connection that
+# was refused to the garbage collector. The workers are other processes and use another client.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sockets_collected() -> Iterator[None]:
+    """Here, not in a later test of another module, which does not expect them. What kafka-python logs
+    names its connections, and pytest keeps it to the end of the session: so it logs nothing."""
+    level = logging.getLogger("kafka").level
+    logging.getLogger("kafka").setLevel(logging.CRITICAL + 1)
+    yield
+    logging.getLogger("kafka").setLevel(level)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
 
 def ids(stream: str, count: int, start: int = 0) -> list[str]:
     return [f"{stream}-{number}" for number in range(start, start + count)]
@@ -31,6 +66,17 @@ def ids(stream: str, count: int, start: int = 0) -> list[str]:
 def check(seen: Records, stream: str, count: int) -> None:
     assert_revisions_sound(seen.events())
     assert_all_reflected(seen.summaries(), stream, ids(stream, count))
+
+
+def set_topic(bootstrap: str, topic: str, **configs: str) -> None:
+    named = {name.replace("_", "."): value for name, value in configs.items()}
+    with broker.admin_client(bootstrap) as admin:
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, named)])
+
+
+def last_words(worker: WorkerProcess) -> str:
+    """What the worker said when it ended, on one line."""
+    return " ".join(worker.log.split("stopping on a fault")[-1].split())
 
 
 # --- away, and back ------------------------------------------------------------------------------
@@ -69,12 +115,38 @@ def outage(own_kafka: ProcessBroker, topics: Any, folder: Path, seconds: float) 
         assert worker.stop() == 0, worker.log
 
 
+def test_a_broker_away_for_a_while(
+    own_kafka: ProcessBroker, topics_at: TopicsAt, tmp_path: Path
+) -> None:
+    outage(own_kafka, topics_at(own_kafka.bootstrap), tmp_path, 10)
+
+
 @pytest.mark.slow
 def test_a_broker_away_for_a_minute(
     own_kafka: ProcessBroker, topics_at: TopicsAt, tmp_path: Path
 ) -> None:
     """Longer than a transaction may last: the broker ends it, and the worker begins anew."""
     outage(own_kafka, topics_at(own_kafka.bootstrap), tmp_path, 60)
+
+
+@pytest.mark.slow
+def test_a_broker_that_stays_away_ends_the_worker(
+    own_kafka: ProcessBroker, topics_at: TopicsAt, tmp_path: Path
+) -> None:
+    topics = topics_at(own_kafka.bootstrap).create(1)
+    with workers(topics, tmp_path, broker_patience_s=5, stop_deadline_s=3) as start:
+        with producer(topics.bootstrap) as made:
+            say(made, topics.segments, "a", *(f"{name} SLEEP 0.1" for name in ids("a", 60)))
+        worker = start()
+        worker.wait_for_log("assigned partitions")
+        own_kafka.kill()
+        assert worker.process.wait(60) == 5, worker.log
+        assert "no Kafka at" in worker.log
+        own_kafka.restart()
+        with Records(topics.bootstrap, topics.summaries, partitions=1) as seen:
+            start("next")
+            wait_until(lambda: seen.covered("a") == 59, 60)
+            assert_revisions_sound(seen.events())
 
 
 @pytest.mark.slow
@@ -110,3 +182,212 @@ def test_one_of_three_brokers_after_the_other_is_killed(
         for stream in streams:
             check(seen, stream, count)
         assert worker.stop() == 0, worker.log
+
+
+@pytest.mark.slow
+def test_too_few_replicas_in_sync(cluster: Cluster, topics_at: TopicsAt, tmp_path: Path) -> None:
+    """Results need three replicas and one is dead: the worker waits, or ends after its patience."""
+    topics = topics_at(cluster.bootstrap).create(1)
+    set_topic(topics.bootstrap, topics.summaries, min_insync_replicas="3")
+    with (
+        workers(topics, tmp_path) as start,
+        producer(topics.bootstrap) as made,
+        Records(topics.bootstrap, topics.summaries, partitions=1) as seen,
+    ):
+        worker = start()
+        say(made, topics.segments, "a", *ids("a", 3))
+        wait_until(lambda: seen.covered("a") == 2, 60, worker.log)
+        cluster.nodes[2].kill()
+        try:
+            time.sleep(6)  # until it has left the in-sync set
+            say(made, topics.segments, "a", *ids("a", 3, start=3))
+            time.sleep(9)
+            assert seen.covered("a") == 2
+            assert worker.process.poll() is None
+            worker.kill()
+            hasty = start("hasty", broker_patience_s=5, stop_deadline_s=5)
+            assert hasty.process.wait(90) == 5, hasty.log
+            assert "min.insync.replicas" in last_words(hasty)
+            patient = start("patient")
+            patient.wait_for_log("assigned partitions")
+            time.sleep(3)
+            assert patient.process.poll() is None
+        finally:
+            cluster.nodes[2].restart()
+        wait_until(lambda: seen.covered("a") == 5, 90, patient.log)
+        check(seen, "a", 6)
+
+
+# --- topics --------------------------------------------------------------------------------------
+
+
+def test_a_topic_that_vanishes_ends_the_worker_and_a_new_one_goes_on(
+    topics: Any, tmp_path: Path
+) -> None:
+    topics.create(1)
+    with (
+        workers(topics, tmp_path, broker_patience_s=4, stop_deadline_s=3) as start,
+        producer(topics.bootstrap) as made,
+    ):
+        worker = start()
+        say(made, topics.segments, "a", *ids("a", 2))
+        worker.wait_for_log("ready in")
+        with broker.admin_client(topics.bootstrap) as admin:
+            admin.delete_topics([topics.summaries])
+        say(made, topics.segments, "a", "a-2")
+        assert worker.process.wait(90) == 2, worker.log
+        assert f"no topic {topics.summaries}" in worker.log
+        topics.create(1)
+        with Records(topics.bootstrap, topics.summaries, partitions=1) as seen:
+            start("next")
+            wait_until(lambda: seen.covered("a") == 2, 40)
+            check(seen, "a", 3)
+
+
+def test_a_result_too_large_for_its_topic_ends_the_worker(topics: Any, tmp_path: Path) -> None:
+    """Here a dead letter. With the limit raised the next worker writes it: no hole."""
+    topics.create(1)
+    set_topic(topics.bootstrap, topics.dlq, max_message_bytes="2000")
+    with (
+        workers(topics, tmp_path) as start,
+        producer(topics.bootstrap) as made,
+        Records(topics.bootstrap, topics.summaries, partitions=1) as seen,
+        Records(topics.bootstrap, topics.dlq, partitions=1) as dead,
+    ):
+        worker = start()
+        say(made, topics.segments, "a", "a-0")
+        made.send(topics.segments, key=b"a", value=b"{" + b"x" * 5000)
+        say(made, topics.segments, "a", "a-1", "a-2")
+        assert worker.process.wait(60) == 2, worker.log
+        assert f"{topics.dlq}: a record is larger than its topic takes" in last_words(worker)
+        assert not seen.events()
+        set_topic(topics.bootstrap, topics.dlq, max_message_bytes="1000000")
+        start("next")
+        wait_until(lambda: seen.covered("a") == 2, 40)
+        check(seen, "a", 3)
+        wait_until(lambda: len(dead.records[topics.dlq]) == 1, 10)
+
+
+# --- access --------------------------------------------------------------------------------------
+
+USER, PASSWORD = "worker", "hush"
+
+
+class Guarded:
+    """A broker with ACLs: whoever comes to ``bootstrap`` may do all, the rest log in at ``sasl``."""
+
+    def __init__(self, started: JvmBroker, sasl: str) -> None:
+        self.bootstrap, self.sasl = started.bootstrap, sasl
+
+    def allow(self, kind: ResourceType, name: str, *operations: ACLOperation) -> None:
+        with broker.admin_client(self.bootstrap) as admin:
+            admin.create_acls(
+                [
+                    ACL(
+                        f"User:{USER}",
+                        "*",
+                        operation,
+                        ACLPermissionType.ALLOW,
+                        ResourcePattern(kind, name),
+                    )
+                    for operation in operations
+                ]
+            )
+
+    def allow_all(self, topics: Any, *but: str) -> None:
+        """Everything a worker needs on these topics, except for those named."""
+        operations = (ACLOperation.READ, ACLOperation.WRITE, ACLOperation.DESCRIBE)
+        for spec in topics.specs:
+            kept = operations if spec.name not in but else (ACLOperation.DESCRIBE,)
+            self.allow(ResourceType.TOPIC, spec.name, *kept)
+        app = topics.prefix.rstrip(".")
+        if "group" not in but:
+            self.allow(ResourceType.GROUP, app, ACLOperation.READ)
+        if "transactions" not in but:
+            name = f"{app}-{topics.segments}-0"
+            self.allow(ResourceType.TRANSACTIONAL_ID, name, *operations[1:])
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Guarded]:
+    port, sasl, controller = free_ports(3)
+    plain = "org.apache.kafka.common.security.plain.PlainLoginModule"
+    properties = {
+        "listeners": f"PLAINTEXT://127.0.0.1:{port},SASL_PLAINTEXT://127.0.0.1:{sasl},"
+        f"CONTROLLER://127.0.0.1:{controller}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port},SASL_PLAINTEXT://127.0.0.1:{sasl}",
+        "controller.quorum.bootstrap.servers": f"127.0.0.1:{controller}",
+        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,"
+        "SASL_PLAINTEXT:SASL_PLAINTEXT",
+        "inter.broker.listener.name": "PLAINTEXT",
+        "sasl.enabled.mechanisms": "PLAIN",
+        "listener.name.sasl_plaintext.plain.sasl.jaas.config": f'{plain} required user_{USER}="'
+        f'{PASSWORD}";',
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:ANONYMOUS",
+    }
+    try:
+        started = start_jvm(
+            broker.default_cache(), print, port=port, properties={**FAST_RESTART, **properties}
+        )
+    except broker.BrokerError as error:
+        pytest.skip(str(error))
+    with started:
+        yield Guarded(started, f"127.0.0.1:{sasl}")
+
+
+def login(guarded: Guarded, password: str = PASSWORD) -> dict[str, object]:
+    return {
+        "bootstrap": guarded.sasl,
+        "security_protocol": "SASL_PLAINTEXT",
+        "sasl_username": USER,
+        "sasl_password": password,
+    }
+
+
+def test_with_all_it_needs_a_worker_works(
+    guarded: Guarded, topics_at: TopicsAt, tmp_path: Path
+) -> None:
+    """And so what the tests below see refused is what they took away."""
+    topics = topics_at(guarded.bootstrap).create(1)
+    guarded.allow_all(topics)
+    with (
+        workers(topics, tmp_path, **login(guarded)) as start,
+        producer(topics.bootstrap) as made,
+        Records(topics.bootstrap, topics.summaries, partitions=1) as seen,
+    ):
+        worker = start()
+        say(made, topics.segments, "a", *ids("a", 3))
+        wait_until(lambda: seen.covered("a") == 2, 40, worker.log)
+
+
+def test_a_wrong_password_is_named(guarded: Guarded, topics_at: TopicsAt, tmp_path: Path) -> None:
+    topics = topics_at(guarded.bootstrap).create(1)
+    with workers(topics, tmp_path, **login(guarded, "guess")) as start:
+        worker = start()
+        assert worker.process.wait(60) == 6, worker.log
+        assert f"refuses the login of {USER!r} by PLAIN" in worker.log
+        assert "guess" not in worker.log
+
+
+@pytest.mark.parametrize("missing", ["summaries", "sessions", "segments", "group", "transactions"])
+def test_a_missing_access_ends_the_worker(
+    guarded: Guarded, topics_at: TopicsAt, tmp_path: Path, missing: str
+) -> None:
+    topics = topics_at(guarded.bootstrap).create(1)
+    guarded.allow_all(topics, getattr(topics, missing, missing))
+    with (
+        workers(topics, tmp_path, stop_deadline_s=5, **login(guarded)) as start,
+        producer(topics.bootstrap) as made,
+        Records(topics.bootstrap, topics.summaries, partitions=1) as seen,
+    ):
+        worker = start()
+        say(made, topics.segments, "a", *ids("a", 3))
+        assert worker.process.wait(60) == 6, worker.log
+        assert "Kafka refuses access" in last_words(worker)
+        assert PASSWORD not in worker.log
+        assert not seen.events()
+        guarded.allow_all(topics)
+        start("allowed")
+        wait_until(lambda: seen.covered("a") == 2, 40)
+        check(seen, "a", 3)
