@@ -72,6 +72,25 @@ def test_what_the_ledger_already_says_is_not_added_again() -> None:
     assert (update.items, update.added, update.duplicate) == (have, 0, 1)
 
 
+def test_a_sentence_told_again_with_another_end_is_refused() -> None:
+    said = [
+        (
+            Evidence("s1"),
+            "Members participating in person can watch the proceedings on the TV; when they have "
+            "finished presenting their petitions they will be able to sit down.",
+        )
+    ]
+    first = "TOPIC: Members participating in person will be able to watch the proceedings on TV."
+    again = (
+        "ACTION: Members will be able to watch the proceedings on TV once they have finished "
+        "presenting their petitions."
+    )
+    update = add_notes((), parse_notes(f"{first}\n{again}", 4), said, revision=1, next_id=1)
+    assert (update.added, update.duplicate) == (1, 1)
+    alone = add_notes((), parse_notes(again, 4), said, revision=1, next_id=1)
+    assert alone.added == 1
+
+
 def test_what_nobody_said_is_refused() -> None:
     notes = parse_notes("TOPIC: Parliament debated fisheries and climate subsidies.", 4)
     update = add_notes((), notes, SAID, revision=1, next_id=1)

@@ -50,6 +50,8 @@ _SIGNS = {
 not anybody promised or asked: an action or a question without such words is a topic like any other."""
 _NOBODY = {"", "who", "none", "unknown", "n/a", "nobody", "someone"}
 MAX_ITEM_CHARS = 280
+MAX_REPEATED = 0.3
+"""Share of a note's trigrams that may stand in the ledger already: small models vary sentences' ends."""
 _STOPWORDS = frozenset(  # words that support nothing: common ones, and minutes' own vocabulary
     word
     for line in (
@@ -131,6 +133,13 @@ def copied(text: str, source: str) -> bool:
     return len(mine) >= 4 and sum(t in theirs for t in mine) / len(mine) > 0.6
 
 
+def repeated(text: str, items: Iterable[LedgerItem]) -> float:
+    """Share of the text's word trigrams that the items hold already."""
+    mine = trigrams(words(text))
+    told = {t for item in items for t in trigrams(words(item.text))}
+    return sum(t in told for t in mine) / len(mine) if mine else 0.0
+
+
 def find_evidence(text: str, segments: Sequence[tuple[Evidence, str]]) -> tuple[Evidence, ...]:
     """The up to two segments that share most content words with the item, in transcript order."""
     want = content_words(text)
@@ -161,14 +170,17 @@ def add_notes(
 ) -> Update:
     """Append what is new; existing items are frozen.
 
-    A note is refused when an item of the ledger already says it, when less than ``min_support`` of
-    its content words occur in the window's ``segments``, or when it is a copied stretch of one.
+    A note is refused when an item of the ledger already says it, or the ledger much of its wording,
+    when less than ``min_support`` of its content words occur in the window's ``segments``, or when
+    it is a copied stretch of one.
     """
     said = [text for _, text in segments]
     kept = list(items)
     duplicate = ungrounded = verbatim = 0
     for note in notes:
-        if any(similarity(note.text, item.text) >= 0.7 for item in kept):
+        if any(similarity(note.text, item.text) >= 0.7 for item in kept) or (
+            repeated(note.text, kept) > MAX_REPEATED
+        ):
             duplicate += 1
         elif support(note.text, said) < min_support:
             ungrounded += 1
