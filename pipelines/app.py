@@ -23,6 +23,7 @@ from faust.types import TP
 from operators.errors import LongstreamError
 from operators.types import Emission
 from pipelines import exits, protocol
+from pipelines.broker_watch import Brokers, watch
 from pipelines.clients import faust_broker, faust_credentials
 from pipelines.committer import CommitError
 from pipelines.device import DeviceClient
@@ -226,7 +227,8 @@ class Worker:
         stopped = self._spawn(_wait(stop))
         crashed = self._spawn(self._run_faust())
         kept = self._spawn(self._device.keep())
-        waited: set[asyncio.Future[None]] = {stopped, crashed, kept, self._fault}
+        watched = self._spawn(self._watch_brokers())
+        waited: set[asyncio.Future[None]] = {stopped, crashed, kept, watched, self._fault}
         done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         errors = [future.exception() for future in done]
         error = next((error for error in errors if error is not None), None)
@@ -253,6 +255,14 @@ class Worker:
             refusal = self._app.consumer.refusal
             if refusal is not None and exits.hopeless(refusal):
                 raise LongstreamError(f"consumer group: {exits.in_words(refusal)}") from refusal
+
+    async def _watch_brokers(self) -> None:
+        brokers = Brokers(self._settings)
+        try:
+            patience_s = self._settings.broker_patience_s
+            await watch(brokers.answer, self._readiness.kafka, patience_s=patience_s)
+        finally:
+            await brokers.close()
 
     async def _shut_down(self) -> None:
         deadline = time.monotonic() + self._settings.stop_deadline_s

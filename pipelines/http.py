@@ -36,7 +36,8 @@ ReadinessCheck = Callable[[], Mapping[str, Check]]
 
 @dataclass
 class Readiness:
-    """Ready = partitions assigned, model loaded, and progress within ``stall_seconds`` or idle.
+    """Ready = Kafka there, partitions assigned, model loaded, and progress within ``stall_seconds`` or
+    idle.
 
     The worker writes the fields as things happen; calling the object gives the checks. ``clock`` is
     monotonic seconds.
@@ -49,6 +50,8 @@ class Readiness:
     model: str | None = None
     """Name of the loaded model; None while it is not loaded, or its process is gone."""
     stopping: bool = False
+    kafka_away: str | None = None
+    """In words, that no broker answers; None while one does."""
     _in_flight: int = field(default=0, init=False, repr=False)
     _last_progress: float = field(default=0.0, init=False, repr=False)
 
@@ -70,11 +73,16 @@ class Readiness:
         """Something was finished just now."""
         self._last_progress = self.clock()
 
+    def kafka(self, away: str | None) -> None:
+        """No broker answers, in words; None when one does again."""
+        self.kafka_away = away
+
     def __call__(self) -> Mapping[str, Check]:
         quiet = self.clock() - self._last_progress
         moving = self.in_flight == 0 or quiet <= self.stall_seconds
         state = "idle" if self.in_flight == 0 else f"{self.in_flight} segments in flight"
         return {
+            "kafka": Check(self.kafka_away is None, self.kafka_away or "answers"),
             "assigned": Check(self.partitions > 0, f"{self.partitions} partitions"),
             "model": Check(self.model is not None, self.model or "not loaded"),
             "progress": Check(moving, f"{state}, last progress {quiet:.1f} s ago"),

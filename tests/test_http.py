@@ -89,7 +89,7 @@ def test_ready_when_all_checks_hold() -> None:
             assert answer.status == 200
             body = await answer.json()
             assert body["ready"] is True
-            assert set(body["checks"]) == {"assigned", "model", "progress", "running"}
+            assert set(body["checks"]) == {"kafka", "assigned", "model", "progress", "running"}
             assert all(check["ok"] and check["detail"] for check in body["checks"].values())
 
     run(use)
@@ -103,6 +103,10 @@ def fail_model(state: Readiness, clock: Clock) -> None:
     state.model = None
 
 
+def fail_kafka(state: Readiness, clock: Clock) -> None:
+    state.kafka("no broker answers")
+
+
 def fail_progress(state: Readiness, clock: Clock) -> None:
     state.in_flight = 1
     clock.now += 31.0
@@ -112,7 +116,9 @@ def fail_running(state: Readiness, clock: Clock) -> None:
     state.stopping = True
 
 
-@pytest.mark.parametrize("fail", [fail_assigned, fail_model, fail_progress, fail_running])
+@pytest.mark.parametrize(
+    "fail", [fail_kafka, fail_assigned, fail_model, fail_progress, fail_running]
+)
 def test_one_failed_check_is_not_ready_and_is_named(
     fail: Callable[[Readiness, Clock], None],
 ) -> None:

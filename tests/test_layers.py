@@ -32,7 +32,7 @@ PIPELINE_LAYERS = [
         "snapshot_store",
     }
     | {"clients", "publishers", "outputs", "committer", "transport", "sessions", "partition"}
-    | {"keeper", "lanes", "exits", "forgetting", "tenants"},
+    | {"keeper", "lanes", "exits", "forgetting", "tenants", "broker_watch"},
     {"app", "worker"},
     {"tool_clients", "replaying", "following", "tally", "screen"}
     | {"demo", "benchmarks", "chaos", "live"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import time
 import warnings
@@ -147,6 +148,38 @@ def test_a_broker_that_stays_away_ends_the_worker(
             start("next")
             wait_until(lambda: seen.covered("a") == 59, 60)
             assert_revisions_sound(seen.events())
+
+
+def test_idle_workers_notice_too(
+    own_kafka: ProcessBroker, topics_at: TopicsAt, tmp_path: Path
+) -> None:
+    """Nothing to fetch or commit: one says so, waits and goes on; a hasty one ends as documented."""
+    topics = topics_at(own_kafka.bootstrap).create(2)
+    with workers(topics, tmp_path, stop_deadline_s=3) as start:
+        patient = start("patient")
+        patient.wait_for_log("ready in")
+        hasty = start("hasty", broker_patience_s=4)
+        hasty.wait_for_log("ready in")  # its partition: nothing is under way now
+        assert json.loads(patient.get("/ready"))["ready"]
+        own_kafka.kill()
+        assert hasty.process.wait(30) == 5, hasty.log
+        assert "no broker of Kafka's has answered for" in last_words(hasty)
+        patient.wait_for_log("no broker of Kafka's has answered for")
+        ready = json.loads(patient.get("/ready"))
+        assert not ready["ready"]
+        assert "has answered for" in ready["checks"]["kafka"]["detail"]
+        assert patient.process.poll() is None
+        own_kafka.restart()
+        patient.wait_for_log("Kafka answers again after")
+        assert json.loads(patient.get("/ready"))["checks"]["kafka"]["ok"]
+        with (
+            producer(topics.bootstrap) as made,
+            Records(topics.bootstrap, topics.summaries, partitions=2) as seen,
+        ):
+            for stream in "abcd":
+                say(made, topics.segments, stream, *ids(stream, 3))
+            wait_until(lambda: all(seen.covered(s) == 2 for s in "abcd"), 60, patient.log)
+        assert patient.stop() == 0, patient.log
 
 
 @pytest.mark.slow

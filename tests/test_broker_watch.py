@@ -1,0 +1,86 @@
+"""Kafka away from a worker with nothing to do: said, forgiven, or the end. The clock is a script's."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from pipelines import broker_watch, exits
+from pipelines.broker_watch import Brokers, watch
+from pipelines.settings import Settings
+
+
+class Script:
+    """Answers in turn, each after so many seconds; ``told`` is what was said of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: tuple[float, bool]) -> None:
+        self.now = 1000.0
+        self.told: list[str | None] = []
+        self._answers = iter(answers)
+        monkeypatch.setattr(broker_watch.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(broker_watch.asyncio, "sleep", self._sleep)
+
+    async def _sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    async def answer(self) -> bool:
+        seconds, answer = next(self._answers, (0.0, None))
+        if answer is None:
+            raise EOFError
+        self.now += seconds
+        return answer
+
+    def run(self, patience_s: float) -> None:
+        asyncio.run(watch(self.answer, self.told.append, patience_s=patience_s))
+
+
+GOOD, REFUSED, HUNG = (0.0, True), (0.0, False), (10.0, False)
+
+
+def test_a_short_absence_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script(monkeypatch, GOOD, REFUSED, REFUSED, GOOD)
+    with pytest.raises(EOFError):
+        script.run(300)
+    assert script.told == []
+
+
+def test_a_long_one_is_said_and_so_is_its_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    script = Script(monkeypatch, GOOD, *[REFUSED] * 5, GOOD)
+    with caplog.at_level(logging.INFO, "pipelines"), pytest.raises(EOFError):
+        script.run(300)
+    assert script.told == [
+        "no broker of Kafka's has answered for 6 s",
+        "no broker of Kafka's has answered for 8 s",
+        None,
+    ]
+    away, back = (record.getMessage() for record in caplog.records)
+    assert away.endswith("for 6 s; the worker ends after 300 s of it")
+    assert back == "Kafka answers again after 10 s"
+
+
+def test_patience_ends_with_the_exit_code_of_an_absent_kafka(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = Script(monkeypatch, GOOD, *[HUNG] * 99)
+    with pytest.raises(exits.Waited, match="for 34 s") as raised:
+        script.run(30)
+    assert exits.code_of(raised.value) == exits.BROKER
+
+
+def test_absences_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script(monkeypatch, *[GOOD, HUNG, HUNG] * 20)
+    with pytest.raises(EOFError):
+        script.run(30)
+
+
+def test_nobody_there_is_no_answer() -> None:
+    async def body() -> None:
+        brokers = Brokers(Settings(bootstrap="127.0.0.1:9", broker_patience_s=2))
+        assert not await brokers.answer()
+        await brokers.close()
+
+    asyncio.run(body())
