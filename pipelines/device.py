@@ -130,6 +130,16 @@ class DeviceClient:
         self._send(protocol.Drop(stream_id, self._generation, erase))
         return future
 
+    async def probe(self) -> None:
+        """Have the started device do a harmless segment, before any stream is open. Raises what
+        ``failed`` got if it does not survive that."""
+        self._probed = asyncio.get_running_loop().create_future()
+        self._send(protocol.Probe())
+        outcomes: set[asyncio.Future[None]] = {self._probed, self.failed}
+        await asyncio.wait(outcomes, return_when=asyncio.FIRST_COMPLETED)
+        if self.failed.done():
+            self.failed.result()
+
     async def stop(self, timeout: float = 5.0) -> None:
         """Ask the process to leave; kill it after ``timeout`` seconds."""
         self._stopping = True
@@ -192,7 +202,8 @@ class DeviceClient:
             return
         assert self._process is not None
         code = await self._process.wait()
-        self._fail(DeviceError(f"the device process ended (exit code {code}); see its log above"))
+        end = f"the device process ended (exit code {code}); the worker's log may say more"
+        self._fail(DeviceError(end))
 
     def _handle(self, report: protocol.Report) -> None:
         self._last_beat = time.monotonic()
@@ -210,6 +221,8 @@ class DeviceClient:
         elif isinstance(report, protocol.Ready):
             self._last_step = self._last_beat
             self._ready.set_result(report)
+        elif isinstance(report, protocol.Probed):
+            self._probed.set_result(None)
         elif isinstance(report, protocol.Refused):
             self._on_refused(report)
         elif isinstance(report, protocol.Progress):

@@ -40,6 +40,8 @@ from pipelines.frames import FrameReader, frame
 from pipelines.snapshot_store import Snapshots, SnapshotStore
 
 BEAT_SECONDS = 0.5
+PROBE_STREAM = "\x00probe"
+"""No stream of anybody's has a control character in its name."""
 TEST_OPERATOR = "LONGSTREAM_TEST_OPERATOR"
 """Tests only: "module:function" that makes the operator when Load says ``toy``."""
 
@@ -140,12 +142,26 @@ class Device:
             stream_id = command.segment.stream_id
             if stream_id in self._waiting or not self._feed(command):
                 self._waiting.setdefault(stream_id, deque()).append(command)
+        elif isinstance(command, protocol.Probe):
+            self._probe(self._operator)
         else:
             self._waiting.pop(command.stream_id, None)
             self._operator.drop(command.stream_id)
             if self._snapshots is not None:
                 self._snapshots.forget(command.stream_id, erase=command.erase)
             self._send(protocol.Dropped(command.stream_id, command.generation))
+
+    def _probe(self, operator: Operator) -> None:
+        """Show that the model works, on words that can harm nobody."""
+        self._busy = True
+        operator.open(PROBE_STREAM)
+        operator.feed(Segment(stream_id=PROBE_STREAM, text="Good morning."), 0)
+        while operator.has_work():
+            operator.step()
+            self._steps += 1
+        operator.drop(PROBE_STREAM)
+        self._busy = False
+        self._send(protocol.Probed())
 
     def _feed(self, command: protocol.Feed) -> bool:
         """Give a segment to the engine; False if its queue is full (long segments fill it fast)."""

@@ -2,14 +2,15 @@
 
 1. A device that dies, hangs or reports a fault is killed. Every segment it had gets a strike and
    waits again (:mod:`pipelines.lanes`); nothing of it was acknowledged.
-2. It is started again, later each time. After ``restarts`` failures in a row with no segment done in
-   between the keeper gives up with DeviceError; a model that cannot be loaded, or a wrong setting,
-   ends it at once.
+2. It is started again, later each time. After ``restarts`` failures in a row with nothing done in
+   between (no segment, no sentence) the keeper gives up with DeviceError; a model that cannot be
+   loaded, or a wrong setting, ends it at once.
 3. Streams are opened again from their newest state (or the snapshot it names), and fed again.
 4. Segments with ``attempts`` - 1 strikes are first tried alone, one at a time. One that kills the
    device then, too, is condemned: left out, a dead letter, its stream marked degraded.
-5. A sentence is published only when another segment has been done since, or none waits: a device that
-   dies of everything must not turn the whole topic into dead letters.
+5. A sentence is published only when the device, started again, has done a harmless segment of ours
+   (a *probe*): one that dies of everything must not turn the whole topic into dead letters, and one
+   that does not may be given any number of deadly segments in a row.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Lanes(Protocol):
     def pump(self, lane: Lane) -> None:
         """Open the lane on the device if it is admitted, and feed it."""
 
-    def condemn(self, lane: Lane, attempts: int) -> None:
+    def condemn(self, lane: Lane, attempts: int, cause: str) -> None:
         """Leave out the lane's first waiting segment; the dead letter waits for ``sentence``."""
 
     def sentence(self) -> None:
@@ -73,7 +74,7 @@ class DeviceKeeper:
         self._up = False
         self._failures = 0
         self._trial: Lane | None = None
-        self._sentences = False
+        self._condemned = False
 
     @property
     def suspicious(self) -> int:
@@ -87,12 +88,17 @@ class DeviceKeeper:
     # --- life -----------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Load the model. Raises ModelError, ConfigError, or DeviceError after all attempts."""
+        """Load the model, and have it proven if somebody was condemned. Raises ModelError,
+        ConfigError, or DeviceError after all attempts."""
         while True:
             try:
                 ready = await self._client.start(self._load)
+                if self._condemned:
+                    await self._client.probe()
+                    self._sentence()
                 break
             except DeviceError as error:
+                await self._client.kill()
                 await self._count(error)
                 self._client = self._make_client()
         self._up = True
@@ -116,7 +122,7 @@ class DeviceKeeper:
             await self._count(error)
             self._client = self._make_client()
             await self.start()
-            self._resume()
+            self._next_trial()
 
     async def stop(self, timeout: float) -> None:
         self._up = False
@@ -166,7 +172,6 @@ class DeviceKeeper:
         """After the device said something of a lane. ``finished``: a segment was done or failed."""
         if finished:
             self._failures = 0
-            self._sentence()
         if self._trial is not None and not self._trial.given:
             self._next_trial()
 
@@ -176,18 +181,12 @@ class DeviceKeeper:
             for lane in owner.lanes():
                 lane.device_lost()
                 if lane.suspected(self._attempts):
-                    self._sentences = True
-                    owner.condemn(lane, self._attempts)
+                    self._condemned = True
+                    owner.condemn(lane, self._attempts, str(error))
         self._metrics.retry("device")
 
-    def _resume(self) -> None:
-        """Steps 3 to 5, on a device that has just loaded its model."""
-        if not any(lane.waiting for owner in self._owners() for lane in owner.lanes()):
-            self._sentence()
-        self._next_trial()
-
     def _next_trial(self) -> None:
-        """Try the next lane with suspects; with none left, everybody goes on."""
+        """Steps 3 and 4: try the next lane with suspects; with none left, everybody goes on."""
         if self._trial is not None:
             self._trial.tried = False
         for owner in self._owners():
@@ -202,7 +201,7 @@ class DeviceKeeper:
                 owner.pump(lane)
 
     def _sentence(self) -> None:
-        if self._sentences:
-            self._sentences = False
-            for owner in self._owners():
-                owner.sentence()
+        """Step 5, on a device that has just shown that it works. A verdict is progress, too."""
+        self._failures, self._condemned = 0, False
+        for owner in self._owners():
+            owner.sentence()

@@ -103,7 +103,7 @@ class Partition:
         self._sessions = SessionTable()
         self._floor = 0
         self._backlog: list[int] = []
-        self._condemned: list[tuple[Lane, int, int]] = []
+        self._condemned: list[tuple[Lane, int, int, str]] = []
         self._leaving: dict[str, list[int]] = {}
         self._tenants = host.tenants
         self._not_before: dict[int, float] = {}
@@ -312,15 +312,16 @@ class Partition:
         if not self._closed:
             self.pump(lane)
 
-    def condemn(self, lane: Lane, attempts: int) -> None:
-        """The lane's first waiting segment killed the device ``attempts`` times: leave it out."""
-        self._condemned.append((lane, lane.condemn(), attempts))
+    def condemn(self, lane: Lane, attempts: int, cause: str) -> None:
+        """The lane's first waiting segment killed the device ``attempts`` times, the last time by
+        ``cause``: leave it out."""
+        self._condemned.append((lane, lane.condemn(), attempts, cause))
 
     def sentence(self) -> None:
         """Make dead letters of what was condemned; the stream's state says that it lost something."""
         condemned, self._condemned = self._condemned, []
-        for lane, offset, attempts in condemned:
-            text = f"the device failed {attempts} times with it, the last time with nothing else"
+        for lane, offset, attempts, cause in condemned:
+            text = f"the device failed {attempts} times with it, the last time alone: {cause}"
             letter = self._letter(
                 offset, "device", "device_fault", text, attempts=attempts, retryable=True
             )

@@ -61,11 +61,16 @@ class Drop(msgspec.Struct, tag="drop"):
     """Its snapshots in the store go too."""
 
 
+class Probe(msgspec.Struct, tag="probe"):
+    """Do a harmless segment of a throw-away stream, before any other is open; answered by
+    :class:`Probed`."""
+
+
 class Stop(msgspec.Struct, tag="stop"):
     """Finish nothing, leave in order."""
 
 
-Command = Load | Open | Feed | Drop | Stop
+Command = Load | Open | Feed | Drop | Probe | Stop
 
 
 # --- from the device -------------------------------------------------------------------------
@@ -106,6 +111,10 @@ class Dropped(msgspec.Struct, tag="dropped"):
     generation: int = 0
 
 
+class Probed(msgspec.Struct, tag="probed"):
+    """The model can do a segment."""
+
+
 class Beat(msgspec.Struct, tag="beat", kw_only=True):
     """Sent at least once a second: proof of progress, and metric deltas since the last beat.
 
@@ -127,4 +136,4 @@ class Fatal(msgspec.Struct, tag="fatal"):
     message: str
 
 
-Report = Progress | Ready | Output | Refused | Dropped | Beat | Fatal
+Report = Progress | Ready | Output | Refused | Dropped | Probed | Beat | Fatal

@@ -124,7 +124,7 @@ class Settings(BaseSettings):
     device_stall_s: float = Field(120.0, gt=0)
     """The model's process is hung when it works so long without finishing a step."""
     device_restarts: int = Field(8, ge=2)
-    """The worker ends after so many restarts of the model's process with no segment done between."""
+    """The worker ends after so many restarts of the model's process with nothing done in between."""
     device_attempts: int = Field(3, ge=2)
     """A segment with which the model's process failed so often becomes a dead letter."""
     cache: Path = Path("~/.cache/longstream")

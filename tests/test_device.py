@@ -16,6 +16,7 @@ from operators.types import Emission, Segment, SessionState
 from pipelines import protocol
 from pipelines.device import DeviceClient
 from pipelines.frames import FrameReader, frame
+from tests.test_stream_operator import CONFIG
 
 TOY = protocol.Load(model="echo", toy=True)
 
@@ -75,6 +76,20 @@ def test_segments_come_back_in_feed_order_with_state() -> None:
         assert seen.emissions[3].state.next_seq == 8
 
     run(test)
+
+
+@pytest.mark.parametrize("operator", ["make", "make_engine"])
+def test_a_probe_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, operator: str) -> None:
+    monkeypatch.setenv("LONGSTREAM_TEST_OPERATOR", f"tests.echo_device:{operator}")
+
+    async def test(device: DeviceClient, seen: Seen) -> None:
+        await device.probe()
+        device.open("a")
+        device.feed(say("a", "a red button"), 0)
+        await seen.wait(1)
+        assert [(e.stream_id, e.done) for e in seen.emissions] == [("a", [0])]
+
+    run(test, protocol.Load(model="echo", toy=True, config=CONFIG.to_dict()))
 
 
 def test_nothing_of_a_dropped_stream_arrives_after_the_answer() -> None:

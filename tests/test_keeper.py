@@ -177,6 +177,47 @@ def test_a_device_that_dies_of_everything_is_given_up_and_nothing_is_left_out() 
     run(test, lambda: World("broken", device_restarts=4))
 
 
+def test_a_lone_segment_is_not_blamed_for_a_device_that_dies_of_everything() -> None:
+    async def test(world: World, keeping: asyncio.Task[None]) -> None:
+        world.say(0, "a", "x")
+        with pytest.raises(DeviceError, match="failed 5 times and finished nothing"):
+            await keeping
+        assert not world.publisher.groups
+
+    run(test, lambda: World("broken", device_restarts=4))
+
+
+def test_deadly_segments_in_a_row_do_not_use_up_the_restarts() -> None:
+    """More of them than the device may be restarted, in two streams, good ones around them."""
+    texts = {stream: ["x", *["EXIT"] * 5, "x"] for stream in "ab"}
+
+    async def test(world: World, keeping: asyncio.Task[None]) -> None:
+        for number in range(7):
+            for at, stream in enumerate("ab"):
+                world.say(2 * number + at, stream, texts[stream][number])
+        await world.committed(14)
+        letters = [dict(m.headers) for m in world.letters]
+        offsets = sorted(int(told["__streams.errors.offset"]) for told in letters)
+        assert offsets == list(range(2, 12))
+        assert {told["longstream.dlq.attempts"] for told in letters} == {b"3"}
+        assert all(b"exit code 9" in told["__streams.errors.message"] for told in letters)
+        assert not keeping.done()
+
+    run(test, lambda: World(device_restarts=4))
+
+
+def test_a_device_that_dies_with_nothing_under_way_is_given_up() -> None:
+    async def test(world: World, keeping: asyncio.Task[None]) -> None:
+        while not keeping.done():
+            if world.keeper.healthy and (process := world.keeper._client._process) is not None:
+                process.kill()
+            await asyncio.sleep(0.01)
+        with pytest.raises(DeviceError, match="failed 3 times and finished nothing"):
+            await keeping
+
+    run(test, lambda: World(device_restarts=2, device_attempts=2))
+
+
 def test_a_missing_model_is_not_tried_again() -> None:
     async def body() -> None:
         world = World("none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,32 @@ def test_a_segment_that_kills_the_device_is_left_out(topics: Any, tmp_path: Path
         flagged = {e.stream_id for e in seen.summaries() if "segment_lost" in e.degraded}
         assert flagged == {"b"}
         assert metric(worker.get("/metrics"), "longstream_device_restarts_total") == 3
+
+
+@pytest.mark.slow
+def test_a_group_of_deadly_segments_is_left_out(topics: Any, tmp_path: Path) -> None:
+    """Ten in a row, more than the device may be restarted: each a dead letter with its cause, and the
+    same worker does what stands behind them."""
+    topics.create(1)
+    texts = [f"a-{n} EXIT" if 2 <= n < 12 else f"a-{n}" for n in range(18)]
+    with (
+        workers(topics, tmp_path) as start,
+        producer(topics.bootstrap) as made,
+        Records(topics.bootstrap, topics.summaries, partitions=1) as seen,
+        Records(topics.bootstrap, topics.dlq, partitions=1) as dead,
+    ):
+        worker = start()
+        say(made, topics.segments, "a", *texts)
+        end(made, topics.segments, "a")
+        wait_until(lambda: finals(seen) == {"a"}, 120, worker.log)
+        assert_revisions_sound(seen.events())
+        assert named(seen, "a") == sorted({*ids("a", 18)} - {t.split()[0] for t in texts[2:12]})
+        letters = dead.records[topics.dlq]
+        assert [json.loads(letter.value)["text"] for letter in letters] == texts[2:12]
+        for told in map(headers, letters):
+            assert told["longstream.dlq.attempts"] == "3"
+            assert "exit code 9" in told["__streams.errors.message"]
+        assert worker.stop() == 0, worker.log
 
 
 def test_a_broken_device_ends_the_worker_and_dooms_no_segment(topics: Any, tmp_path: Path) -> None:
