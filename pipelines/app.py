@@ -275,7 +275,7 @@ class Worker:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        closes = [self._close(partition) for partition in list(self._partitions.values())]
+        closes = [p.close(forget=False) for p in self._partitions.values()]
         await self._within(deadline, asyncio.gather(*closes, return_exceptions=True), "commits")
         await self._within(deadline, self._app.stop(), "Faust")
         await self._device.stop(timeout=max(0.5, min(5.0, deadline - time.monotonic())))
@@ -299,6 +299,7 @@ class Worker:
         await asyncio.wait({task}, timeout=max(0.5, deadline - time.monotonic()))
         if not task.done():
             log.warning("%s did not stop in time", what)
+            task.add_done_callback(_heard)
             task.cancel()
         elif not task.cancelled() and (error := task.exception()) is not None:
             log.warning("%s stopped with %r", what, error)
@@ -353,7 +354,7 @@ class Worker:
     def _lose(self, number: int) -> None:
         partition = self._partitions.pop(number)
         self._metrics.forget_partition(self._settings.topic_segments, number)
-        self._closing[number] = self._spawn(self._close(partition))
+        self._closing[number] = self._spawn(partition.close())
 
     async def _run_partition(self, partition: Partition) -> None:
         """Recover a partition, then wait for a failure of its committer."""
@@ -404,9 +405,6 @@ class Worker:
                 f"app_id={self._settings.app_id!r} running elsewhere?"
             )
         self._fault.set_exception(error)
-
-    async def _close(self, partition: Partition) -> None:
-        await partition.close()
 
     # --- data -------------------------------------------------------------------------------
 
@@ -463,6 +461,12 @@ class Worker:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _heard(task: asyncio.Future[Any]) -> None:
+    """What it ended with is no news: it was cancelled."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _wait(event: asyncio.Event) -> None:

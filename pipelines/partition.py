@@ -164,13 +164,14 @@ class Partition:
             await self._emitted.wait()
         await self.committer.flush()
 
-    async def close(self) -> None:
-        """Let go: nothing more is committed, the device forgets the streams. Idempotent."""
+    async def close(self, *, forget: bool = True) -> None:
+        """Let go: nothing more is committed. The device forgets the streams when its step is done;
+        not with ``forget=False``, for a worker that leaves and takes it along. Idempotent."""
         self._closed = True
         self._emitted.set()
         drops = []
         for stream_id, lane in self._lanes.items():
-            if self._host.owners.pop(stream_id, None) is not None and lane.open:
+            if self._host.owners.pop(stream_id, None) is not None and lane.open and forget:
                 with contextlib.suppress(LongstreamError):
                     drops.append(self._host.device.drop(stream_id))
             lane.waiting.clear()

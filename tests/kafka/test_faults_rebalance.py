@@ -150,6 +150,8 @@ def test_a_leaving_worker_waits_for_a_long_step_only_so_long(topics: Any, tmp_pa
         wait_until(lambda: (tmp_path / "x").exists(), 40, first.log)
         assert first.stop(timeout=15) == 0, first.log
         assert "not all segments under way were finished" in first.log
+        assert "Traceback" not in first.log
+        assert "did not stop in time" not in first.log
         start("w2")
         wait_until(lambda: seen.covered("a") == 2, 40)
         assert_all_reflected(seen.summaries(), "a", ["a-0", "a-1", "a-2"])
