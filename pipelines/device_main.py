@@ -76,6 +76,7 @@ class Device:
         self._observer = BeatObserver()
         self._operator: Operator | None = None
         self._snapshots: Snapshots | None = None
+        self._spilled: SnapshotStore | None = None
         self._waiting: dict[str, deque[protocol.Feed]] = {}
         self._steps = 0
         self._busy = True  # loading counts
@@ -149,6 +150,8 @@ class Device:
             self._operator.drop(command.stream_id)
             if self._snapshots is not None:
                 self._snapshots.forget(command.stream_id, erase=command.erase)
+            if command.erase:
+                self._erase_spilled(command.stream_id)
             self._send(protocol.Dropped(command.stream_id, command.generation))
 
     def _probe(self, operator: Operator) -> None:
@@ -183,11 +186,21 @@ class Device:
             if not commands:
                 del self._waiting[stream_id]
 
+    def _erase_spilled(self, stream_id: str) -> None:
+        """Also what processes that are no more put aside of it, before this one had it."""
+        try:
+            if self._spilled is not None:
+                self._spilled.erase(stream_id)
+        except OSError as error:
+            print(f"KV under spill_url could not be looked for: {error}", file=sys.stderr)
+
     def _load(self, load: protocol.Load) -> None:
         config = OperatorConfig.from_dict(load.config)
         if load.snapshot_url:
             store = SnapshotStore(load.snapshot_url)
             self._snapshots = Snapshots(store, load.snapshot_interval_s, time.monotonic)
+        if load.spill_url:
+            self._spilled = SnapshotStore(load.spill_url)
         if load.snapshot_retention_h is not None:
             urls = {load.snapshot_url, load.spill_url} - {""}
             stores, keep_s = [SnapshotStore(url) for url in urls], load.snapshot_retention_h * 3600

@@ -17,7 +17,7 @@ from operators.observer import Observer
 from operators.stream_operator import StreamOperator
 from pipelines import model_store, protocol
 from pipelines.calibration import DRAFT, VERIFY, cost_curve, load_calibrated
-from pipelines.snapshot_store import idle_store
+from pipelines.spill import idle_store
 
 PROGRESS_SECONDS = 5.0
 

@@ -25,7 +25,7 @@ from operators.config import OperatorConfig
 from operators.stream_operator import StreamOperator
 from pipelines import model_store
 from pipelines.calibration import load_calibrated
-from pipelines.snapshot_store import idle_store
+from pipelines.spill import idle_store
 
 
 def load_operator(

@@ -58,7 +58,7 @@ class Drop(msgspec.Struct, tag="drop"):
     stream_id: str
     generation: int = 0
     erase: bool = False
-    """Its snapshots in the store go too."""
+    """Its snapshots in the store go too, and its KV that any process had put aside."""
 
 
 class Probe(msgspec.Struct, tag="probe"):

@@ -10,8 +10,8 @@ from __future__ import annotations
 import datetime
 import hashlib
 import logging
-import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import fsspec
@@ -47,6 +47,11 @@ class SnapshotStore:
         except (OSError, ValueError, ImportError) as error:
             raise ConfigError(f"store {url}: {error}") from error
 
+    @property
+    def folder(self) -> Path | None:
+        """Where the store is on a disk; None for one that is elsewhere."""
+        return Path(self._root) if isinstance(self._files, LocalFileSystem) else None
+
     def put(self, name: str, data: bytes) -> None:
         """Write whole or not at all. Raises OSError."""
         path = f"{self._root}/{name}"
@@ -81,8 +86,8 @@ class SnapshotStore:
             log.warning("snapshots under %s could not be deleted: %s", folder, error)
 
     def erase(self, stream_id: str) -> None:
-        """Delete all that is kept of a stream: snapshots, and KV that a process which was killed had
-        put aside here (:func:`idle_store`). Raises OSError when the store cannot be searched."""
+        """Delete all that is kept of a stream: snapshots, and KV that any process has
+        put aside here (:mod:`pipelines.spill`). Raises OSError when the store cannot be searched."""
         name = folder_of(stream_id)
         self.clear(name)
         for path in self._files.find(self._root):
@@ -104,12 +109,6 @@ class SnapshotStore:
         for path in old:
             self.delete(path.removeprefix(f"{self._root}/"))
         return len(old)
-
-
-def idle_store(url: str) -> SnapshotStore | None:
-    """A folder under ``url`` that no other process has, for KV that is of use to this one only; None
-    for no URL. Raises ConfigError."""
-    return SnapshotStore(f"{url.rstrip('/')}/idle-{uuid.uuid4().hex}") if url else None
 
 
 def folder_of(stream_id: str) -> str:

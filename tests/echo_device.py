@@ -240,7 +240,7 @@ def make_engine(
 
     from operators.stream_operator import StreamOperator
     from pipelines.device_model import describe
-    from pipelines.snapshot_store import idle_store
+    from pipelines.spill import idle_store
     from tests.engine import toy_decoder
 
     torch.set_num_threads(1)

@@ -30,6 +30,7 @@ PIPELINE_LAYERS = [
         "model_store",
         "http",
         "snapshot_store",
+        "spill",
     }
     | {"clients", "publishers", "outputs", "committer", "transport", "sessions", "partition"}
     | {"keeper", "lanes", "exits", "forgetting", "tenants", "broker_watch"},

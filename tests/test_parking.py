@@ -12,7 +12,7 @@ from operators.session import Session
 from operators.stream_operator import StreamOperator
 from operators.types import Emission
 from operators.updates import UpdatePolicy
-from pipelines.snapshot_store import idle_store
+from pipelines.spill import idle_store
 from tests.engine import toy_decoder
 from tests.test_stream_operator import CONFIG, Clock, drain, essence, speech
 

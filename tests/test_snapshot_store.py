@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from operators.types import Emission, Segment, SessionState
 from pipelines import protocol
 from pipelines.device import DeviceClient
 from pipelines.settings import load_settings
-from pipelines.snapshot_store import KEPT, Snapshots, SnapshotStore, idle_store
+from pipelines.snapshot_store import KEPT, Snapshots, SnapshotStore, folder_of
+from pipelines.spill import idle_store
 from tests.test_stream_operator import CONFIG, Clock, make, speech
 
 SPEECH = speech("a", 30)
@@ -151,6 +154,55 @@ def test_every_store_for_idle_streams_is_a_place_of_its_own(tmp_path: Path) -> N
     with pytest.raises(FileNotFoundError):
         other.get("a")
     assert idle_store("") is None
+
+
+def test_what_a_killed_process_left_goes_when_another_starts(tmp_path: Path) -> None:
+    """Several processes on one disk: only the dead one's folder is deleted."""
+    mine = idle_store(str(tmp_path))
+    assert mine is not None
+    mine.put("a.safetensors", b"alive")
+    code = (
+        "from pipelines.spill import idle_store\n"
+        f"store = idle_store({str(tmp_path)!r}); store.put('b.safetensors', b'dead')\n"
+        "print(flush=True); input()"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        third = idle_store(str(tmp_path))
+        assert {path.name for path in files(tmp_path)} == {"a.safetensors", "b.safetensors"}
+        other.kill()
+    fourth = idle_store(str(tmp_path))
+    assert [path.name for path in files(tmp_path)] == ["a.safetensors"]
+    assert mine.get("a.safetensors") == b"alive"
+    assert len(list(tmp_path.iterdir())) == 3
+    assert third is not fourth
+
+
+def test_a_device_that_forgets_a_stream_erases_what_others_put_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed process's spilled KV, where there are no snapshots: the worker itself deletes it."""
+    monkeypatch.setenv("LONGSTREAM_TEST_OPERATOR", "tests.echo_device:make")
+    url = f"{tmp_path}/spill"
+    load = protocol.Load(model="echo", toy=True, spill_url=url)
+
+    async def body() -> None:
+        device = DeviceClient(lambda _: None)
+        try:
+            await device.start(load, timeout=60)
+            left = SnapshotStore(f"{url}/idle-left")
+            for stream in ("anna", "bert"):
+                left.put(f"{folder_of(stream)}.safetensors", b"x")
+                device.open(stream)
+            await device.drop("bert")
+            await device.drop("anna", erase=True)
+        finally:
+            await device.kill()
+
+    asyncio.run(body())
+    assert [path.stem for path in files(tmp_path)] == [folder_of("bert")]
 
 
 def test_a_store_nobody_knows_is_refused() -> None:
