@@ -53,7 +53,12 @@ def make_toy(
 def make_echo(
     load: protocol.Load, config: OperatorConfig, observer: Observer
 ) -> tuple[Echo, protocol.Ready]:
-    ready = protocol.Ready(
+    return Echo(config), echo_ready(config)
+
+
+def echo_ready(config: OperatorConfig) -> protocol.Ready:
+    """What an echo reports of itself."""
+    return protocol.Ready(
         model="echo",
         device="none",
         dtype_ingest="none",
@@ -62,11 +67,11 @@ def make_echo(
         bytes_per_stream=1,
         bytes_total=1,
     )
-    return Echo(config), ready
 
 
 class Echo:
-    """Summarises every third segment by naming what it covers; translates by prefixing."""
+    """Summarises every third segment by naming what it covers; translates by prefixing. It keeps the
+    engine's promises: order per stream, an honest state, revisions without a gap."""
 
     def __init__(self, config: OperatorConfig) -> None:
         self._targets = config.targets
@@ -76,6 +81,7 @@ class Echo:
     def open(
         self, stream_id: str, state: SessionState | None = None, snapshot: bytes | None = None
     ) -> None:
+        assert stream_id not in self._states, "opened twice"
         self._states[stream_id] = state or SessionState(stream_id=stream_id)
 
     def quiet(self, stream_id: str) -> bool:
@@ -85,6 +91,7 @@ class Echo:
         raise NotImplementedError("an echo has no memory to take a snapshot of")
 
     def feed(self, segment: Segment, ticket: int) -> None:
+        assert ticket > self._states[segment.stream_id].cursor, "fed below the cursor"
         self._queue.append((segment, ticket))
 
     def drop(self, stream_id: str) -> None:
@@ -102,22 +109,27 @@ class Echo:
 
     def step(self) -> list[Emission]:
         segment, ticket = self._queue.popleft()
-        state = self._states[segment.stream_id]
-        if state.ended and segment.type != "session_end":
-            state = SessionState(stream_id=state.stream_id, epoch=state.epoch + 1)
+        emission = self.process(self._states[segment.stream_id], segment, ticket)
+        self._states[segment.stream_id] = emission.state
+        return [emission]
+
+    def process(self, state: SessionState, segment: Segment, ticket: int) -> Emission:
+        """What one segment makes of its stream's state, and the events it gives."""
         ends = segment.type == "session_end"
+        if state.ended and not ends:
+            state = SessionState(stream_id=state.stream_id, epoch=state.epoch + 1)
+        over = state.ended  # the end of what has ended says nothing new
+        state = msgspec.structs.replace(state, cursor=ticket, ended=ends)
         events: list[Event] = []
         if not ends:
             state = _append(state, segment, ticket)
             for language in self._targets:
                 state, event = _translate(state, segment, ticket, language)
                 events.append(event)
-        state = msgspec.structs.replace(state, cursor=ticket, ended=ends)
-        if ends or state.next_seq - 1 - state.covered_seq >= SUMMARY_EVERY:
+        if (ends and not over) or state.next_seq - 1 - state.covered_seq >= SUMMARY_EVERY:
             state, summary = _summarise(state, ends)
             events.append(summary)
-        self._states[segment.stream_id] = state
-        return [Emission(stream_id=state.stream_id, state=state, events=events, done=[ticket])]
+        return Emission(stream_id=state.stream_id, state=state, events=events, done=[ticket])
 
 
 def _append(state: SessionState, segment: Segment, ticket: int) -> SessionState:
@@ -185,8 +197,10 @@ def _summarise(state: SessionState, final: bool) -> tuple[SessionState, SummaryE
         items=state.items,
         covers=Covers(to_seq=state.covered_seq, to_segment_id=state.covered_segment_id),
         source=Source(
-            first_offset=new[0].offset if new else -1, last_offset=new[-1].offset if new else -1
+            first_offset=new[0].offset if new else state.cursor,
+            last_offset=new[-1].offset if new else state.cursor,
         ),
         trigger="session_end" if final else "tokens",
+        degraded=state.degraded,
     )
-    return state, event
+    return msgspec.structs.replace(state, degraded=()), event
