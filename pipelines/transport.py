@@ -17,7 +17,9 @@ are gone. Here, for each partition:
    a worker frozen in a fetch lost one segment that way.
 
 Also: a partition can be *held* (not fetched) without losing what was fetched already. Faust's
-``pause_partitions`` drops the rest of the current batch on the floor.
+``pause_partitions`` drops the rest of the current batch on the floor. The client learns a partition's
+end from its fetches only, so that of a held one is asked for: else its lag would stand still just when
+it grows.
 
 faust-streaming and aiokafka are pinned, because this overrides methods that are not their public
 face; tests/kafka/test_commit_regression.py fails if an upgrade changes what they do.
@@ -26,6 +28,7 @@ face; tests/kafka/test_commit_regression.py fails if an upgrade changes what the
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Iterator, MutableSet
 from typing import Any
 
@@ -35,9 +38,13 @@ from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, Message
 from faust.types.tuples import ack_lock
+from mode import Service
+
+log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.05
 POLL_SECONDS = 0.2
+ENDS_SECONDS = 1.0
 
 
 class InFlight(MutableSet[Any]):
@@ -92,6 +99,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._unacked_messages = InFlight()
         self._held: set[TP] = set()
+        self._ends: dict[TP, int] = {}
         self._revocations = 0
         self._stale_fetch = False
 
@@ -168,6 +176,26 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         """Faust's buffer has room again: fetch, unless the partition is held."""
         if tp not in self._held:
             super().on_buffer_drop(tp)
+
+    def highwater(self, tp: TP) -> int | None:
+        """The offset after the partition's last record, as far as we were told; None: not yet."""
+        fetched: int | None = super().highwater(tp)
+        return max((end for end in (fetched, self._ends.get(tp)) if end is not None), default=None)
+
+    @Service.task  # type: ignore[untyped-decorator]
+    async def _ask_for_ends(self) -> None:
+        """Once a second, while partitions are held. In the client's own thread, past the queue of calls
+        that commits and seeks wait in."""
+        while not self.should_stop:
+            await self.sleep(ENDS_SECONDS)
+            if not self._held:
+                continue
+            try:
+                asked = self._thread._consumer.end_offsets(list(self._held))
+                told = asyncio.run_coroutine_threadsafe(asked, self._thread.thread_loop)
+                self._ends.update(await asyncio.wrap_future(told))
+            except Exception as error:  # a broker that is away: the lag stays as it was last known
+                log.debug("the ends of held partitions are not known: %s", error)
 
     async def _wait_next_records(self, timeout: float) -> Any:
         if not self.flow_active:
