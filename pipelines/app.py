@@ -14,63 +14,32 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 from typing import Any
 
-from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from operators.errors import LongstreamError
 from operators.types import Emission
 from pipelines import exits, protocol
+from pipelines.assignment import Assignment
 from pipelines.broker_watch import Brokers, watch
-from pipelines.clients import faust_broker, faust_credentials
-from pipelines.committer import CommitError
 from pipelines.device import DeviceClient
+from pipelines.host import Host
 from pipelines.http import HttpServer, Readiness, serve
 from pipelines.keeper import DeviceKeeper
 from pipelines.metrics import Metrics
-from pipelines.partition import Host, Partition
-from pipelines.publishers import Fenced, make_publisher
-from pipelines.sessions import RecoveryError, recover
+from pipelines.partition import Partition
+from pipelines.publishers import make_publisher
+from pipelines.sessions import recover
 from pipelines.settings import Settings
-from pipelines.transport import LongstreamApp
+from pipelines.transport import make_faust_app
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
 EXPIRY_SECONDS = 10.0
 RECOVERY_SECONDS = 120.0
-FLUSH_ON_REVOKE_SECONDS = 3.0
-REOPEN_SECONDS = 2.0
-
-
-def make_faust_app(settings: Settings) -> LongstreamApp:
-    """A Faust app configured from our settings; its agents are added by :class:`Worker`."""
-    app = LongstreamApp(
-        settings.app_id,
-        broker=faust_broker(settings),
-        broker_credentials=faust_credentials(settings),
-        broker_client_id=f"longstream-{settings.worker}",
-        broker_session_timeout=settings.session_timeout_s,
-        broker_heartbeat_interval=settings.session_timeout_s / 4,
-        broker_rebalance_timeout=max(30.0, settings.session_timeout_s),
-        broker_request_timeout=max(90.0, settings.session_timeout_s),
-        broker_commit_interval=settings.commit_interval_s,
-        broker_max_poll_records=settings.broker_max_poll_records,
-        consumer_auto_offset_reset="earliest",
-        consumer_max_fetch_size=settings.max_message_bytes,
-        stream_buffer_maxsize=settings.stream_buffer_maxsize,
-        stream_wait_empty=False,
-        topic_allow_declare=False,
-        topic_disable_leader=True,
-        web_enabled=False,
-        web_tables_enabled=False,
-        worker_redirect_stdouts=False,
-        autodiscover=False,
-    )
-    app.commits_offsets = settings.delivery == "at_least_once"
-    return app
 
 
 class Worker:
@@ -82,12 +51,9 @@ class Worker:
         self._metrics = Metrics(worker=settings.worker, model=settings.model)
         self._readiness = Readiness()
         self._owners: dict[str, Partition] = {}
-        self._partitions: dict[int, Partition] = {}
-        self._closing: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._http: HttpServer | None = None
         self._faulty = False
-        self._member_id = ""
 
     async def run(self, stop: asyncio.Event) -> int:
         """Work until ``stop`` is set or something fails; the process's exit code.
@@ -98,7 +64,9 @@ class Worker:
         settings = self._settings
         self._device = self._make_device()
         self._app = make_faust_app(settings)
-        self._host = self._make_host()
+        self._assignment = Assignment(
+            self._app, self._make_host(), self._readiness, self._spawn, self._fail
+        )
         self._connect()
         try:
             token = settings.http_token
@@ -164,7 +132,7 @@ class Worker:
         return DeviceKeeper(
             client,
             load,
-            lambda: list(self._partitions.values()),
+            lambda: list(self._assignment.partitions.values()),
             self._metrics,
             restarts=settings.device_restarts,
             attempts=settings.device_attempts,
@@ -188,7 +156,7 @@ class Worker:
         )
 
     def _connect(self) -> None:
-        """Tie the Faust app to us: one agent on the input topic, and the rebalance callbacks."""
+        """Tie the Faust app to us: one agent on the input topic."""
         topic = self._app.topic(
             self._settings.topic_segments,
             key_type=bytes,
@@ -202,10 +170,6 @@ class Worker:
                 self._accept(event)
 
         self._app.agent(topic, name="segments", concurrency=1)(segments)
-        # Faust's signals hold their receivers weakly.
-        self._on_revoked_ref, self._on_assigned_ref = self._on_revoked, self._on_assigned
-        self._app.on_partitions_revoked.connect(self._on_revoked_ref)
-        self._app.on_partitions_assigned.connect(self._on_assigned_ref)
 
     async def _start_device(self, stop: asyncio.Event) -> bool:
         """Load the model, which may take minutes; False if told to stop meanwhile."""
@@ -268,14 +232,14 @@ class Worker:
         deadline = time.monotonic() + self._settings.stop_deadline_s
         self._readiness.stopping = True
         if self._device.healthy and not self._faulty:
-            for partition in self._partitions.values():
+            for partition in self._assignment.partitions.values():
                 partition.stop_feeding()
             # Leave a third of the time to everything below.
             await self._drain(self._settings.stop_deadline_s * 0.66)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        closes = [p.close(forget=False) for p in self._partitions.values()]
+        closes = [p.close(forget=False) for p in self._assignment.partitions.values()]
         await self._within(deadline, asyncio.gather(*closes, return_exceptions=True), "commits")
         await self._within(deadline, self._app.stop(), "Faust")
         await self._device.stop(timeout=max(0.5, min(5.0, deadline - time.monotonic())))
@@ -288,7 +252,7 @@ class Worker:
     async def _drain(self, seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds):
-                await asyncio.gather(*(p.drain() for p in self._partitions.values()))
+                await asyncio.gather(*(p.drain() for p in self._assignment.partitions.values()))
         except TimeoutError:
             log.warning("not all segments under way were finished in %.0f s; they stay", seconds)
 
@@ -304,120 +268,25 @@ class Worker:
         elif not task.cancelled() and (error := task.exception()) is not None:
             log.warning("%s stopped with %r", what, error)
 
-    # --- partitions -------------------------------------------------------------------------
-
     def _tp(self, number: int) -> TP:
         return TP(self._settings.topic_segments, number)
-
-    def _numbers(self, tps: Iterable[TP]) -> set[int]:
-        return {tp.partition for tp in tps if tp.topic == self._settings.topic_segments}
-
-    async def _on_revoked(self, app: Any, revoked: set[TP], **_: Any) -> None:
-        """Commit what is finished, so that the next owner need not do it again.
-
-        Nothing is dropped yet: most partitions come back with the assignment that follows.
-        """
-        mine = [self._partitions[n] for n in self._numbers(revoked) if n in self._partitions]
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FLUSH_ON_REVOKE_SECONDS):
-                await asyncio.gather(*(partition.committer.flush() for partition in mine))
-        if self._settings.delivery == "at_least_once":
-            # The next owner reads our states when it is told, and nobody fences us before that.
-            for partition in mine:
-                partition.committer.pause()
-
-    async def _on_assigned(self, app: Any, assigned: set[TP], **_: Any) -> None:
-        """Let go of what is lost, start what is new; recovery happens outside this callback."""
-        numbers = self._numbers(assigned)
-        # Thrown out for a while, another worker may have gone on with what is ours again now.
-        member, before = self._app.consumer.member_id, self._member_id
-        self._member_id, was_out = member, before not in ("", member)
-        if was_out:
-            log.warning("the group had thrown this worker out; it takes up all partitions anew")
-        for number in list(self._partitions):
-            failed = self._partitions[number].committer.failed.done()
-            if number not in numbers or failed or was_out:
-                self._lose(number)
-        for number in sorted(numbers):
-            if number in self._partitions:
-                self._partitions[number].reassigned()
-            else:
-                self._gain(number)
-        self._readiness.partitions = len(numbers)
-        self._metrics.rebalance()
-        log.info("assigned partitions %s", sorted(numbers))
-
-    def _gain(self, number: int, broken_since: float | None = None) -> None:
-        partition = self._partitions[number] = Partition(number, self._host, broken_since)
-        self._spawn(self._run_partition(partition))
-
-    def _lose(self, number: int) -> None:
-        partition = self._partitions.pop(number)
-        self._metrics.forget_partition(self._settings.topic_segments, number)
-        self._closing[number] = self._spawn(partition.close())
-
-    async def _run_partition(self, partition: Partition) -> None:
-        """Recover a partition, then wait for a failure of its committer."""
-        number = partition.number
-        try:
-            if (closing := self._closing.pop(number, None)) is not None:
-                await asyncio.wait({closing})
-            await partition.recover()
-            await asyncio.shield(partition.committer.failed)
-        except (Fenced, CommitError, RecoveryError, KafkaError) as error:
-            await self._take_up_again(partition, error)
-        except Exception as error:
-            self._fail(partition, error)
-
-    async def _take_up_again(self, partition: Partition, error: Exception) -> None:
-        """The partition is unusable but ours: start it anew from what is committed, as a restart of
-        the process would, unless that cannot help or has not helped for too long."""
-        now = time.monotonic()
-        since = partition.broken_since = partition.broken_since or now
-        patience = self._settings.broker_patience_s
-        if exits.hopeless(error) or now - since > patience:
-            self._fail(partition, error)
-            return
-        log.warning("partition %d: %s; taken up again soon", partition.number, error)
-        # Fenced: by another worker, and then the group tells us within a session's time; or by the
-        # broker, which ends a transaction that was cut off.
-        fenced = isinstance(error, Fenced)
-        await asyncio.sleep(self._settings.session_timeout_s if fenced else REOPEN_SECONDS)
-        while self._app.rebalancing:
-            await asyncio.sleep(TICK_SECONDS)
-            if time.monotonic() - since > patience:  # Faust would wait for the broker without end
-                self._fail(partition, error)
-                return
-        if self._partitions.get(partition.number) is partition:
-            events = partition.unfinished()
-            self._lose(partition.number)
-            self._gain(partition.number, since)
-            for event in events:
-                self._partitions[partition.number].accept(event)
-
-    def _fail(self, partition: Partition, error: Exception) -> None:
-        """Stop the worker, unless the partition is not ours any more."""
-        if self._partitions.get(partition.number) is not partition or self._fault.done():
-            return
-        if isinstance(error, Fenced):
-            error = LongstreamError(
-                f"{error}, again and again, but the consumer group says it is ours: is another "
-                f"app_id={self._settings.app_id!r} running elsewhere?"
-            )
-        self._fault.set_exception(error)
 
     # --- data -------------------------------------------------------------------------------
 
     def _accept(self, event: Any) -> None:
         """One record from Faust. Must not raise: Faust acknowledges what an agent fails on."""
         try:
-            partition = self._partitions.get(event.message.partition)
+            partition = self._assignment.partitions.get(event.message.partition)
             if partition is not None:
                 partition.accept(event)
         except Exception as error:
             log.exception("a record could not be taken")
-            if not self._fault.done():
-                self._fault.set_exception(error)
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """The worker cannot go on; only the first reason counts."""
+        if not self._fault.done():
+            self._fault.set_exception(error)
 
     def _on_emission(self, emission: Emission) -> None:
         partition = self._owners.get(emission.stream_id)
@@ -439,7 +308,7 @@ class Worker:
         expiry = 0.0
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            partitions = list(self._partitions.values())
+            partitions = list(self._assignment.partitions.values())
             in_flight = sum(partition.in_flight for partition in partitions)
             self._readiness.in_flight = in_flight
             self._metrics.queue_depth(in_flight)

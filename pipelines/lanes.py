@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
@@ -17,22 +16,6 @@ from operators.types import Segment, SessionState
 
 LOST = "segment_lost"
 """In ``degraded``: a segment of the stream killed the device time and again and was left out."""
-
-
-@dataclass
-class Record:
-    """One input record under way. ``event`` is Faust's, with the message to acknowledge."""
-
-    event: Any
-    read_at: float
-
-    @property
-    def message(self) -> Any:
-        return self.event.message
-
-    @property
-    def size(self) -> int:
-        return len(self.message.value or b"")
 
 
 @dataclass

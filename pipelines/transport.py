@@ -40,6 +40,9 @@ from faust.types import TP, Message
 from faust.types.tuples import ack_lock
 from mode import Service
 
+from pipelines.clients import faust_broker, faust_credentials
+from pipelines.settings import Settings
+
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.05
@@ -244,3 +247,31 @@ class LongstreamApp(faust.App):  # type: ignore[misc]
 
     def _create_directories(self) -> None:
         """Faust makes data folders for tables; there are none."""
+
+
+def make_faust_app(settings: Settings) -> LongstreamApp:
+    """A Faust app configured from our settings, without agents yet."""
+    app = LongstreamApp(
+        settings.app_id,
+        broker=faust_broker(settings),
+        broker_credentials=faust_credentials(settings),
+        broker_client_id=f"longstream-{settings.worker}",
+        broker_session_timeout=settings.session_timeout_s,
+        broker_heartbeat_interval=settings.session_timeout_s / 4,
+        broker_rebalance_timeout=max(30.0, settings.session_timeout_s),
+        broker_request_timeout=max(90.0, settings.session_timeout_s),
+        broker_commit_interval=settings.commit_interval_s,
+        broker_max_poll_records=settings.broker_max_poll_records,
+        consumer_auto_offset_reset="earliest",
+        consumer_max_fetch_size=settings.max_message_bytes,
+        stream_buffer_maxsize=settings.stream_buffer_maxsize,
+        stream_wait_empty=False,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        web_enabled=False,
+        web_tables_enabled=False,
+        worker_redirect_stdouts=False,
+        autodiscover=False,
+    )
+    app.commits_offsets = settings.delivery == "at_least_once"
+    return app

@@ -20,8 +20,9 @@ from operators.types import Emission, Failure, Segment, SessionState, Source, Su
 from pipelines.codec import decode_state
 from pipelines.committer import ATTEMPTS, CommitError, Committer, Entry
 from pipelines.exits import Waited
+from pipelines.host import Host
 from pipelines.metrics import Metrics
-from pipelines.partition import Host, Partition
+from pipelines.partition import Partition
 from pipelines.publishers import (
     Fenced,
     Group,
@@ -470,7 +471,7 @@ def test_a_full_partition_is_held_and_released_at_half() -> None:
 
 def test_a_partition_is_held_by_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few records of megabytes each must not wait for 64 of their kind."""
-    monkeypatch.setattr("pipelines.partition.MAX_HELD_BYTES", 1000)
+    monkeypatch.setattr("pipelines.records.MAX_HELD_BYTES", 1000)
 
     async def test(world: World) -> None:
         world.held.clear()

@@ -13,9 +13,10 @@ from operators.errors import DeviceError, ModelError
 from operators.types import Emission
 from pipelines import protocol
 from pipelines.device import DeviceClient
+from pipelines.host import Host
 from pipelines.keeper import DeviceKeeper
 from pipelines.metrics import Metrics
-from pipelines.partition import Host, Partition
+from pipelines.partition import Partition
 from pipelines.publishers import Message
 from pipelines.sessions import Recovered, SessionTable
 from pipelines.settings import Settings

@@ -33,7 +33,8 @@ PIPELINE_LAYERS = [
         "spill",
     }
     | {"clients", "publishers", "outputs", "committer", "transport", "sessions", "partition"}
-    | {"keeper", "lanes", "exits", "forgetting", "tenants", "broker_watch"},
+    | {"keeper", "lanes", "exits", "forgetting", "tenants", "broker_watch"}
+    | {"host", "records", "pacing", "refusals", "leaving", "measuring", "assignment"},
     {"app", "worker"},
     {"tool_clients", "replaying", "following", "tally", "screen"}
     | {"demo", "benchmarks", "chaos", "live"},

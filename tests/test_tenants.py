@@ -104,10 +104,10 @@ def test_a_tenant_over_its_rate_waits_while_others_go_on() -> None:
         assert world.device.fed[2:] == []
         (lane,) = (lane for lane in world.partition.lanes() if lane.stream_id == "hot")
         for offset in (1, 2):  # its time comes
-            world.partition._not_before[offset] = 0.0
-            world.partition._wake(lane)
+            world.partition._pacing.not_before[offset] = 0.0
+            world.partition._pacing.wake(lane)
         assert world.device.fed[2:] == [("hot", 1), ("hot", 2)]
-        assert world.partition._not_before == {}
+        assert world.partition._pacing.not_before == {}
 
     with_world(test, tenant_segments_per_s=0.001, tenant_burst_s=0)
 

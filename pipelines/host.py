@@ -1,0 +1,51 @@
+"""What all partitions of a worker share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from operators.types import Segment, SessionState
+from pipelines.lanes import Lane
+from pipelines.metrics import Metrics
+from pipelines.publishers import Publisher
+from pipelines.settings import Settings
+from pipelines.tenants import Tenants
+
+if TYPE_CHECKING:
+    from pipelines.partition import Partition
+
+
+class DeviceLike(Protocol):
+    """What a partition needs of :class:`pipelines.device.DeviceClient`."""
+
+    def open(self, stream_id: str, state: SessionState | None = None) -> None: ...
+    def feed(self, segment: Segment, ticket: int) -> None: ...
+    def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]: ...
+
+
+@dataclass
+class Host:
+    """Made by :class:`pipelines.app.Worker`."""
+
+    settings: Settings
+    metrics: Metrics
+    device: DeviceLike
+    owners: dict[str, Partition]
+    """Which partition each open stream belongs to: emissions find their way by it."""
+    hold: Callable[[int], None]
+    release: Callable[[int], None]
+    recover: Callable[[int], Any]
+    """Partition number -> awaitable Recovered."""
+    make_publisher: Callable[[int], Publisher]
+    on_progress: Callable[[], None] = lambda: None
+    tenants: Tenants = field(init=False)
+    admits: Callable[[Lane], bool] = lambda lane: True
+    """Whether a lane may have the device now (:mod:`pipelines.keeper`)."""
+    settled: Callable[[bool], None] = lambda finished: None
+    """Told after the device said something of a lane; True when a segment was done."""
+
+    def __post_init__(self) -> None:
+        self.tenants = Tenants(self.settings, self.owners, self.metrics.tenant_limited)
