@@ -132,8 +132,8 @@ class Settings(BaseSettings):
     gguf_dir: Path | None = None
     """Folder with GGUF files that stand for a model alias (same bytes, checked)."""
     snapshot_url: str = ""
-    """Where streams' memories are kept: a folder, s3://…, any fsspec URL. Empty: no snapshots, a
-    stream that moves is restored from its window's text."""
+    """Where streams' memories are kept: a folder, s3://… (needs longstream[s3]), any fsspec URL. Empty:
+    no snapshots, a stream that moves is restored from its window's text."""
     snapshot_interval_s: float = Field(60.0, ge=0)
     """Least seconds between two snapshots of a stream; taken when it has caught up."""
     tenant_max_streams: int | None = Field(None, ge=1)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import datetime
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -37,14 +38,27 @@ class SnapshotOperator(Protocol):
     def snapshot(self, stream_id: str) -> bytes: ...
 
 
+@contextmanager
+def _one_error() -> Iterator[None]:
+    """What a store's client library raises is an OSError here: S3's, for one, has classes of its own
+    for a server that cannot be reached."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
 class SnapshotStore:
     """Bytes by name under one URL. Raises ConfigError when the store cannot be used."""
 
     def __init__(self, url: str) -> None:
         try:
-            self._files, self._root = fsspec.core.url_to_fs(url)
-            self._files.makedirs(self._root, exist_ok=True)
-        except (OSError, ValueError, ImportError) as error:
+            with _one_error():
+                self._files, self._root = fsspec.core.url_to_fs(url)
+                self._files.makedirs(self._root, exist_ok=True)
+        except OSError as error:
             raise ConfigError(f"store {url}: {error}") from error
 
     @property
@@ -55,22 +69,25 @@ class SnapshotStore:
     def put(self, name: str, data: bytes) -> None:
         """Write whole or not at all. Raises OSError."""
         path = f"{self._root}/{name}"
-        if isinstance(self._files, LocalFileSystem):
-            self._files.makedirs(self._files._parent(path), exist_ok=True)
-            self._files.pipe_file(f"{path}.part", data)
-            self._files.mv(f"{path}.part", path)
-        else:  # object stores show a file when it is complete
-            self._files.pipe_file(path, data)
+        with _one_error():
+            if isinstance(self._files, LocalFileSystem):
+                self._files.makedirs(self._files._parent(path), exist_ok=True)
+                self._files.pipe_file(f"{path}.part", data)
+                self._files.mv(f"{path}.part", path)
+            else:  # object stores show a file when it is complete
+                self._files.pipe_file(path, data)
 
     def get(self, name: str) -> bytes:
         """Raises OSError, also when it is not there."""
-        data: bytes = self._files.cat_file(f"{self._root}/{name}")
+        with _one_error():
+            data: bytes = self._files.cat_file(f"{self._root}/{name}")
         return data
 
     def delete(self, name: str) -> None:
         """What is not there is deleted already."""
         try:
-            self._files.rm_file(f"{self._root}/{name}")
+            with _one_error():
+                self._files.rm_file(f"{self._root}/{name}")
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -79,7 +96,8 @@ class SnapshotStore:
     def clear(self, folder: str) -> None:
         """Delete all that lies under ``folder``."""
         try:
-            self._files.rm(f"{self._root}/{folder}", recursive=True)
+            with _one_error():
+                self._files.rm(f"{self._root}/{folder}", recursive=True)
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -90,7 +108,9 @@ class SnapshotStore:
         put aside here (:mod:`pipelines.spill`). Raises OSError when the store cannot be searched."""
         name = folder_of(stream_id)
         self.clear(name)
-        for path in self._files.find(self._root):
+        with _one_error():
+            found = self._files.find(self._root)
+        for path in found:
             if path.endswith(f"/{name}.safetensors"):
                 self.delete(path.removeprefix(f"{self._root}/"))
 
@@ -98,13 +118,14 @@ class SnapshotStore:
         """Delete all that was written before then; how much that was."""
         old = []
         try:
-            for path in self._files.find(self._root):
-                written = self._files.modified(path)
-                if written.tzinfo is None:
-                    written = written.replace(tzinfo=datetime.UTC)
-                if written < before:
-                    old.append(path)
-        except (OSError, NotImplementedError) as error:
+            with _one_error():
+                for path in self._files.find(self._root):
+                    written = self._files.modified(path)
+                    if written.tzinfo is None:
+                        written = written.replace(tzinfo=datetime.UTC)
+                    if written < before:
+                        old.append(path)
+        except OSError as error:
             log.warning("old snapshots could not be looked for: %s", error)
         for path in old:
             self.delete(path.removeprefix(f"{self._root}/"))
