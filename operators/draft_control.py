@@ -22,7 +22,10 @@ from operators.errors import ConfigError
 PROBE = 2
 """Tokens of a probe: a draft made only to see whether drafting has become worthwhile again."""
 PROBE_SHARE = 0.01
-"""Share of the time that may go into probing one arm that does not pay."""
+"""Share of the time that may go into probing arms that do not pay, all together."""
+MARGIN = 1.03
+"""How much more than plain decoding drafts must promise: of several estimates the best is mostly one
+that is too high."""
 PRIORS = {"ngram2": 0.45, "ngram3": 0.55, "previous": 0.6, "draft": 0.6}
 PRIOR = 0.7
 PRIOR_TRIALS = 2.0
@@ -175,13 +178,13 @@ class DraftControl:
         best, taken = rows / plain, None
         for candidate in candidates:
             worth = self._worth(candidate, rows, costs)
-            if worth > best:
+            if worth > max(best, MARGIN * rows / plain):
                 best, taken = worth, candidate
         for candidate in candidates:
             if candidate is taken:
                 continue
             arm, k = self.arm(candidate.arm), min(PROBE, candidate.limit)
-            arm.credit += PROBE_SHARE * plain / rows
+            arm.credit += PROBE_SHARE / len(candidates) * plain / rows
             # What a probe loses: its time, less what the same tokens take otherwise.
             tokens = rows + sum(arm.acceptance**j for j in range(1, k + 1))
             lost = plain + _extra(candidate, k, rows, costs, turns=1) - tokens / best

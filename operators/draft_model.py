@@ -21,12 +21,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from operators.attention import Row
 from operators.draft_control import Candidate
 from operators.drafting import Draft
 from operators.errors import ModelError
 from operators.kv_cache import Branch, KvLayout, StreamSlot, bytes_per_stream
 from operators.model import DecoderModel, Role
+from operators.plan import Row
 from operators.sampling import DRAFT, TOKEN, Sampler
 
 NAME = "draft"

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 from torch import Tensor
@@ -27,9 +28,11 @@ class NgramIndex:
 
     def __init__(self, window: int, sizes: Sequence[int] = (4, 3, 2)) -> None:
         self.window = window
-        self.sizes = tuple(sorted(sizes, reverse=True))
+        self.sizes = tuple(sorted((n for n in sizes if n < window), reverse=True))
         self._tokens: deque[int] = deque()
         self._first = 0  # absolute position of _tokens[0]
+        self._recent: tuple[int, ...] = ()  # the last ones, as many as the longest n-gram has
+        self._longest = max(self.sizes, default=1)
         self._last_seen: dict[int, dict[tuple[int, ...], int]] = {n: {} for n in self.sizes}
 
     def __len__(self) -> int:
@@ -48,9 +51,11 @@ class NgramIndex:
     def extend(self, tokens: Iterable[int]) -> None:
         for token in tokens:
             end = self._first + len(self._tokens)
+            recent = self._recent
             for n, table in self._last_seen.items():
-                if len(self._tokens) >= n:
-                    table[self._slice(end - n, end)] = end - n
+                if len(recent) >= n:
+                    table[recent[-n:]] = end - n
+            self._recent = (*recent, token)[-self._longest :]
             self._tokens.append(token)
             if len(self._tokens) > self.window:
                 self._expire()
@@ -60,16 +65,11 @@ class NgramIndex:
         for n, table in self._last_seen.items():
             if len(self._tokens) <= n:
                 continue
-            gram = self._slice(self._first, self._first + n)
+            gram = tuple(islice(self._tokens, n))
             if table.get(gram) == self._first:
                 del table[gram]
         self._tokens.popleft()
         self._first += 1
-
-    def _slice(self, start: int, stop: int) -> tuple[int, ...]:
-        """Tokens at absolute positions ``[start, stop)``; both ends are near one end of the deque."""
-        base = self._first
-        return tuple(self._tokens[i - base] for i in range(start, stop))
 
     def lookup(self, tail: Sequence[int], k: int) -> tuple[int, list[int]]:
         """(match length, up to ``k`` tokens) that followed the most recent longest match of ``tail``."""
@@ -79,7 +79,8 @@ class NgramIndex:
                 continue
             start = self._last_seen[n].get(tuple(tail[-n:]))
             if start is not None:
-                return n, list(self._slice(start + n, min(end, start + n + k)))
+                base = start + n - self._first
+                return n, [self._tokens[i] for i in range(base, min(end - self._first, base + k))]
         return 0, []
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from operators.attention import Row
 from operators.draft_control import Candidate, DraftControl
 from operators.drafting import Draft, Drafter
 from operators.kv_cache import Branch, KvCache
+from operators.plan import Row
 from operators.sampling import Sampler
 from operators.types import Usage
 from operators.verify import Verdict, accept_greedy, accept_sampled

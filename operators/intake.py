@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from operators.attention import Row
 from operators.config import OperatorConfig
 from operators.errors import CapacityError, SegmentError
 from operators.generation import Generation
 from operators.kv_cache import KvCache
 from operators.observer import Observer
 from operators.partials import Partials
+from operators.plan import Row
 from operators.session import Known, Part, Session, Work
 from operators.tasks.translation import TranslationTask, split_text
 from operators.text import Tokenizer

@@ -25,10 +25,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from operators import quantization
-from operators.attention import AttentionPlan, Rope, Row
 from operators.errors import ModelError
 from operators.kv_cache import KvCache, KvLayout, KvShape
 from operators.network import Network, check_compiler, from_transformers
+from operators.plan import AttentionPlan, Row
+from operators.rope import Rope
 from operators.text import HubTokenizer, Tokenizer
 
 Role = Literal["ingest", "generation"]

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from operators.attention import AttentionPlan
 from operators.errors import ModelError
 from operators.kv_cache import KvShape
+from operators.plan import AttentionPlan
 
 Project = Callable[[Tensor], Tensor]
 """``[tokens, in]`` → ``[tokens, out]``: nn.Linear or one of operators.quantization."""

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from operators.attention import Row
 from operators.draft_model import DraftModel
 from operators.generation import Generation
 from operators.kv_cache import KvCache
 from operators.model import DecoderModel
 from operators.observer import Observer
+from operators.plan import Row
 from operators.scheduler import StepPlan
 from operators.session import Session
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from operators.attention import Row
 from operators.config import OperatorConfig
 from operators.draft_control import Candidate, Choice, Costs, share_out
 from operators.draft_model import DraftModel, ModelDrafter
@@ -18,6 +17,7 @@ from operators.drafting import Draft
 from operators.generation import NO_DRAFT, Generation
 from operators.kv_cache import KvCache
 from operators.parking import Parking
+from operators.plan import Row
 from operators.session import Part, Session
 
 HELD_DRAFTS = 4

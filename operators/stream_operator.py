@@ -26,7 +26,6 @@ from collections.abc import Callable
 from torch import Tensor
 
 from operators.archive import Archive
-from operators.attention import Row
 from operators.config import OperatorConfig
 from operators.draft_control import Costs
 from operators.draft_model import DraftModel
@@ -38,6 +37,7 @@ from operators.model import DecoderModel
 from operators.observer import Observer
 from operators.parking import KvStore, Parking
 from operators.partials import Partials
+from operators.plan import Row
 from operators.requests import Requests
 from operators.runner import Runner
 from operators.scheduler import Scheduler

@@ -23,13 +23,14 @@ from pathlib import Path
 
 import torch
 
-from operators.attention import Row
 from operators.config import OperatorConfig
 from operators.draft_control import CostCurve
 from operators.draft_model import FEW
 from operators.errors import ConfigError
 from operators.kv_cache import KvLayout
 from operators.model import DecoderModel, Role, load_model
+from operators.plan import Row
+from operators.quantization import runs_w8a8
 
 ROUNDS = 5
 LAYOUT = KvLayout(sinks=4, window=256, slack=128, branch_tokens=128)
@@ -41,8 +42,10 @@ DRAFT: Mapping[int, Role] = {
     **dict.fromkeys((32, 128), "ingest"),
 }
 """Of a draft model: decoding, and catching up."""
-AUTOMATIC = ("bf16", "int8")
-"""Weight types that may be chosen for generation when none is asked for."""
+AUTOMATIC = ("bf16", "int8", "w8a8")
+"""Weight types that may be chosen for generation when none is asked for: those whose perplexity
+``longstream bench weights`` finds within 2 % of bf16's. int4 is too, for models from four-bit files; a
+model from elsewhere loses more by it, so it has to be asked for."""
 BLOCK = 3
 """Tokens of a verify block when weight types are compared: an answer's own and two drafts."""
 
@@ -90,7 +93,8 @@ def load_calibrated(
     )
     free = config.dtype_generation == "auto" and model.dtypes["ingest"] == "bf16"
     if free and model.device.type == "cpu":
-        choose_weights(model, AUTOMATIC, config.branches, cache, say)
+        kinds = [kind for kind in AUTOMATIC if kind != "w8a8" or runs_w8a8(model.device)]
+        choose_weights(model, kinds, config.branches, cache, say)
     return model
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from operators.attention import Row
 from operators.kv_cache import Branch, KvCache, KvLayout, StreamSlot
 from operators.model import DecoderModel
+from operators.plan import Row
 from tests.toy import ByteTokenizer, toy_model
 
 SINKS = [3, 1, 4, 1, 5]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from operators.attention import Row
 from operators.kv_cache import KvCache
+from operators.plan import Row
 from operators.stream_operator import StreamOperator
 from operators.types import Emission, Segment
 from tests.test_stream_operator import CONFIG, drain, make, speech

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from operators.attention import Row
 from operators.errors import ModelError
+from operators.plan import Row
 from operators.quantization import Int8Linear
 from tests.engine import SINKS, Driver, assert_same_logits, layout, random_tokens, toy_decoder
 from tests.reference import StreamReference

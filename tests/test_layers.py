@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 OPERATOR_LAYERS = [
     {"errors", "types", "config", "observer"},
-    {"kv_cache", "attention", "verify", "text", "model", "drafting"}
+    {"kv_cache", "rope", "attention", "plan", "verify", "text", "model", "drafting"}
     | {"sampling", "draft_control", "draft_model", "network", "quantization"},
     {"generation", "session", "scheduler", "tasks", "snapshot", "restore"}
     | {"hypotheses", "partials", "intake", "updates", "requests", "runner", "parking", "archive"},

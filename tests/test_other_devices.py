@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from operators import attention
-from operators.attention import AttentionPlan, Row
 from operators.kv_cache import KvLayout
+from operators.plan import GROUP_TOKENS, AttentionPlan, Row
 from tests.engine import SINKS, Driver, assert_same_logits, layout, random_tokens, toy_decoder
 from tests.reference import StreamReference
 from tests.toy import ARCHITECTURES, toy_model
@@ -59,7 +59,7 @@ def stream_and_branch_rows(driver: Driver) -> list[Row]:
 
 def roomy(device: str = "cpu", arch: str = "llama") -> Driver:
     """With room for rows that are attended by themselves."""
-    shape = layout(window=30, slack=attention.GROUP_TOKENS + 8, branch=64)
+    shape = layout(window=30, slack=GROUP_TOKENS + 8, branch=64)
     return Driver(toy_decoder(arch, device=device), shape, slots=6, branches=6)
 
 
@@ -116,8 +116,8 @@ def test_attention_without_the_cpus_kernel_equals_the_reference(
     got = driver.run([Row(slot, prefix)])[0]
     assert_same_logits(got[len(SINKS) :], reference.ingest(prefix[len(SINKS) :]))
     for seed in range(4):
-        block = random_tokens(rng.randint(attention.GROUP_TOKENS + 1, shape.slack), seed)
+        block = random_tokens(rng.randint(GROUP_TOKENS + 1, shape.slack), seed)
         assert_same_logits(driver.run([Row(slot, block)])[0], reference.ingest(block))
     branch, fork = driver.cache.fork(slot), reference.fork()
-    block = random_tokens(attention.GROUP_TOKENS + 5, seed=7)
+    block = random_tokens(GROUP_TOKENS + 5, seed=7)
     assert_same_logits(driver.append(branch, block), fork.append(block))

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from operators.attention import Row
 from operators.draft_control import Costs
 from operators.kv_cache import Branch, KvCache, StreamSlot
+from operators.plan import Row
 from pipelines.benchmarks.meeting_job import Job, in_turn, make_job
 from pipelines.benchmarks.peer_llamacpp import LlamaCpp
 from pipelines.benchmarks.peers import QUICK, _config, _ratios, run_ours

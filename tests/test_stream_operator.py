@@ -9,9 +9,9 @@ from collections.abc import Iterable
 import pytest
 import torch
 
-from operators.attention import Row
 from operators.config import OperatorConfig
 from operators.errors import CapacityError, ConfigError, DeviceError, SegmentError
+from operators.plan import Row
 from operators.stream_operator import StreamOperator
 from operators.types import Emission, Event, Segment, Speaker, SummaryEvent, TranslationEvent
 from tests.engine import toy_decoder

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from operators.attention import AttentionPlan, Row
 from operators.errors import CapacityError, ModelError
 from operators.kv_cache import bytes_per_stream
 from operators.model import check_supported
 from operators.network import Norm
+from operators.plan import AttentionPlan, Row
 from tests.engine import SINKS, Driver, assert_same_logits, layout, random_tokens, toy_decoder
 from tests.reference import StreamReference
 from tests.toy import ARCHITECTURES, toy_model

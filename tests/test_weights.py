@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from operators.attention import Row
 from operators.errors import ModelError
 from operators.model import DecoderModel
+from operators.plan import Row
 from operators.quantization import (
     GROUP,
     Int4Linear,

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from operators.attention import Row
 from operators.config import OperatorConfig
 from operators.draft_control import Costs, DraftControl
 from operators.draft_model import DraftModel
@@ -24,6 +23,7 @@ from operators.kv_cache import KvLayout
 from operators.model import DecoderModel
 from operators.observer import Observer
 from operators.parking import Parking
+from operators.plan import Row
 from operators.scheduler import Scheduler, StepPlan
 from operators.session import Part, Session
 from operators.tasks.prompts import Prompts

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from operators.attention import Row
 from operators.kv_cache import KvLayout
 from operators.model import DecoderModel
+from operators.plan import Row
 from operators.quantization import runs_w8a8
 from pipelines.benchmarks.harness import Result, Run, interleaved, medians
 

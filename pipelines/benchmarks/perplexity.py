@@ -16,10 +16,10 @@ from importlib import resources
 import torch
 from torch import Tensor
 
-from operators.attention import Row
 from operators.errors import ConfigError
 from operators.kv_cache import KvLayout
 from operators.model import DecoderModel
+from operators.plan import Row
 from operators.tasks.prompts import Prompts
 from pipelines.benchmarks.harness import Result, Run
 from pipelines.benchmarks.stats import bootstrap_mean, slope, tenths

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from operators.attention import Rope, rotate
 from operators.model import make_rope
+from operators.rope import Rope, rotate
 
 NAME = "rerotating"
 

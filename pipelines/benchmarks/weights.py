@@ -12,9 +12,9 @@ import math
 import torch
 from torch import Tensor
 
-from operators.attention import Row
 from operators.kv_cache import KvLayout
 from operators.model import DecoderModel
+from operators.plan import Row
 from operators.quantization import runs_w8a8
 from pipelines.benchmarks.harness import Result, Run
 from pipelines.codec import read_transcript

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from operators.attention import Row
 from operators.kv_cache import KvLayout
 from operators.model import DecoderModel
+from operators.plan import Row
 from pipelines.benchmarks.harness import Result, Run, interleaved, medians
 from pipelines.benchmarks.rerotating import RerotatingStream
 
