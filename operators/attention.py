@@ -29,7 +29,7 @@ class Group:
     """Short rows attended as one batch: ``r`` rows on consecutive slots, padded to ``n`` tokens."""
 
     slots: slice
-    used: int
+    used: int  # keys of each slot; all of them where that is not much more than are needed
     picked: (
         Tensor | slice
     )  # [r * n]: which packed token each query is; short rows repeat their last
@@ -99,21 +99,19 @@ def attend_group(
     query = grouped(q)
     key = cache.keys[layer][group.slots, :, : group.used].transpose(2, 3)
     value = cache.values[layer][group.slots, :, : group.used]
+    scores = query @ key
     if group.rotate_sinks:
-        parts = [grouped(sink_q) @ key[..., :s], query @ key[..., s:]]
-    else:
-        parts = [query @ key]
+        scores[..., :s] = grouped(sink_q) @ key[..., :s]
     if group.regions is not None:
         own_key = cache.branch_keys[layer][group.regions, :, : group.scratch]
-        parts.append(query @ own_key.transpose(2, 3))
-    scores = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
-    masked = scores.view(r, kv_heads, -1, n, scores.shape[-1]) + group.mask
-    probs = torch.softmax(masked, dim=-1, dtype=torch.float32).to(value.dtype)
-    probs = probs.view(r, kv_heads, -1, probs.shape[-1])
-    out = probs[..., : group.used] @ value
-    if group.regions is not None:
+        scores = torch.cat((scores, query @ own_key.transpose(2, 3)), dim=-1)
+    scores.view(r, kv_heads, -1, n, scores.shape[-1]).add_(group.mask)
+    probs = torch.softmax(scores, dim=-1)
+    if group.regions is None:
+        out = probs @ value
+    else:
         own_value = cache.branch_values[layer][group.regions, :, : group.scratch]
-        out = out + probs[..., group.used :] @ own_value
+        out = probs[..., : group.used] @ value + probs[..., group.used :] @ own_value
     return out.view(r, kv_heads, -1, n, dim).permute(0, 3, 1, 2, 4).reshape(r * n, -1)
 
 
@@ -130,21 +128,22 @@ def attend_long(
         at = row.slot
         if part.own:
             pools, at = (cache.branch_keys, cache.branch_values), row.region
-        # Query heads of one KV head are a batch that shares its keys without copying them.
-        key, value = (pool[layer][at, :, part.keys].expand(group, -1, -1, -1) for pool in pools)
+        key, value = (pool[layer][None, at, :, part.keys] for pool in pools)
+        # Query heads of one KV head stand one behind the other, as more queries of the same keys.
         query = (sink_q if part.rotate_sinks else q).view(n, kv_heads, group, dim)
-        out, total = _attend_part(
-            query.permute(2, 1, 0, 3), key, value, part.mask, scaling
-        )  # [group, kv_heads, n, dim], [group, kv_heads, n]
+        query = query.permute(1, 2, 0, 3).reshape(1, kv_heads, group * n, dim)
+        mask = part.mask.repeat(1, 1, group, 1) if part.mask is not None else None
+        out, total = _attend_part(query, key, value, mask, scaling)
         if part.blind is not None:
-            total = total.masked_fill(part.blind, -torch.inf)
+            total = total.masked_fill(part.blind.repeat(group), -torch.inf)
         outs.append(out)
         sums.append(total)
     merged = outs[0]
     if len(outs) > 1:
         weights = torch.softmax(torch.stack(sums), dim=0)[..., None]
         merged = sum(w * out for w, out in zip(weights, outs, strict=True)).to(q.dtype)
-    return merged.permute(2, 1, 0, 3).reshape(n, heads * dim)
+    # [1, kv_heads, group * n, dim], to what one token's heads say side by side
+    return merged.view(kv_heads, group, n, dim).permute(2, 0, 1, 3).reshape(n, heads * dim)
 
 
 def _attend_part(

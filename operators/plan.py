@@ -23,8 +23,9 @@ from operators.attention import Group, Long, Part, Writes, attend_group, attend_
 from operators.kv_cache import Branch, KvCache, StreamSlot, visible, visible_to_branch
 from operators.rope import Rope, rotate
 
-GROUP_TOKENS = 32
-"""Rows longer than this are attended one by one: they keep a core busy by themselves."""
+GROUP_TOKENS = 128
+"""Tokens of the rows attended together, at most; a longer row is attended part by part. Beyond it
+the scores of a layer leave the processor's cache."""
 PAD = 32
 """Numbers of keys are rounded up to a multiple of this; what is added is masked out."""
 
@@ -216,6 +217,8 @@ class AttentionPlan:
         lengths = [v.end - v.begin for v in views]
         n = max(lengths)
         used, scratch = max(v.used for v in views), max(v.scratch for v in views)
+        if 2 * used > self.cache.layout.slot_tokens:
+            used = self.cache.layout.slot_tokens  # whole slots: products would copy parts of them
         seen = torch.zeros((r, n, used + scratch), dtype=torch.bool)
         picked: list[int] = []
         for at, (view, length) in enumerate(zip(views, lengths, strict=True)):
@@ -304,9 +307,11 @@ def _runs(views: list[_RowView]) -> list[list[_RowView]]:
         if _is_long(view):
             runs.append([view])
             continue
-        kind = (view.region >= 0, (view.end - view.begin - 1).bit_length())
-        open_runs = kinds.setdefault(kind, [])
+        size = (view.end - view.begin - 1).bit_length()
+        open_runs = kinds.setdefault((view.region >= 0, size), [])
         run = next((run for run in open_runs if run[-1].slot == view.slot - 1), None)
+        if run is not None and (len(run) + 1) << size > GROUP_TOKENS:
+            run = None
         if run is not None:
             run.append(view)
         else:

@@ -24,10 +24,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Where the toy decoders of a test are."""
+    """Where the toy decoders of a test are. Their blocks are short, so rows of more than eight tokens
+    count as long: both ways of attending are tested."""
+    from operators import plan
     from tests.engine import toys
 
-    with toys(device=request.param):
+    with toys(device=request.param), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "GROUP_TOKENS", 8)
         yield request.param
 
 

@@ -16,12 +16,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from operators import attention
+from operators import attention, plan
 from operators.kv_cache import KvLayout
-from operators.plan import GROUP_TOKENS, AttentionPlan, Row
+from operators.plan import AttentionPlan, Row
 from tests.engine import SINKS, Driver, assert_same_logits, layout, random_tokens, toy_decoder
 from tests.reference import StreamReference
 from tests.toy import ARCHITECTURES, toy_model
+
+LONG = 32
+"""Rows beyond this are attended part by part."""
+
+
+@pytest.fixture(autouse=True)
+def long_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "GROUP_TOKENS", LONG)
 
 
 class OnlyOn(TorchDispatchMode):
@@ -59,7 +67,7 @@ def stream_and_branch_rows(driver: Driver) -> list[Row]:
 
 def roomy(device: str = "cpu", arch: str = "llama") -> Driver:
     """With room for rows that are attended by themselves."""
-    shape = layout(window=30, slack=GROUP_TOKENS + 8, branch=64)
+    shape = layout(window=30, slack=LONG + 8, branch=64)
     return Driver(toy_decoder(arch, device=device), shape, slots=6, branches=6)
 
 
@@ -68,12 +76,12 @@ def test_from_the_first_layer_to_the_logits_all_stays_on_the_device(arch: str) -
     driver = roomy("meta", arch)
     rows = stream_and_branch_rows(driver)
     with torch.inference_mode():
-        plan = AttentionPlan(driver.cache, rows, driver.model.rope)
-        assert plan._long
-        assert any(group.real is not None for group in plan._groups)
-        assert {type(group.regions) for group in plan._groups} == {Tensor, slice, type(None)}
+        laid_out = AttentionPlan(driver.cache, rows, driver.model.rope)
+        assert laid_out._long
+        assert any(group.real is not None for group in laid_out._groups)
+        assert {type(group.regions) for group in laid_out._groups} == {Tensor, slice, type(None)}
         with OnlyOn("meta") as watch:
-            logits = driver.model._networks["generation"].forward(plan)
+            logits = driver.model._networks["generation"].forward(laid_out)
     assert watch.seen > 100
     assert logits.shape == (sum(row.want for row in rows), driver.model.vocab_size)
 
@@ -116,8 +124,8 @@ def test_attention_without_the_cpus_kernel_equals_the_reference(
     got = driver.run([Row(slot, prefix)])[0]
     assert_same_logits(got[len(SINKS) :], reference.ingest(prefix[len(SINKS) :]))
     for seed in range(4):
-        block = random_tokens(rng.randint(GROUP_TOKENS + 1, shape.slack), seed)
+        block = random_tokens(rng.randint(LONG + 1, shape.slack), seed)
         assert_same_logits(driver.run([Row(slot, block)])[0], reference.ingest(block))
     branch, fork = driver.cache.fork(slot), reference.fork()
-    block = random_tokens(GROUP_TOKENS + 5, seed=7)
+    block = random_tokens(LONG + 5, seed=7)
     assert_same_logits(driver.append(branch, block), fork.append(block))

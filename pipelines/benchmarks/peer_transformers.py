@@ -12,7 +12,7 @@ from pipelines.benchmarks.meeting_job import Ask, Job
 from pipelines.benchmarks.peer_result import Took
 
 LOOKUP = 3
-"""Draft tokens of prompt lookup: of 3 and 10 the faster one on this job."""
+"""Draft tokens of prompt lookup."""
 
 
 class Transformers:
