@@ -50,9 +50,9 @@ class Intake:
                 "text_too_large", f"{size} bytes of text, at most {self._config.max_text_bytes}"
             )
 
-    def take(self, session: Session, segment: Segment, ticket: int) -> None:
+    def take(self, session: Session, segment: Segment, ticket: int, waited: float = 0.0) -> None:
         """Queue a checked segment. Mutates the session."""
-        work = Work(ticket, segment, accepted_at=self._clock())
+        work = Work(ticket, segment, accepted_at=self._clock(), waited=waited)
         session.works.append(work)
         known = session.recent.get(segment.segment_id) if segment.segment_id else None
         if is_final_text(segment):

@@ -1,8 +1,12 @@
 """Which rows run next: admission to slots and branch regions, and the token budget of a step.
 
 Prefill, decode and verify are all rows; the only difference is their role (see operators.model).
-Order of service is a rotation over the streams, so none waits for another's long text: a step
-prefills at most ``ingest_budget`` tokens over all streams, however long a segment is.
+A step prefills at most ``ingest_budget`` tokens over all streams, however long a segment is.
+
+Oldest first: slots, branch regions and prompt tokens go to the stream whose oldest segment that is not
+done has waited longest. So that none waits for another's long text, up to half of a step's transcript
+tokens are for the stream that was given some longest ago. Every answer under way has its row in every
+step. Where nothing tells streams apart (no clock), they take turns.
 """
 
 from __future__ import annotations
@@ -58,11 +62,11 @@ class Scheduler:
     def admit(self, sessions: list[Session]) -> None:
         """Give slots to sessions that have work, parking idle ones, least recently used first; then
         open due forks while regions are free. Mutates sessions and cache."""
-        for session in self._rotated(sessions):
+        for session in self._oldest_first(sessions):
             waits = session.slot is None and not session.idle
             if waits and not self._parking.make_resident(session):
                 break
-        waiting = [s for s in self._rotated(sessions) if s.slot is not None and s.due]
+        waiting = [s for s in self._oldest_first(sessions) if s.slot is not None and s.due]
         while waiting and self._cache.free_regions:
             for session in list(waiting):
                 if not self._cache.free_regions:
@@ -85,26 +89,44 @@ class Scheduler:
         """Choose the rows of the next step. ``start_part(session)`` takes the next part a session
         may ingest off its queue, or returns None. Runs the draft model, if there is one."""
         plan = StepPlan()
-        order = self._rotated([s for s in sessions if s.slot is not None])
+        resident = [s for s in sessions if s.slot is not None]
+        turns, order = self._rotated(resident), self._oldest_first(resident)
         self._turn += 1
         for session in order:
             if not session.idle or session.hypotheses:
                 session.last_used = self._turn
-        running = [g for s in order for g in s.running]
-        hypotheses = [g for s in order for g in s.hypotheses.running]
+        running = [g for s in turns for g in s.running]
+        hypotheses = [g for s in turns for g in s.hypotheses.running]
         decoding = [g for g in [*running, *hypotheses] if not g.prefilling]
         for generation, draft in zip(decoding, self._drafts(decoding), strict=True):
             plan.verifies.append((generation.verify_row(draft), generation))
-        budget = _prompts(plan, running, self._config.ingest_budget)
-        for session in order:
-            if budget <= 0:
-                break
-            block = self._block(session, budget, start_part)
-            if block is not None:
-                plan.blocks.append((block, session))
-                budget -= len(block.tokens)
+        budget = _prompts(plan, [g for s in order for g in s.running], self._config.ingest_budget)
+        budget = self._blocks(plan, order, budget, start_part)
         _prompts(plan, hypotheses, budget)
         return plan
+
+    def _blocks(
+        self,
+        plan: StepPlan,
+        order: list[Session],
+        budget: int,
+        start_part: Callable[[Session], Part | None],
+    ) -> int:
+        """Share ``budget`` out among the streams that may append transcript; what is left of it."""
+        by_turn = sorted(order, key=lambda session: session.last_fed)
+        turn = next((s for s in by_turn if self._ready(s, start_part)), None)
+        if budget <= 0 or turn is None:
+            return budget
+        kept = min(self._ready(turn, start_part), budget // 2)
+        for session in [*(s for s in order if s is not turn), turn]:
+            if session is turn:
+                kept = 0
+            size = min(self._ready(session, start_part), budget - kept)
+            if size > 0:
+                plan.blocks.append((_block(session, size), session))
+                session.last_fed = self._turn
+                budget -= size
+        return budget
 
     def _drafts(self, decoding: list[Generation]) -> list[Draft]:
         """What each answer drafts in this step: every answer picks a drafter, the step shares out
@@ -168,28 +190,33 @@ class Scheduler:
             generation.drafters.append(drafter)
         return {**found, self._draft.candidate(drafter, limit): drafter}
 
-    def _block(
-        self, session: Session, budget: int, start_part: Callable[[Session], Part | None]
-    ) -> Row | None:
-        """The next stretch of transcript this session may append, if any."""
+    def _ready(self, session: Session, start_part: Callable[[Session], Part | None]) -> int:
+        """How many transcript tokens the session may append now. Begins its next part if it may."""
         assert session.slot is not None
         if session.current is None:
             part = start_part(session)
             if part is None:
-                return None
+                return 0
             session.begin(part)
         assert session.current is not None
-        room = min(self._cache.ingest_room(session.slot), budget)
-        if room <= 0:
-            return None
-        done = session.current_done
-        return Row(session.slot, session.current.tokens[done : done + room])
+        left = len(session.current.tokens) - session.current_done
+        return max(0, min(self._cache.ingest_room(session.slot), left))
+
+    def _oldest_first(self, sessions: list[Session]) -> list[Session]:
+        return sorted(self._rotated(sessions), key=lambda session: session.waiting_since)
 
     def _rotated(self, sessions: list[Session]) -> list[Session]:
         if not sessions:
             return []
         at = self._turn % len(sessions)
         return sessions[at:] + sessions[:at]
+
+
+def _block(session: Session, size: int) -> Row:
+    assert session.slot is not None
+    assert session.current is not None
+    done = session.current_done
+    return Row(session.slot, session.current.tokens[done : done + size])
 
 
 def _prompts(plan: StepPlan, generations: list[Generation], budget: int) -> int:

@@ -11,6 +11,7 @@ Bookkeeping only, no tensors computed here. The rules that keep the promise "cov
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ class Work:
     build: Callable[[Work], list[Event]] | None = None
     failure: Failure | None = None
     accepted_at: float = 0.0
+    waited: float = 0.0  # seconds before it was accepted
 
     @property
     def done(self) -> bool:
@@ -101,7 +103,7 @@ class Spilled:
 class Session:
     """One stream's state in the engine. ``slot`` is None while parked or not yet admitted:
     ``parked_length`` is then its frontier, ``parked`` its KV in host memory, ``spilled`` says that
-    it lies in the store (see operators.parking). ``last_used``: number of the step."""
+    it lies in the store (see operators.parking). ``last_used`` and ``last_fed``: number of the step."""
 
     stream_id: str
     layout: KvLayout
@@ -114,6 +116,7 @@ class Session:
     parked_draft: DraftMemory | None = None
     spilled: Spilled | None = None
     last_used: int = 0
+    last_fed: int = 0
 
     queue: deque[Part | Work] = field(default_factory=deque)  # a bare Work is a session_end mark
     works: deque[Work] = field(default_factory=deque)
@@ -157,6 +160,14 @@ class Session:
     finished: list[int] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
     answers: list[AnswerEvent] = field(default_factory=list)
+
+    @property
+    def waiting_since(self) -> float:
+        """Clock time since when the oldest of its segments that are not done has waited, also with
+        the caller. What has none (a question, an update by time) waits for nobody's segments."""
+        if not self.works:
+            return -math.inf
+        return self.works[0].accepted_at - self.works[0].waited
 
     # --- frontier and coverage ---------------------------------------------------------------
 

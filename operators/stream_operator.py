@@ -269,8 +269,9 @@ class StreamOperator:
         """
         self._requests.translate(self._sessions[stream_id], text, language, done, previous)
 
-    def feed(self, segment: Segment, ticket: int) -> None:
-        """Queue one segment of an open stream; its ``ticket`` comes back in an emission.
+    def feed(self, segment: Segment, ticket: int, waited: float = 0.0) -> None:
+        """Queue one segment of an open stream; its ``ticket`` comes back in an emission. ``waited``:
+        seconds it has waited with the caller; who has waited longest goes first.
 
         Tickets of a stream must grow. Raises SegmentError for a segment that is refused (the ticket
         is then not taken), CapacityError when the stream's queue is full (try again later),
@@ -278,15 +279,15 @@ class StreamOperator:
         """
         session = self._sessions[segment.stream_id]
         self._intake.check(session, segment)
-        self._take(session, segment, ticket)
+        self._take(session, segment, ticket, waited)
 
-    def _take(self, session: Session, segment: Segment, ticket: int) -> None:
+    def _take(self, session: Session, segment: Segment, ticket: int, waited: float = 0.0) -> None:
         if session.closing:
             session.later.append((segment, ticket))
             return
         if session.ended and begins_again(session, segment):
             session = self._start_again(session)
-        self._intake.take(session, segment, ticket)
+        self._intake.take(session, segment, ticket, waited)
 
     def _start_again(self, session: Session) -> Session:
         """A stream that had ended begins a new epoch with an empty memory."""

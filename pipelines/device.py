@@ -114,9 +114,10 @@ class DeviceClient:
         """Make a stream known; with ``state`` it continues from there."""
         self._send(protocol.Open(stream_id, state))
 
-    def feed(self, segment: Segment, ticket: int) -> None:
-        """Hand over one segment of an open stream. The caller bounds how many are under way."""
-        self._send(protocol.Feed(ticket, segment))
+    def feed(self, segment: Segment, ticket: int, read_at: float = 0.0) -> None:
+        """Hand over one segment of an open stream. The caller bounds how many are under way.
+        ``read_at``: monotonic seconds; who has waited longest goes first."""
+        self._send(protocol.Feed(ticket, segment, read_at))
 
     def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]:
         """Let go of a stream, with ``erase`` of its snapshots in the store too. When the result is

@@ -154,9 +154,9 @@ class DeviceKeeper:
         with contextlib.suppress(DeviceError):  # it has just died, which `keep` will hear
             self._client.open(stream_id, state)
 
-    def feed(self, segment: Segment, ticket: int) -> None:
+    def feed(self, segment: Segment, ticket: int, read_at: float = 0.0) -> None:
         with contextlib.suppress(DeviceError):
-            self._client.feed(segment, ticket)
+            self._client.feed(segment, ticket, read_at)
 
     def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]:
         with contextlib.suppress(DeviceError):

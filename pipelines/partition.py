@@ -245,7 +245,8 @@ class Partition:
             next_ = lane.next(self._settings.in_flight_per_key, suspicious)
             if next_ is None:
                 break
-            self._host.device.feed(*next_)
+            segment, offset = next_
+            self._host.device.feed(segment, offset, self._records[offset].read_at)
         self._leaving.leave(lane, self._lanes, self._sessions)
 
     def _wake(self, lane: Lane) -> None:

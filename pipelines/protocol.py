@@ -47,6 +47,8 @@ class Feed(msgspec.Struct, tag="feed"):
 
     ticket: int
     segment: Segment
+    read_at: float = 0.0
+    """When the worker read it, on this machine's monotonic clock; 0 = just now."""
 
 
 class Drop(msgspec.Struct, tag="drop"):

@@ -328,14 +328,16 @@ class FakeDevice:
     def __init__(self) -> None:
         self.opened: dict[str, SessionState | None] = {}
         self.fed: list[tuple[str, int]] = []
+        self.read_at: dict[int, float] = {}
         self.dropped: list[str] = []
         self.erased: list[str] = []
 
     def open(self, stream_id: str, state: SessionState | None = None) -> None:
         self.opened[stream_id] = state
 
-    def feed(self, segment: Segment, ticket: int) -> None:
+    def feed(self, segment: Segment, ticket: int, read_at: float = 0.0) -> None:
         self.fed.append((segment.stream_id, ticket))
+        self.read_at[ticket] = read_at
 
     def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]:
         self.dropped.append(stream_id)
@@ -467,6 +469,23 @@ def test_a_full_partition_is_held_and_released_at_half() -> None:
         assert world.held == [True, False]
 
     with_world(test, in_flight_per_partition=4, in_flight_per_key=4)
+
+
+def test_the_device_hears_how_long_a_segment_waited_in_its_lane(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([10.0, 20.0, 30.0])
+    monkeypatch.setattr("pipelines.records.monotonic", lambda: next(clock))
+
+    async def test(world: World) -> None:
+        world.say(0, "hot")
+        world.say(1, "hot")
+        world.say(2, "calm")
+        world.done("hot", 0)
+        assert world.device.fed == [("hot", 0), ("calm", 2), ("hot", 1)]
+        assert world.device.read_at == {0: 10.0, 2: 30.0, 1: 20.0}
+
+    with_world(test, in_flight_per_key=1)
 
 
 def test_a_partition_is_held_by_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:

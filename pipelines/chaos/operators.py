@@ -90,7 +90,7 @@ class Echo:
     def snapshot(self, stream_id: str) -> bytes:
         raise NotImplementedError("an echo has no memory to take a snapshot of")
 
-    def feed(self, segment: Segment, ticket: int) -> None:
+    def feed(self, segment: Segment, ticket: int, waited: float = 0.0) -> None:
         assert ticket > self._states[segment.stream_id].cursor, "fed below the cursor"
         self._queue.append((segment, ticket))
 

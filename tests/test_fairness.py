@@ -1,0 +1,91 @@
+"""Who goes first when there is not enough for all: the stream that has waited longest."""
+
+from __future__ import annotations
+
+import pytest
+
+from operators.stream_operator import StreamOperator
+from operators.types import Segment
+from tests.test_stream_operator import make
+
+TEXT = "everybody tests the red button on every remote we have. "
+
+
+def order_of_completion(operator: StreamOperator) -> list[str]:
+    done: list[str] = []
+    while operator.has_work():
+        done += [e.stream_id for e in operator.step() for _ in e.done]
+    return done
+
+
+def say(operator: StreamOperator, stream: str, ticket: int, *, waited: float = 0.0) -> None:
+    segment = Segment(stream_id=stream, segment_id=f"{stream}{ticket}", text=TEXT)
+    operator.feed(segment, ticket, waited)
+
+
+def tick(operator: StreamOperator) -> None:
+    operator._clock.now += 1.0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("arrival", ["dbca", "cadb", "abcd"])
+def test_a_free_slot_goes_to_the_stream_that_has_waited_longest(arrival: str) -> None:
+    """One slot, four streams opened as a, b, c, d: a rotation would serve them in that order from
+    wherever it stands."""
+    operator = make(slots=1, targets=())
+    for stream in "abcd":
+        operator.open(stream)
+    for stream in arrival:
+        say(operator, stream, 0)
+        tick(operator)
+    assert order_of_completion(operator) == list(arrival)
+
+
+def test_waiting_with_the_caller_counts() -> None:
+    """Fed last because the worker held it back, but read first."""
+    operator = make(slots=1, targets=())
+    for at, stream in enumerate("abc"):
+        operator.open(stream)
+        say(operator, stream, 0, waited=[5.0, 0.0, 60.0][at])
+    assert order_of_completion(operator) == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize("arrival", ["abc", "bca", "cab"])
+def test_a_branch_goes_to_the_stream_that_has_waited_longest(arrival: str) -> None:
+    """All have their text in, one region is free for their translations."""
+    operator = make(targets=("fr",), branches=1, update_tokens=90, ingest_budget=512, slack=64)
+    for stream in "abc":
+        operator.open(stream)
+    for stream in arrival:
+        say(operator, stream, 0)
+        tick(operator)
+    assert order_of_completion(operator) == list(arrival)
+
+
+def test_a_backlog_is_taken_in_oldest_first_and_nobody_stands_still() -> None:
+    """Long texts in three streams with a slot each: the oldest gets at least half of a step's tokens,
+    as far as its part goes, the others take turns with the rest. A rotation gives each the same."""
+    operator = make(targets=(), update_tokens=400, window=400, slack=64, branch_tokens=260)
+    share = {stream: 0 for stream in "abc"}
+    for stream in "abc":
+        operator.open(stream)
+    forward = operator.model.forward
+
+    def watched(role, cache, rows):  # type: ignore[no-untyped-def]
+        for name, session in operator._sessions.items():
+            share[name] += sum(len(r.tokens) for r in rows if r.stream is session.slot)
+        return forward(role, cache, rows)
+
+    operator.model.forward = watched  # type: ignore[method-assign]
+    for stream in "cab":
+        operator.feed(Segment(stream_id=stream, segment_id=stream, text=TEXT * 6), 0)
+        tick(operator)
+    for _ in range(3):
+        operator.step()
+    assert min(share.values()) > 0
+    done: list[str] = []
+    while operator.has_work():
+        done += [e.stream_id for e in operator.step() for _ in e.done]
+        if done == ["c"]:
+            assert share["c"] >= 1.5 * max(share["a"], share["b"])
+            done.append("")
+    assert "".join(done) == "cab"
