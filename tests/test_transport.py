@@ -1,8 +1,9 @@
-"""A fetch that a rebalance overtakes: its records are dropped and read again."""
+"""A fetch that a rebalance overtakes is read again; the end of what is not fetched is asked for."""
 
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,3 +65,33 @@ def test_a_fetch_across_a_rebalance_is_dropped_and_read_again(
     assert asyncio.run(made._wait_next_records(0.1)) == ({}, set())
     records, _ = asyncio.run(made._wait_next_records(0.1))
     assert (records, done) == ({PLACE: ["record"]}, ["fetch", "seek", "seek 0 to 0", "fetch"])
+
+
+def test_the_end_of_a_held_partition_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiokafka learns it from fetches only: the lag stood still while the partition was held."""
+    made: Any = Consumer.__new__(Consumer)
+    made._held, made._ends = {PLACE}, {}
+    answers: list[dict[TP, int] | Exception] = [OSError("no broker"), {PLACE: 70}, {PLACE: 90}]
+
+    async def end_offsets(places: list[TP]) -> dict[TP, int]:
+        assert places == [PLACE]
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def no_time(self: Any, seconds: float) -> None: ...
+
+    async def body() -> None:
+        made._thread = SimpleNamespace(
+            _consumer=SimpleNamespace(end_offsets=end_offsets),
+            thread_loop=asyncio.get_running_loop(),
+            highwater=lambda tp: 20,
+        )
+        await Consumer._ask_for_ends.fun(made)
+
+    monkeypatch.setattr(Consumer, "sleep", no_time)
+    monkeypatch.setattr(Consumer, "should_stop", property(lambda self: not answers))
+    asyncio.run(body())
+    assert made.highwater(PLACE) == 90
+    assert made.highwater(TP("in", 1)) == 20  # as fetched
