@@ -26,6 +26,8 @@ PROBE_SHARE = 0.01
 MARGIN = 1.03
 """How much more than plain decoding drafts must promise: of several estimates the best is mostly one
 that is too high."""
+FLOOR = 0.75
+"""Share of its speed without drafts that every answer of a step keeps, whatever its neighbours draft."""
 PRIORS = {"ngram2": 0.45, "ngram3": 0.55, "previous": 0.6, "draft": 0.6}
 PRIOR = 0.7
 PRIOR_TRIALS = 2.0
@@ -175,10 +177,10 @@ class DraftControl:
         """The candidate worth most in a step of ``rows`` answers, or one whose probe is due, or None
         when plain decoding is best. Mutates the probe credits of the arms not taken."""
         plain = costs.verify.seconds(rows)
-        best, taken = rows / plain, None
+        best, taken = MARGIN * rows / plain, None
         for candidate in candidates:
             worth = self._worth(candidate, rows, costs)
-            if worth > max(best, MARGIN * rows / plain):
+            if worth > best:
                 best, taken = worth, candidate
         for candidate in candidates:
             if candidate is taken:
@@ -220,9 +222,10 @@ def share_out(choices: Sequence[Choice | None], costs: Costs) -> list[int]:
 
     What is owed comes first. Then every answer gets one draft, those likeliest to be accepted before
     others, as many as make the step's tokens per second greatest: the floor. What room is left goes
-    to the likeliest tokens of all, again as far as tokens per second grow.
+    to the likeliest tokens of all, again as far as tokens per second grow. No answer is slowed by the
+    others' drafts to less than FLOOR of its speed without any.
     """
-    step = _Step([0] * len(choices), tokens=float(len(choices)))
+    step = _Step([0] * len(choices), [1.0] * len(choices))
     ones: list[_Token] = []
     rest: list[_Token] = []
     for at, choice in enumerate(choices):
@@ -252,38 +255,47 @@ class _Token:
 
 @dataclass
 class _Step:
-    """Draft lengths in the making. ``tokens``: expected of the step; ``drafted``: in all;
+    """Draft lengths in the making. ``expected``: tokens of every answer; ``drafted``: in all;
     ``steps``, ``modelled``: forwards of the draft model, and how many answers they serve."""
 
     lengths: list[int]
-    tokens: float
+    expected: list[float]
     drafted: int = 0
     steps: int = 0
     modelled: int = 0
 
     def add(self, token: _Token) -> None:
         self.lengths[token.at] += 1
-        self.tokens += token.gain
+        self.expected[token.at] += token.gain
         self.drafted += 1
         if token.by_model:
             self.modelled += self.lengths[token.at] == 1
             self.steps = max(self.steps, self.lengths[token.at])
 
+    def seconds(self, costs: Costs) -> float:
+        verify = costs.verify.seconds(len(self.lengths) + self.drafted)
+        return verify + costs.drafting(self.steps, self.modelled)
+
     def rate(self, costs: Costs) -> float:
         """Expected tokens per second."""
-        seconds = costs.verify.seconds(len(self.lengths) + self.drafted)
-        return self.tokens / (seconds + costs.drafting(self.steps, self.modelled))
+        return sum(self.expected) / self.seconds(costs)
+
+    def keeps_floor(self, costs: Costs) -> bool:
+        """Whether nobody gets less than FLOOR of what plain decoding would give."""
+        plain = costs.verify.seconds(len(self.lengths))
+        return min(self.expected) / self.seconds(costs) >= FLOOR / plain
 
     def extend(self, tokens: Sequence[_Token], costs: Costs) -> list[_Token]:
         """Add the likeliest tokens, as many as make the rate greatest; returns the others. An
         answer's tokens are less and less likely, so none comes before the one it follows."""
         queue = sorted(tokens, key=lambda token: -token.gain)  # equals stay in order of rotation
-        trial = replace(self, lengths=self.lengths.copy())
+        trial = replace(self, lengths=self.lengths.copy(), expected=self.expected.copy())
         best, best_rate = 0, self.rate(costs) if self.lengths else 0.0
         for count, token in enumerate(queue, start=1):
             trial.add(token)
-            if trial.rate(costs) > best_rate:
-                best, best_rate = count, trial.rate(costs)
+            rate = trial.rate(costs)
+            if rate > best_rate and trial.keeps_floor(costs):
+                best, best_rate = count, rate
         for token in queue[:best]:
             self.add(token)
         return queue[best:]

@@ -161,14 +161,12 @@ class DraftModel:
         active = list(range(len(wanted)))
         while active:
             rows = [self._row(wanted[at][0], drafts[at]) for at in active]
-            few = all(len(row.tokens) <= FEW for row in rows)
-            logits = iter(self._run("generation" if few else "ingest", rows))
             going = []
-            for at, row in zip(active, rows, strict=True):
+            for at, logits in zip(active, self._each(rows), strict=True):
                 drafter, k = wanted[at]
-                if not row.want:
+                if logits is None:
                     continue
-                token, chances = self._choose(drafter, next(logits), drafts[at])
+                token, chances = self._choose(drafter, logits, drafts[at])
                 if token is None:
                     continue
                 drafts[at].append(token)
@@ -183,6 +181,20 @@ class DraftModel:
             Draft(tokens, NAME, NAME, torch.stack(chances) if chances else None)
             for tokens, chances in zip(drafts, probs, strict=True)
         ]
+
+    def _each(self, rows: list[Row]) -> list[Tensor | None]:
+        """Logits ``[vocab]`` of every row that wants any. Which weights a row runs on depends on that
+        row alone: where drafts have a say in the text, no neighbour may have one."""
+        found: list[Tensor | None] = [None] * len(rows)
+        few = [at for at, row in enumerate(rows) if len(row.tokens) <= FEW]
+        many = [at for at, row in enumerate(rows) if len(row.tokens) > FEW]
+        roles: tuple[tuple[Role, list[int]], ...] = (("generation", few), ("ingest", many))
+        for role, places in roles:
+            if places:
+                logits = iter(self._run(role, [rows[at] for at in places]))
+                for at in places:
+                    found[at] = next(logits) if rows[at].want else None
+        return found
 
     def _row(self, drafter: ModelDrafter, drafted: list[int]) -> Row:
         branch = drafter.branch

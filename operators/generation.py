@@ -130,8 +130,6 @@ class Generation:
 
     def _judge(self, draft: Draft, logits: Tensor) -> list[int]:
         if not bool(torch.isfinite(logits).all()):
-            if self.branch is not None:
-                self.branch.tainted = self.branch.stream.tainted = True
             self.finish_reason = "nonfinite"
             return []
         verdict = self._verdict(draft, logits)

@@ -69,13 +69,11 @@ class StreamSlot:
     """A stream's place in the cache. ``length`` counts all tokens ever appended (sinks included),
     so it is also the absolute position of the next token (the *frontier*). ``origin`` is the position
     of the first transcript token: S, or later for a stream that goes on where an older one stopped,
-    with nothing in its ring yet. ``tainted``: something not finite may have been written; what is
-    masked out must still be finite, so the memory is wiped before anybody else gets it."""
+    with nothing in its ring yet."""
 
     index: int
     length: int = 0
     origin: int = 0
-    tainted: bool = False
 
 
 @dataclass(eq=False)
@@ -86,7 +84,6 @@ class Branch:
     region: int
     fork: int
     length: int = 0
-    tainted: bool = False
 
 
 class KvCache:
@@ -94,7 +91,8 @@ class KvCache:
 
     ``keys[layer]``/``values[layer]``: ``[slots, kv_heads, S + R, head_dim]``;
     ``branch_keys[layer]``/``branch_values[layer]``: ``[branches, kv_heads, B, head_dim]``.
-    Allocated once, zeroed, never grown.
+    Allocated once, never grown. A slot or region is zeroed when it is taken: what is masked out is
+    multiplied by nought all the same, so it must be finite whatever its last holder left there.
     """
 
     def __init__(
@@ -146,9 +144,7 @@ class KvCache:
         """Take a free slot; raises :class:`CapacityError` when none is left."""
         if not self._free_slots:
             raise CapacityError(f"all {self.slots} slots hold a stream; raise `slots` or wait")
-        stream = StreamSlot(self._free_slots.pop())
-        self._open[stream] = []
-        return stream
+        return self._taken(self._free_slots.pop())
 
     def claim(self, index: int) -> StreamSlot:
         """Take the slot of this number, from whoever held it: for a cache that follows another."""
@@ -156,6 +152,10 @@ class KvCache:
         if held is not None:
             self.release(held)
         self._free_slots.remove(index)
+        return self._taken(index)
+
+    def _taken(self, index: int) -> StreamSlot:
+        self._wipe(index, self.keys, self.values)
         stream = StreamSlot(index)
         self._open[stream] = []
         return stream
@@ -165,8 +165,6 @@ class KvCache:
         for branch in list(self._open[stream]):
             self.drop(branch)
         del self._open[stream]
-        if stream.tainted:
-            self._wipe(stream.index, self.keys, self.values)
         self._free_slots.append(stream.index)
 
     def fork(self, stream: StreamSlot) -> Branch:
@@ -177,14 +175,13 @@ class KvCache:
         if not self._free_regions:
             raise CapacityError(f"all {self.branches} branch regions are in use; wait for one")
         branch = Branch(stream, self._free_regions.pop(), fork=stream.length)
+        self._wipe(branch.region, self.branch_keys, self.branch_values)
         self._open[stream].append(branch)
         return branch
 
     def drop(self, branch: Branch) -> None:
         """Throw the branch away. Leaves no trace in the stream."""
         self._open[branch.stream].remove(branch)
-        if branch.tainted:
-            self._wipe(branch.region, self.branch_keys, self.branch_values)
         self._free_regions.append(branch.region)
 
     @staticmethod

@@ -4,9 +4,10 @@ Prefill, decode and verify are all rows; the only difference is their role (see 
 A step prefills at most ``ingest_budget`` tokens over all streams, however long a segment is.
 
 Oldest first: slots, branch regions and prompt tokens go to the stream whose oldest segment that is not
-done has waited longest. So that none waits for another's long text, up to half of a step's transcript
-tokens are for the stream that was given some longest ago. Every answer under way has its row in every
-step. Where nothing tells streams apart (no clock), they take turns.
+done has waited longest; a stream that never pauses gives up its slot between two parts. So that none
+waits for another's long text, up to half of a step's transcript tokens are for the stream that was
+given some longest ago. Every answer under way has its row in every step. Where nothing tells streams
+apart (no clock), they take turns.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ from operators.session import Part, Session
 HELD_DRAFTS = 4
 """Tokens of every draft where the text depends on them (rejection sampling): a number that changed with
 load or luck would make the text irreproducible."""
+
+
+PATIENCE_S = 2.0
+"""How much longer than a stream in a slot another must have waited to be given it: slots that changed
+hands at every segment would cost more than they give."""
 
 
 @dataclass
@@ -62,9 +68,13 @@ class Scheduler:
     def admit(self, sessions: list[Session]) -> None:
         """Give slots to sessions that have work, parking idle ones, least recently used first; then
         open due forks while regions are free. Mutates sessions and cache."""
+        for session in sessions:
+            session.yielding = False
         for session in self._oldest_first(sessions):
             waits = session.slot is None and not session.idle
             if waits and not self._parking.make_resident(session):
+                if self._displace(session, sessions):
+                    self._parking.make_resident(session)
                 break
         waiting = [s for s in self._oldest_first(sessions) if s.slot is not None and s.due]
         while waiting and self._cache.free_regions:
@@ -74,6 +84,19 @@ class Scheduler:
                 self._open_fork(session)
                 if not session.due:
                     waiting.remove(session)
+
+    def _displace(self, waiting: Session, sessions: list[Session]) -> bool:
+        """Have the stream that has waited least leave its slot to one that has waited much longer:
+        at once if it is at rest, else it begins nothing more. Returns whether a slot came free."""
+        held = [s for s in sessions if s.slot is not None]
+        last = max(held, key=lambda session: session.waiting_since, default=None)
+        if last is None or last.waiting_since - waiting.waiting_since <= PATIENCE_S:
+            return False
+        last.yielding = True
+        if last.at_rest:
+            self._parking.park(last)
+            return True
+        return False
 
     def _open_fork(self, session: Session) -> None:
         assert session.slot is not None
@@ -121,6 +144,8 @@ class Scheduler:
         for session in [*(s for s in order if s is not turn), turn]:
             if session is turn:
                 kept = 0
+            if budget <= kept:
+                continue  # a part that is begun with nothing keeps questions waiting
             size = min(self._ready(session, start_part), budget - kept)
             if size > 0:
                 plan.blocks.append((_block(session, size), session))
@@ -194,7 +219,7 @@ class Scheduler:
         """How many transcript tokens the session may append now. Begins its next part if it may."""
         assert session.slot is not None
         if session.current is None:
-            part = start_part(session)
+            part = start_part(session) if not session.yielding else None
             if part is None:
                 return 0
             session.begin(part)

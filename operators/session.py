@@ -117,6 +117,8 @@ class Session:
     spilled: Spilled | None = None
     last_used: int = 0
     last_fed: int = 0
+    yielding: bool = False
+    """It begins no further part, so that its slot can go to a stream that has waited longer."""
 
     queue: deque[Part | Work] = field(default_factory=deque)  # a bare Work is a session_end mark
     works: deque[Work] = field(default_factory=deque)
@@ -339,14 +341,14 @@ class Session:
     def idle(self) -> bool:
         """Nothing queued, half done or owed: the slot could be given to another stream. Hypotheses
         do not count: their work can be given up at any time."""
+        return not self.queue and self.at_rest
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing half done or owed but what is queued: the slot may be left and taken again without
+        a trace."""
         return not (
-            self.queue
-            or self.current
-            or self.asked
-            or self.due
-            or self.running
-            or self.ending
-            or self.requested
+            self.current or self.asked or self.due or self.running or self.ending or self.requested
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from operators.stream_operator import StreamOperator
-from operators.types import Segment
+from operators.types import Event, Segment, SummaryEvent, TranslationEvent
 from tests.test_stream_operator import make
 
 TEXT = "everybody tests the red button on every remote we have. "
@@ -21,6 +21,11 @@ def order_of_completion(operator: StreamOperator) -> list[str]:
 def say(operator: StreamOperator, stream: str, ticket: int, *, waited: float = 0.0) -> None:
     segment = Segment(stream_id=stream, segment_id=f"{stream}{ticket}", text=TEXT)
     operator.feed(segment, ticket, waited)
+
+
+def said_in(event: Event) -> str:
+    assert isinstance(event, SummaryEvent | TranslationEvent)
+    return event.text if isinstance(event, SummaryEvent) else event.committed
 
 
 def tick(operator: StreamOperator) -> None:
@@ -89,3 +94,38 @@ def test_a_backlog_is_taken_in_oldest_first_and_nobody_stands_still() -> None:
             assert share["c"] >= 1.5 * max(share["a"], share["b"])
             done.append("")
     assert "".join(done) == "cab"
+
+
+@pytest.mark.parametrize("targets", [(), ("fr",)])
+def test_a_stream_that_never_pauses_gives_up_its_slot(targets: tuple[str, ...]) -> None:
+    """One slot, and a stream with always more to say: the other comes through, and says the same as it
+    does alone, as does the first."""
+    operator = make(slots=1, targets=targets)
+    for stream in "ab":
+        operator.open(stream)
+    said = {"a": 0, "b": 0}
+    texts: dict[str, list[str]] = {"a": [], "b": []}
+    while said["a"] < 12 or operator.has_work():
+        if said["a"] < 12:
+            while len(operator._sessions["a"].works) < 4:
+                say(operator, "a", said["a"])
+                said["a"] += 1
+            if said["b"] < 3:
+                say(operator, "b", said["b"])
+                said["b"] += 1
+        tick(operator)
+        for emission in operator.step():
+            texts[emission.stream_id] += [said_in(event) for event in emission.events]
+            if emission.stream_id == "b" and emission.done and "first" not in said:
+                said["first"] = said["a"]
+    assert said["first"] < 12, "b had to wait until a had nothing more to say"
+    for stream, count in (("a", said["a"]), ("b", said["b"])):
+        alone = make(slots=1, targets=targets)
+        alone.open(stream)
+        for ticket in range(count):
+            say(alone, stream, ticket)
+        want = []
+        while alone.has_work():
+            tick(alone)
+            want += [said_in(e) for emission in alone.step() for e in emission.events]
+        assert texts[stream] == want
