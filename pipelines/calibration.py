@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from operators.config import OperatorConfig
-from operators.draft_control import CostCurve
+from operators.draft_control import CostCurve, Costs
 from operators.draft_model import FEW
 from operators.errors import ConfigError
 from operators.kv_cache import KvLayout
@@ -32,10 +32,13 @@ from operators.model import DecoderModel, Role, load_model
 from operators.plan import Row
 from operators.quantization import runs_w8a8
 
-ROUNDS = 5
+KERNELS = 2
+"""Part of every file's key: raise it when the engine's forward changes what a forward costs."""
+ROUNDS, LONG_ROUNDS, LONG = 5, 2, 64
+"""How often a block is timed; those of LONG tokens and more, which take seconds, less often."""
 LAYOUT = KvLayout(sinks=4, window=256, slack=128, branch_tokens=128)
 """A full window of this size lies behind the measured blocks."""
-VERIFY: Mapping[int, Role] = dict.fromkeys((1, 2, 4, 8, 16, 32), "generation")
+VERIFY: Mapping[int, Role] = dict.fromkeys((1, 2, 4, 8, 16, 32, 64), "generation")
 """Block sizes measured of the model itself, and the role they run in."""
 DRAFT: Mapping[int, Role] = {
     **dict.fromkeys((1, 2, 4, FEW), "generation"),
@@ -131,6 +134,22 @@ def choose_weights(
     return best
 
 
+def measured_costs(
+    model: DecoderModel,
+    draft: DecoderModel | None,
+    config: OperatorConfig,
+    cache: Path,
+    say: Callable[[str], None] = lambda message: None,
+) -> Costs | None:
+    """What forwards cost here, for the draft control; None where nothing is drafted. Measured on the
+    first start with a model."""
+    if config.drafter == "none" or config.max_draft == 0:
+        return None
+    verify = cost_curve(model, VERIFY, cache, say)
+    drafting = cost_curve(draft, DRAFT, cache, say) if draft is not None else None
+    return Costs(verify, drafting)
+
+
 def _file(cache: Path, key: dict[str, object]) -> Path:
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     return cache / "calibration" / f"{name}.json"
@@ -139,6 +158,7 @@ def _file(cache: Path, key: dict[str, object]) -> Path:
 def describe_machine(model: DecoderModel, blocks: Mapping[int, Role]) -> dict[str, object]:
     """Everything the curve depends on."""
     return {
+        "kernels": KERNELS,
         "processor": _processor(model.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -159,6 +179,8 @@ def measure(model: DecoderModel, blocks: Mapping[int, Role]) -> dict[int, float]
     least = dict.fromkeys(blocks, float("inf"))
     for turn in range(ROUNDS + 1):
         for tokens, role in blocks.items():
+            if tokens >= LONG and turn > LONG_ROUNDS:
+                continue
             began = time.perf_counter()
             logits = model.forward(role, cache, [Row(slot, [7] * tokens, branch, want=tokens)])
             float(logits[-1, 0])  # waits for a device that works on its own

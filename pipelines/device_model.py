@@ -10,13 +10,12 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from operators.config import OperatorConfig
-from operators.draft_control import Costs
 from operators.errors import ModelError
 from operators.model import DecoderModel
 from operators.observer import Observer
 from operators.stream_operator import StreamOperator
 from pipelines import model_store, protocol
-from pipelines.calibration import DRAFT, VERIFY, cost_curve, load_calibrated
+from pipelines.calibration import load_calibrated, measured_costs
 from pipelines.spill import idle_store
 
 PROGRESS_SECONDS = 5.0
@@ -42,7 +41,7 @@ def load_operator(
         clock=time.monotonic,
         observer=observer,
         draft=draft,
-        costs=_costs(model, draft, config, progress),
+        costs=measured_costs(model, draft, config, model_store.default_cache(), progress),
         store=idle_store(load.spill_url),
     )
     return operator, describe(operator, time.monotonic() - started)
@@ -72,21 +71,6 @@ def _corrupt(name: str) -> Iterator[None]:
         raise ModelError(
             f"{name} cannot be loaded, its files may be torn: {type(error).__name__}: {error}"
         ) from error
-
-
-def _costs(
-    model: DecoderModel,
-    draft: DecoderModel | None,
-    config: OperatorConfig,
-    progress: Callable[[str], None],
-) -> Costs | None:
-    """What forwards cost here; measured on the first start with a model."""
-    if config.drafter == "none" or config.max_draft == 0:
-        return None
-    cache = model_store.default_cache()
-    verify = cost_curve(model, VERIFY, cache, progress)
-    drafting = cost_curve(draft, DRAFT, cache, progress) if draft is not None else None
-    return Costs(verify, drafting)
 
 
 def _throttled(tell: Callable[[str], None]) -> Callable[[str, float | None], None]:

@@ -12,8 +12,8 @@
     snapshot = meeting.snapshot()  # operator.open("meeting", snapshot=snapshot) goes on from it
     meeting.close()
 
-See :class:`operators.stream.Stream` for what a stream can do. With a loaded model, a draft model, a
-store or an observer of your own: :class:`operators.stream_operator.StreamOperator`.
+See :class:`operators.stream.Stream` for what a stream can do. With a loaded model, a store
+or an observer of your own: :class:`operators.stream_operator.StreamOperator`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import time
 from typing import Any
 
 from operators.config import OperatorConfig
+from operators.model import DecoderModel
 from operators.stream_operator import StreamOperator
 from pipelines import model_store
-from pipelines.calibration import load_calibrated
+from pipelines.calibration import load_calibrated, measured_costs
 from pipelines.spill import idle_store
 
 
@@ -34,9 +35,22 @@ def load_operator(
     """An operator on ``model`` (whatever ``longstream model pull`` takes), ready for streams.
 
     ``settings`` are those of OperatorConfig. ``spill_url``: a folder or object store (fsspec) for
-    streams that have nothing to do, beyond ``host_streams``. Raises ModelError or ConfigError.
+    streams that have nothing to do, beyond ``host_streams``. Measures what the model costs on this
+    machine on first use (some seconds). Raises ModelError or ConfigError.
     """
     config = OperatorConfig.from_dict(settings)
-    path, cache = model_store.resolve(model), model_store.default_cache()
-    loaded = load_calibrated(path, config, cache, name=model, device=device)
-    return StreamOperator(loaded, config, clock=time.monotonic, store=idle_store(spill_url))
+    loaded = _load(model, config, device)
+    draft = _load(config.draft_model, config, device) if config.draft_model else None
+    return StreamOperator(
+        loaded,
+        config,
+        clock=time.monotonic,
+        draft=draft,
+        costs=measured_costs(loaded, draft, config, model_store.default_cache()),
+        store=idle_store(spill_url),
+    )
+
+
+def _load(name: str, config: OperatorConfig, device: str) -> DecoderModel:
+    path, cache = model_store.resolve(name), model_store.default_cache()
+    return load_calibrated(path, config, cache, name=name, device=device)

@@ -131,7 +131,7 @@ def test_auto_never_takes_weights_that_were_not_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measure(model: DecoderModel, blocks: Mapping[int, Role]) -> dict[int, float]:
-        fast = {"bf16": 3.0, "int8": 2.0, "int4": 1.0}[model.dtypes["generation"]]
+        fast = {"bf16": 3.0, "int8": 2.0, "w8a8": 2.5, "int4": 1.0}[model.dtypes["generation"]]
         return {n: fast * n for n in blocks}
 
     monkeypatch.setattr(calibration, "measure", measure)
