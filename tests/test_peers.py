@@ -111,6 +111,10 @@ class Memory:
         kept = {p: t for p, t in cells.items() if p < start or (end != -1 and p >= end)}
         self.held[number] = kept
 
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        assert (start, end) == (-1, -1)
+        self.held[target] = dict(self.held[source])
+
     def add(self, number: int, start: int, end: int, delta: int) -> None:
         assert end == -1
         cells = self.held[number]
@@ -138,6 +142,7 @@ def fake_llama(memory: Memory) -> types.ModuleType:
     )
     api.llama_memory_clear = lambda mem, data: memory.held.clear()
     api.llama_memory_seq_rm = lambda mem, *args: memory.remove(*args)
+    api.llama_memory_seq_cp = lambda mem, *args: memory.copy(*args)
     api.llama_memory_seq_add = lambda mem, *args: memory.add(*args)
     api.llama_decode = lambda context, batch: memory.decode(batch)
     api.llama_get_logits_ith = lambda context, at: ctypes.cast(
@@ -147,14 +152,17 @@ def fake_llama(memory: Memory) -> types.ModuleType:
 
 
 @pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("parallel", [1, 4])
 def test_llamacpp_answers_the_same_prompts_from_what_it_holds(
-    job: Job, shift: bool, monkeypatch: pytest.MonkeyPatch
+    job: Job, shift: bool, parallel: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prefix and shifted cache: what lies in memory when an answer begins is exactly its prompt."""
     memory = Memory()
     monkeypatch.setitem(sys.modules, "llama_cpp", fake_llama(memory))
     size = len(job.prefix)
-    peer = LlamaCpp(Path("none"), streams=2, window=job.window, prefix=size, threads=1)
+    peer = LlamaCpp(
+        Path("none"), streams=2, parallel=parallel, window=job.window, prefix=size, threads=1
+    )
     took = peer.run(job, shift=shift)
     begun = Counter(tuple(held) for held in memory.asked)
     assert all(begun[tuple(job.prompt(ask))] >= 1 for ask in job.asks)

@@ -1,8 +1,9 @@
 """llama.cpp on the same answers, through its low-level batch interface (``llama-cpp-python``).
 
-Every stream is a sequence of one context; a batch holds the next token of every answer in the making
-and fills up with prompt tokens of others (continuous batching), as llama-server's does. What a
-sequence already has in memory is used again, in one of two ways:
+Every stream has a sequence for its window and some more for answers, each begun with a copy of the
+window's memory, so that a stream has several answers in the making, as ours has. A batch holds the
+next token of every answer and fills up with prompt tokens (continuous batching), as llama-server's
+does. What the window's sequence already has in memory is used again, in one of two ways:
 
 * ``prefix``: the tokens that the old and the new prompt begin with (the pinned prefix, once the window
   rolls): exact;
@@ -33,33 +34,52 @@ ROOM = 640
 
 
 @dataclass
-class _Answer:
-    """One answer in the making: prompt tokens still to be run, tokens still to be generated."""
+class _Row:
+    """Tokens still to be run on one sequence, and where the next one stands."""
 
-    ask: Ask
+    sequence: int
     prompt: deque[int]
     position: int
-    left: int
+
+
+@dataclass
+class _Answer(_Row):
+    """An answer in the making; ``left``: tokens still to be generated."""
+
+    left: int = 0
     token: int | None = None
 
 
 @dataclass
-class _Sequence:
-    """A stream's place in the context: the tokens it holds, and what is to be answered."""
+class _Stream:
+    """A stream's window in its ``home`` sequence, the sequences for its answers, and its asks."""
 
-    number: int
-    held: list[int] = field(default_factory=list)
-    window_end: int = 0
+    home: int
+    free: list[int]
+    held: list[int]
+    window_end: int
     """Transcript tokens heard when ``held`` was made."""
-    window_length: int = 0
-    asks: deque[Ask] = field(default_factory=deque)
-    answer: _Answer | None = None
+    window_length: int
+    asks: deque[Ask]
+    reading: _Row | None = None
+    """What the window still lacks for the next ask."""
+    answers: list[_Answer] = field(default_factory=list)
 
 
 class LlamaCpp:
-    """One loaded model with room for ``streams`` sequences. Raises ImportError without the extra."""
+    """One loaded model with room for ``streams`` windows and ``parallel`` answers of each. Raises
+    ImportError without the extra."""
 
-    def __init__(self, file: Path, *, streams: int, window: int, prefix: int, threads: int) -> None:
+    def __init__(
+        self,
+        file: Path,
+        *,
+        streams: int,
+        parallel: int,
+        window: int,
+        prefix: int,
+        threads: int,
+    ) -> None:
         import llama_cpp
 
         self._api: Any = llama_cpp
@@ -71,9 +91,10 @@ class LlamaCpp:
         )
         settings = llama_cpp.llama_context_default_params()
         per_sequence = -(-(prefix + window + ROOM) // 256) * 256
-        settings.n_ctx = streams * per_sequence
+        self._each = 1 + parallel
+        settings.n_ctx = streams * self._each * per_sequence
         settings.n_batch = settings.n_ubatch = BATCH
-        settings.n_seq_max = streams
+        settings.n_seq_max = streams * self._each
         settings.n_threads = settings.n_threads_batch = threads
         settings.no_perf = True
         self._context = llama_cpp.llama_init_from_model(self._model, settings)
@@ -95,82 +116,97 @@ class LlamaCpp:
     def run(self, job: Job, shift: bool) -> Took:
         """The whole job. Before the clock starts each stream has in memory what it can use again."""
         self._api.llama_memory_clear(self._memory, True)
-        sequences = [self._warm(job, number, shift) for number in range(len(job.streams))]
+        streams = [self._warm(job, number, shift) for number in range(len(job.streams))]
         began = time.perf_counter()
         prefilled = generated = 0
-        while self._take_up(job, sequences, shift):
-            ran, made = self._step(sequences)
+        while self._take_up(job, streams, shift):
+            ran, made = self._step(streams)
             prefilled, generated = prefilled + ran, generated + made
         seconds = time.perf_counter() - began
         return Took(seconds, len(job.asks), prefilled, generated)
 
-    def _warm(self, job: Job, number: int, shift: bool) -> _Sequence:
+    def _warm(self, job: Job, number: int, shift: bool) -> _Stream:
         """With a window that rolls from the first answer on, only a shifted cache can use it again."""
-        stream = job.streams[number]
+        stream, home = job.streams[number], number * self._each
         held = [*job.prefix, *(stream.transcript[: stream.warm] if shift else ())]
         for at in range(0, len(held), BATCH):
             block = held[at : at + BATCH]
-            self._decode([(number, token, at + i, False) for i, token in enumerate(block)])
-        return _Sequence(number, held, stream.warm, stream.warm, deque(stream.asks))
+            self._decode([(home, token, at + i, False) for i, token in enumerate(block)])
+        free = list(range(home + 1, home + self._each))
+        return _Stream(home, free, held, stream.warm, stream.warm, deque(stream.asks))
 
     # --- what comes next ---------------------------------------------------------------------
 
-    def _take_up(self, job: Job, sequences: list[_Sequence], shift: bool) -> bool:
-        """Begin an answer in every sequence that has none; False once nothing is left to do."""
-        for sequence in sequences:
-            if sequence.answer is None and sequence.asks:
-                ask = sequence.asks.popleft()
-                wanted = job.prompt(ask)
-                if shift:
-                    self._shift(job, sequence, ask)
-                kept = min(_common(sequence.held, wanted), len(wanted) - 1)
-                self._api.llama_memory_seq_rm(self._memory, sequence.number, kept, -1)
-                sequence.held = wanted
-                sequence.window_end, sequence.window_length = ask.fork, len(job.seen(ask))
-                sequence.answer = _Answer(ask, deque(wanted[kept:]), kept, ask.output)
-        return any(sequence.answer for sequence in sequences)
+    def _take_up(self, job: Job, streams: list[_Stream], shift: bool) -> bool:
+        """Bring windows to where the next answers are asked for, and begin those; False once nothing
+        is left to do."""
+        for stream in streams:
+            while stream.asks:
+                if stream.reading is None:
+                    self._read(job, stream, shift)
+                    assert stream.reading is not None
+                if stream.reading.prompt or not stream.free:
+                    break
+                self._begin(job, stream)
+        return any(stream.answers or stream.asks for stream in streams)
 
-    def _shift(self, job: Job, sequence: _Sequence, ask: Ask) -> None:
+    def _read(self, job: Job, stream: _Stream, shift: bool) -> None:
+        """See what of the next ask's window is there."""
+        ask = stream.asks[0]
+        wanted = [*job.prefix, *job.seen(ask)]
+        if shift:
+            self._shift(job, stream, ask)
+        kept = _common(stream.held, wanted)
+        self._api.llama_memory_seq_rm(self._memory, stream.home, kept, -1)
+        stream.held = wanted
+        stream.window_end, stream.window_length = ask.fork, len(job.seen(ask))
+        stream.reading = _Row(stream.home, deque(wanted[kept:]), kept)
+
+    def _shift(self, job: Job, stream: _Stream, ask: Ask) -> None:
         """Take out what has left the window and move the rest up to where the prompt has it."""
-        start = len(job.prefix)
-        gone = (ask.fork - len(job.seen(ask))) - (sequence.window_end - sequence.window_length)
-        end = start + sequence.window_length
-        del sequence.held[end:]
-        self._api.llama_memory_seq_rm(self._memory, sequence.number, end, -1)
+        start, home = len(job.prefix), stream.home
+        gone = (ask.fork - len(job.seen(ask))) - (stream.window_end - stream.window_length)
         if gone > 0:
-            del sequence.held[start : start + gone]
-            self._api.llama_memory_seq_rm(self._memory, sequence.number, start, start + gone)
-            self._api.llama_memory_seq_add(self._memory, sequence.number, start + gone, -1, -gone)
+            del stream.held[start : start + gone]
+            self._api.llama_memory_seq_rm(self._memory, home, start, start + gone)
+            self._api.llama_memory_seq_add(self._memory, home, start + gone, -1, -gone)
+
+    def _begin(self, job: Job, stream: _Stream) -> None:
+        """The window is read: its copy goes on with the instruction."""
+        ask, number = stream.asks.popleft(), stream.free.pop()
+        self._api.llama_memory_seq_cp(self._memory, stream.home, number, -1, -1)
+        at = len(stream.held)
+        stream.answers.append(_Answer(number, deque(ask.instruction), at, left=ask.output))
+        stream.reading = None
 
     # --- one forward -------------------------------------------------------------------------
 
-    def _step(self, sequences: list[_Sequence]) -> tuple[int, int]:
+    def _step(self, streams: list[_Stream]) -> tuple[int, int]:
         """One batch: returns (prompt tokens run, tokens generated)."""
         rows: list[tuple[int, int, int, bool]] = []
-        wanting: list[tuple[int, _Sequence]] = []
-        prefilled = 0
-        answers = [(s, s.answer) for s in sequences if s.answer is not None]
-        for sequence, answer in answers:
+        wanting: list[tuple[int, _Answer]] = []
+        answers = [answer for stream in streams for answer in stream.answers]
+        for answer in answers:
             if answer.token is not None:
-                wanting.append((len(rows), sequence))
-                rows.append((sequence.number, answer.token, answer.position, True))
+                wanting.append((len(rows), answer))
+                rows.append((answer.sequence, answer.token, answer.position, True))
                 answer.position += 1
-        for sequence, answer in answers:
-            while answer.prompt and len(rows) < BATCH:
-                last = len(answer.prompt) == 1
-                if last:
-                    wanting.append((len(rows), sequence))
-                rows.append((sequence.number, answer.prompt.popleft(), answer.position, last))
-                answer.position += 1
-                prefilled += 1
+        decoded = len(rows)
+        for row in [*answers, *(s.reading for s in streams if s.reading is not None)]:
+            while row.prompt and len(rows) < BATCH:
+                last = isinstance(row, _Answer) and len(row.prompt) == 1
+                if isinstance(row, _Answer) and last:
+                    wanting.append((len(rows), row))
+                rows.append((row.sequence, row.prompt.popleft(), row.position, last))
+                row.position += 1
         self._decode(rows)
-        for at, sequence in wanting:
-            assert sequence.answer is not None
-            sequence.answer.token = self._best(at)
-            sequence.answer.left -= 1
-            if sequence.answer.left == 0:
-                sequence.answer = None
-        return prefilled, len(wanting)
+        for at, answer in wanting:
+            answer.token = self._best(at)
+            answer.left -= 1
+        for stream in streams:
+            stream.free += [a.sequence for a in stream.answers if a.left <= 0]
+            stream.answers = [a for a in stream.answers if a.left > 0]
+        return len(rows) - decoded, len(wanting)
 
     def _decode(self, rows: list[tuple[int, int, int, bool]]) -> None:
         """Rows of (sequence, token, position, whether its logits are wanted)."""

@@ -31,7 +31,7 @@ from pipelines.benchmarks.harness import TOY, Result, Run
 from pipelines.benchmarks.meeting_job import Job, make_job
 from pipelines.benchmarks.peer_llamacpp import LlamaCpp
 from pipelines.benchmarks.peer_result import Took
-from pipelines.benchmarks.peer_transformers import LOOKUP, Transformers
+from pipelines.benchmarks.peer_transformers import LOOKUPS, Transformers
 from pipelines.calibration import VERIFY, cost_curve, load_calibrated
 
 MODEL = "qwen2.5-coder-0.5b"
@@ -203,7 +203,8 @@ def _peers(
     }
     if len(job.streams) == 1:  # with more it takes that many times as long
         sides[f"{HF}, one by one"] = Transformers(stock).run
-        sides[f"{HF}, prompt lookup {LOOKUP}"] = Transformers(stock, lookup=LOOKUP).run
+        for tokens in LOOKUPS:
+            sides[f"{HF}, prompt lookup {tokens}"] = Transformers(stock, lookup=tokens).run
     if find_spec("llama_cpp") is None:
         missing[LLAMACPP] = MISSING
     elif run.model == TOY:
@@ -213,6 +214,7 @@ def _peers(
         peer = LlamaCpp(
             file,
             streams=len(job.streams),
+            parallel=max(4, 2 * len(job.streams)) // len(job.streams),  # as many as ours has
             window=job.window,
             prefix=len(job.prefix),
             threads=torch.get_num_threads(),

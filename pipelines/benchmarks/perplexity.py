@@ -26,7 +26,7 @@ from pipelines.benchmarks.stats import bootstrap_mean, slope, tenths
 
 MODEL = "smollm2-135m"
 BOOK = "war-and-peace.txt"
-WINDOW, BLOCK = 256, 256
+WINDOW, BLOCK = 256, 128
 TOKENS, LONG_TOKENS = 100_000, 1_000_000
 SAMPLES = 512
 SINKS = (0, 1, 4)

@@ -6,24 +6,27 @@ before as a draft). Every answer is run plain and with drafts, one after the oth
 place. Times are those of the tokens behind the first: the prompt costs the same either way, and
 ``whole_speedup`` says what is left of the gain with it.
 
+Two passes. In fp32 the texts must be equal, whatever drafts; whether they are is part of the result.
+Times are taken with the number types the worker would choose here (see pipelines.calibration), for
+that is what a user waits for.
+
 Every draft length of the drafters that need no model is gone through without running the target
 (:mod:`pipelines.benchmarks.replay`); ``--long`` runs them all.
-
-In fp32 the texts must be equal, whatever drafts; whether they are is part of the result.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from operators.config import OperatorConfig
 from operators.draft_control import CostCurve, Costs, DraftControl
-from operators.model import DecoderModel, load_model
+from operators.model import DecoderModel
 from pipelines import model_store
 from pipelines.benchmarks.desk import Answered, Desk
 from pipelines.benchmarks.harness import TOY, Result, Run
@@ -31,7 +34,7 @@ from pipelines.benchmarks.replay import Replayed, replay
 from pipelines.benchmarks.speculation_jobs import LONG, QUICK, Job, Sizes
 from pipelines.benchmarks.speculation_jobs import jobs as jobs_of
 from pipelines.benchmarks.toy import toy_decoder
-from pipelines.calibration import DRAFT, VERIFY, cost_curve
+from pipelines.calibration import DRAFT, VERIFY, cost_curve, load_calibrated
 
 MODEL = "qwen2.5-coder-1.5b"
 DRAFT_MODELS = {"qwen2.5-coder-1.5b": "qwen2.5-coder-0.5b", TOY: TOY}
@@ -41,6 +44,8 @@ FREE = Costs(CostCurve(((1, 1.0),)), CostCurve(((1, 1e-9),)))
 """Nothing costs anything: drafts are always made, as long as allowed."""
 REPLAYED = ("ngram", "previous", "combined")
 LONGEST = 16
+EXACT = Sizes(answer=24, ledger=64, translations=1, utterances=1, growing=(6, 12, 18, 24))
+"""What is compared in fp32, which takes a while."""
 
 
 def run(run: Run) -> Result:
@@ -49,50 +54,78 @@ def run(run: Run) -> Result:
     lengths as measured (``fixed``) and, for every length, by the cost curve (``by_drafter``);
     ``acceptance_by_position``."""
     sizes = QUICK if run.quick else LONG if run.long else Sizes()
-    model, draft = run.load("fp32"), _draft(run)
+    result = _timed(run, sizes)
+    gc.collect()  # one pass's weights at a time
+    return {**result, "identical_text": _exact(run, sizes if run.quick else EXACT)}
+
+
+def _exact(run: Run, sizes: Sizes) -> bool:
+    """Whether no draft changes a text, in fp32."""
+    draft = _load(run, DRAFT_MODELS.get(run.model), "fp32")
+    model = _load(run, run.model, "fp32")
+    assert model is not None
+    runner = _Runner(model, draft, sizes, run, Costs())
+    run.say("fp32, plain and auto")
+    runner.compare(Costs())
+    for drafter in runner.fixed_drafters:
+        run.say(f"fp32, {drafter}, {sizes.lengths[0]} drafts")
+        runner.fixed(drafter, sizes.lengths[0])
+    return runner.identical
+
+
+def _timed(run: Run, sizes: Sizes) -> Result:
+    kind = "fp32" if run.model == TOY else "auto"
+    model, draft = _load(run, run.model, kind), _load(run, DRAFT_MODELS.get(run.model), kind)
+    assert model is not None
     costs = _costs(run, model, draft)
-    config = OperatorConfig(
-        window=sizes.window,
-        update_tokens=sizes.window // 2,
-        slack=128,
-        slots=2,  # the meeting's own, and the place an answer is run at
-        branches=1,
-        summary_tokens=sizes.answer,
-        branch_tokens=2048 if run.model == TOY else 640,  # the toy's tokens are bytes
-        draft_model=DRAFT_MODELS.get(run.model, ""),
-    )
-    desk = Desk(model, config, draft)
-    run.say("following the meeting")
-    jobs = list(jobs_of(desk, sizes, costs))
-    runner = _Runner(desk, jobs, run.say)
+    runner = _Runner(model, draft, sizes, run, costs)
     for turn in range(sizes.rounds):
         run.say(f"plain and auto, round {turn + 1} of {sizes.rounds}")
         runner.compare(costs)
-    fixed = [*sizes.drafters, *(["draft"] if draft is not None else [])]
-    for drafter in fixed:
+    for drafter in runner.fixed_drafters:
         for k in sizes.lengths:
             run.say(f"{drafter}, {k} drafts")
             runner.fixed(drafter, k)
     return {
         **runner.result(),
         "draft_model": draft.name if draft is not None else None,
-        "dtype": "fp32",
+        "dtypes": dict(model.dtypes),
+        "identical_as_timed": runner.identical,
         "cost_curve_ms": {n: round(seconds * 1000, 1) for n, seconds in costs.verify.points},
+        "draft_curve_ms": {n: round(seconds * 1000, 1) for n, seconds in costs.draft.points}
+        if costs.draft is not None
+        else None,
         "fixed": runner.fixed_lengths(),
         "by_drafter": runner.replayed(costs.verify),
         "acceptance_by_position": runner.positions(),
     }
 
 
-def _draft(run: Run) -> DecoderModel | None:
-    name = DRAFT_MODELS.get(run.model)
+def _load(run: Run, name: str | None, kind: str) -> DecoderModel | None:
+    """``kind``: fp32, or auto for what a worker takes for one answer at a time."""
     if name is None:
         return None
-    run.say(f"loading the draft model {name}")
+    run.say(f"loading {name} ({kind})")
     if name == TOY:
         return toy_decoder()
     folder = model_store.resolve(name)
-    return load_model(folder, name=name, device="cpu", dtype_ingest="fp32", dtype_generation="fp32")
+    config = OperatorConfig(branches=1, dtype_ingest=kind, dtype_generation=kind)
+    cache = model_store.default_cache()
+    return load_calibrated(folder, config, cache, name=name, device="cpu", say=run.say)
+
+
+def _config(run: Run, sizes: Sizes) -> OperatorConfig:
+    return OperatorConfig(
+        window=sizes.window,
+        update_tokens=sizes.window // 2,
+        slack=128,
+        slots=2,  # the meeting's own, and the place an answer is run at
+        branches=1,
+        summary_tokens=sizes.answer,
+        branch_tokens=2048 if run.model == TOY else 768,  # the toy's tokens are bytes
+        ledger_tokens=sizes.ledger,
+        draft_model=DRAFT_MODELS.get(run.model, ""),
+    )
 
 
 def _costs(run: Run, model: DecoderModel, draft: DecoderModel | None) -> Costs:
@@ -111,11 +144,21 @@ Controls = dict[str, DraftControl]
 class _Runner:
     """Runs the jobs under one setting after the other and keeps what came out."""
 
-    def __init__(self, desk: Desk, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
-        self._desk, self._jobs, self._say = desk, jobs, say
+    def __init__(
+        self,
+        model: DecoderModel,
+        draft: DecoderModel | None,
+        sizes: Sizes,
+        run: Run,
+        costs: Costs,
+    ) -> None:
+        self._desk, self._say = Desk(model, _config(run, sizes), draft), run.say
+        run.say("following the meeting")
+        self._jobs = list(jobs_of(self._desk, sizes, costs))
+        self.fixed_drafters = [*sizes.drafters, *(["draft"] if draft is not None else [])]
         self._rounds: list[dict[str, list[Answered]]] = []  # plain, auto
         self._fixed: dict[tuple[str, int], list[Answered]] = {}
-        self._tasks = list(dict.fromkeys(job.task for job in jobs))
+        self._tasks = list(dict.fromkeys(job.task for job in self._jobs))
         self.identical = True
 
     def compare(self, costs: Costs) -> None:
@@ -166,7 +209,6 @@ class _Runner:
             "best_summary_speedup": max(speedups[task] for task in SUMMARIES),
             "retranslation_speedup": speedups["retranslation"],
             "worst_speedup": min(speedups.values()),
-            "identical_text": self.identical,
             "tasks": tasks,
         }
 

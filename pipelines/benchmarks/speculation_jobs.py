@@ -21,23 +21,30 @@ class Sizes:
     """Tokens, and how often things are done."""
 
     window: int = 512
-    answer: int = 40
-    updates: int = 3
-    translations: int = 1
-    rounds: int = 1
+    answer: int = 64
+    ledger: int = 200
+    """Notes are written until they have outgrown this: then a compaction is due."""
+    most_updates: int = 12
+    translations: int = 2
+    rounds: int = 3
     lengths: tuple[int, ...] = (4,)
     drafters: tuple[str, ...] = ()
     """Run with drafts of these lengths, besides the draft model."""
-    growing: tuple[int, ...] = (8, 12, 16, 20)
-    """Words of the utterance heard so far."""
+    utterances: int = 2
+    growing: tuple[int, ...] = tuple(range(6, 25, 3))
+    """Words heard so far of an utterance that is translated while it grows. A recogniser's partial
+    results come every few words."""
 
 
 QUICK = Sizes(
     window=256,
     answer=12,
-    updates=2,
+    ledger=40,
+    most_updates=2,
+    translations=1,
     rounds=1,
     lengths=(4,),
+    utterances=1,
     growing=(3, 5),
     drafters=("ngram", "previous"),
 )
@@ -81,10 +88,13 @@ def jobs(desk: Desk, sizes: Sizes, costs: Costs) -> Iterator[Job]:
     place = desk.place(session)
     for segment in _utterances(meeting, sizes.translations):
         yield Job("translation", place, partial(_translation, text=segment.text))
-    yield from _growing(desk, sizes, place, _utterances(meeting, 1, max(sizes.growing))[0], costs)
-    for _ in range(sizes.updates):
+    for segment in _utterances(meeting, sizes.utterances, max(sizes.growing)):
+        yield from _growing(desk, sizes, place, segment, costs)
+    for _ in range(sizes.most_updates):
         summarise()
         desk.listen(session, heard, sizes.window // 3)
+        if tasks.summary.needs_compaction(session):
+            break
     yield Job("update", desk.place(session), lambda tasks, at: tasks.summary.update(at, ignore))
     yield Job(
         "compaction", desk.place(session), lambda tasks, at: tasks.summary.compaction(at, ignore)

@@ -17,9 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from operators.config import DTYPES, OperatorConfig
+import torch
+
+from operators.config import OperatorConfig
 from operators.draft_control import Costs
 from operators.generation import Generation
+from operators.quantization import runs_w8a8
 from operators.session import Session
 from operators.tasks.drafts import decoding
 from pipelines.benchmarks.desk import Answered, Desk, Tasks, ignore
@@ -40,7 +43,7 @@ class Sizes:
     window: int = 512
     answer: int = 48
     streams: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    weights: tuple[str, ...] = tuple(d for d in ("bf16", "w8a8", "int4") if d in DTYPES)
+    weights: tuple[str, ...] = ("bf16", "w8a8", "int4")
 
 
 QUICK = Sizes(window=256, answer=16, streams=(1, 2, 16), weights=("fp32",))
@@ -55,6 +58,8 @@ def run(run: Run) -> Result:
     table: dict[int, dict[str, Result]] = {n: {} for n in sizes.streams}
     jain: dict[str, Result] = {}
     for weights in sizes.weights:
+        if weights == "w8a8" and not runs_w8a8(torch.device("cpu")):
+            continue
         model = run.load("fp32" if weights == "fp32" else "bf16", weights)
         with tempfile.TemporaryDirectory() as folder:
             costs = Costs(cost_curve(model, VERIFY, Path(folder), run.say))
@@ -68,8 +73,13 @@ def run(run: Run) -> Result:
         jain[weights] = _fairness(desk, places[:FAIR_STREAMS], costs)
     best = {n: max(row.items(), key=lambda item: item[1]["tokens_s"]) for n, row in table.items()}
     name = best[FAIR_STREAMS if FAIR_STREAMS in best else RATIO_AT][0]
+    plain = {
+        n: max(v["tokens_s"] for k, v in row.items() if k.endswith("none"))
+        for n, row in table.items()
+    }
     return {
         f"ratio_{RATIO_AT}": round(best[RATIO_AT][1]["tokens_s"] / best[1][1]["tokens_s"], 2),
+        f"ratio_{RATIO_AT}_plain": round(plain[RATIO_AT] / plain[1], 2),
         "jain": jain[name.partition(",")[0]]["jain"],
         "best": {n: {"setting": setting, **row} for n, (setting, row) in best.items()},
         "by_setting": table,
