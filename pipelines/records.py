@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
+from pipelines.dead_letters import pairs
 from pipelines.host import Host
 from pipelines.watermark import Watermark
 
 MAX_HELD_BYTES = 32 << 20
 """Input bytes one partition keeps before it is not fetched any more, whatever their number."""
+HEADER_BYTES = 160
+"""What Python needs for a header besides its name and value: a record may have millions of empty ones."""
 
 
 @dataclass
@@ -20,14 +23,18 @@ class Record:
 
     event: Any
     read_at: float
+    size: int = field(init=False)
+    """Bytes it holds in memory, about: key, value and headers."""
 
     @property
     def message(self) -> Any:
         return self.event.message
 
-    @property
-    def size(self) -> int:
-        return len(self.message.value or b"")
+    def __post_init__(self) -> None:
+        message = self.event.message
+        self.size = len(message.key or b"") + len(message.value or b"")
+        for name, content in pairs(message.headers):
+            self.size += len(name) + len(content or b"") + HEADER_BYTES
 
 
 class Records:

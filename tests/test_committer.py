@@ -505,6 +505,25 @@ def test_a_partition_is_held_by_bytes_too(monkeypatch: pytest.MonkeyPatch) -> No
     with_world(test)
 
 
+def test_a_partition_is_held_by_keys_and_headers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 records of 8 MB of headers each are half a gigabyte, whatever their values are."""
+    monkeypatch.setattr("pipelines.records.MAX_HELD_BYTES", 10_000)
+
+    async def test(world: World) -> None:
+        world.held.clear()
+        for offset, headers in enumerate(([], [("h", b"x" * 6000)], [("", None)] * 30)):
+            event = Event(offset, "a" * 200, {"text": "x"})
+            event.message.headers = headers
+            assert world.held == []
+            world.partition.accept(event)
+        assert world.held == [True]
+        world.done("a" * 200, 0, 1, 2)
+        await world.settle()
+        assert world.held == [True, False]
+
+    with_world(test)
+
+
 def test_nothing_is_fed_before_recovery_and_done_work_is_not_repeated() -> None:
     async def test(world: World) -> None:
         world.recovery_gate.clear()
