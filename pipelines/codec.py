@@ -8,6 +8,7 @@ and dead-letter headers as it is.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -41,6 +42,7 @@ __all__ = [
 SEGMENT_SCHEMA = "transcript.segment.v1"
 STATE_SCHEMA = "insight.session.v1"
 STREAM_ID_BYTES = 256
+TRACE_BYTES = 256
 
 REASONS = (
     "null_value",
@@ -59,6 +61,9 @@ REASONS = (
 _Count = Annotated[int, Meta(ge=0, le=2**62)]
 _Millis = Annotated[int, Meta(ge=-(2**62), le=2**62)]
 _Label = Annotated[str, Meta(max_length=256)]
+_TRACE = re.compile(
+    rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]*)?"
+)
 _CONTROL = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], " ")
 
 
@@ -314,15 +319,17 @@ def event_headers(
     traceparent: bytes | str | None = None,
     source_offset: int | None = None,
 ) -> list[Header]:
-    """Headers of an output record. ``source_offset`` defaults to the event's last input offset."""
+    """Headers of an output record. ``source_offset`` defaults to the event's last input offset. A
+    ``traceparent`` that is none (W3C Trace Context) is left out: it is a stranger's, and would be
+    copied onto every result, however long."""
     if source_offset is None:
         source_offset = event.source.last_offset
     schema = str(type(event).__struct_config__.tag)
     headers = [("content-type", b"application/json"), ("schema", schema.encode())]
     if source_offset >= 0:
         headers.append(("source-offset", str(source_offset).encode()))
-    if traceparent:
-        trace = traceparent.encode() if isinstance(traceparent, str) else traceparent
+    trace = traceparent.encode() if isinstance(traceparent, str) else traceparent
+    if trace and len(trace) <= TRACE_BYTES and _TRACE.fullmatch(trace):
         headers.append(("traceparent", trace))
     return headers
 

@@ -10,13 +10,17 @@ Headers = Iterable[tuple[str, bytes | None]] | Mapping[str, bytes | None] | None
 """As clients hand them over: pairs (aiokafka), a mapping (Faust), or none."""
 
 MESSAGE_CHARS = 500
+HEADER_BYTES = 10
+"""What a header takes on the wire besides its name and value, at most: the lengths of both."""
+CUT = "longstream.dlq.truncated"
+"""Begins the names of the headers that say what was cut."""
 _OWN_HEADERS = ("__streams.errors.", "longstream.dlq.")
 
 
 def header(headers: Headers, name: str) -> bytes | None:
     """The value of a header; the last one if it occurs more than once, as in Kafka's own API."""
     found = None
-    for key, value in _pairs(headers):
+    for key, value in pairs(headers):
         if key == name:
             found = value
     return found
@@ -24,7 +28,14 @@ def header(headers: Headers, name: str) -> bytes | None:
 
 def original_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
     """A dead letter's headers without those :func:`dead_letter` added: what the producer sent."""
-    return [(k, v) for k, v in _pairs(headers) if not k.startswith(_OWN_HEADERS)]
+    return [(k, v) for k, v in pairs(headers) if not k.startswith(_OWN_HEADERS)]
+
+
+def pairs(headers: Headers) -> Iterable[tuple[str, bytes | None]]:
+    """Names and values, however a client hands them over."""
+    if headers is None:
+        return ()
+    return headers.items() if isinstance(headers, Mapping) else headers
 
 
 def dead_letter(
@@ -41,7 +52,7 @@ def dead_letter(
     attempts: int,
     retryable: bool,
     failed_at_ms: int,
-    max_value_bytes: int | None = None,
+    max_bytes: int | None = None,
 ) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]:
     """Key, value and headers of the dead letter for one input record.
 
@@ -50,12 +61,14 @@ def dead_letter(
     carries the latest failure only. ``message`` must not quote the input (those of
     :mod:`pipelines.codec` never do); it is cut to 500 characters on one line.
 
-    ``max_value_bytes``: a record with our headers on top can exceed the broker's message limit, and
-    a dead letter that cannot be written blocks its partition for good. So a larger value (the
-    original headers count too) is cut to its first bytes, and ``longstream.dlq.truncated`` keeps
-    the original's size and sha256: the source topic still has the whole record at ``offset``.
+    ``max_bytes``: a record with our headers on top can exceed the broker's message limit, and a dead
+    letter that cannot be written blocks its partition for good. So of a record of more bytes (key,
+    value and headers together) only so many are kept, and ``longstream.dlq.truncated…`` tell size and
+    sha256 of what was cut (:func:`_fit`): the source topic still has the whole record at ``offset``.
     """
-    headers = original_headers(record_headers)
+    key, value, headers, cut = _fit(
+        record_key, record_value, original_headers(record_headers), max_bytes
+    )
     ours = {
         "__streams.errors.exception": reason,
         "__streams.errors.message": _one_line(message),
@@ -67,21 +80,58 @@ def dead_letter(
         "longstream.dlq.attempts": str(attempts),
         "longstream.dlq.retryable": "true" if retryable else "false",
         "longstream.dlq.failed_at": str(failed_at_ms),
+        **cut,
     }
-    if record_value is not None and max_value_bytes is not None:
-        room = max(0, max_value_bytes - sum(len(k) + len(v or b"") for k, v in headers))
-        if len(record_value) > room:
-            digest = hashlib.sha256(record_value).hexdigest()
-            ours["longstream.dlq.truncated"] = f"size={len(record_value)} sha256={digest}"
-            record_value = record_value[:room]
     headers.extend((name, text.encode()) for name, text in ours.items())
-    return record_key, record_value, headers
+    return key, value, headers
 
 
-def _pairs(headers: Headers) -> Iterable[tuple[str, bytes | None]]:
-    if headers is None:
-        return ()
-    return headers.items() if isinstance(headers, Mapping) else headers
+def _fit(
+    key: bytes | None,
+    value: bytes | None,
+    headers: list[tuple[str, bytes | None]],
+    limit: int | None,
+) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]], dict[str, str]]:
+    """A record in at most ``limit`` bytes, and what has to be told of what was cut.
+
+    Key and headers have a quarter of the room each: a longer key is cut to its first bytes
+    (``…_key``), headers that do not fit are left out (``…_headers``; the sha256 is of their names and
+    values in order). The value has the rest and is cut to its first bytes.
+    """
+    if limit is None or _size(key, value, headers) <= limit:
+        return key, value, headers, {}
+    cut, quarter = {}, max(0, limit // 4)
+    if key is not None and len(key) > quarter:
+        cut[f"{CUT}_key"] = _told([key])
+        key = key[:quarter]
+    kept, left, room = [], [], quarter
+    for name, content in headers:
+        size = _size(None, None, [(name, content)])
+        (kept if size <= room else left).append((name, content))
+        room -= size if size <= room else 0
+    if left:
+        parts = [part for name, content in left for part in (name.encode(), content or b"")]
+        cut[f"{CUT}_headers"] = f"count={len(left)} {_told(parts)}"
+    rest = max(0, limit - _size(key, None, kept))
+    if value is not None and len(value) > rest:
+        cut[CUT] = _told([value])
+        value = value[:rest]
+    return key, value, kept, cut
+
+
+def _size(
+    key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes | None]]
+) -> int:
+    """Bytes on the wire, at most."""
+    told = sum(len(name.encode()) + len(content or b"") + HEADER_BYTES for name, content in headers)
+    return len(key or b"") + len(value or b"") + told
+
+
+def _told(parts: list[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return f"size={sum(map(len, parts))} sha256={digest.hexdigest()}"
 
 
 def _one_line(message: str) -> str:

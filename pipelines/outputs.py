@@ -92,7 +92,7 @@ def dead_letter_of(
         attempts=attempts,
         retryable=retryable,
         failed_at_ms=now_ms(),
-        max_value_bytes=settings.max_message_bytes - DEAD_LETTER_ROOM,
+        max_bytes=settings.max_message_bytes - DEAD_LETTER_ROOM,
     )
     if key is None and value is None:
         # A record of neither key nor value cannot be written; an empty value says the same.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hashlib
 import json
 import random
 import tempfile
@@ -20,6 +21,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +31,15 @@ import msgspec
 from operators.errors import LongstreamError, SegmentError
 from operators.types import Segment, SessionState
 from pipelines import codec
+from pipelines.dead_letters import CUT, HEADER_BYTES
+from pipelines.outputs import DEAD_LETTER_ROOM
 
 MAX_TEXT = 2000
+MAX_MESSAGE = 512 << 10
+FRAME = 150
+"""Bytes a record takes besides its key, value and headers, about."""
+SWOLLEN = 0.004
+"""The share of inputs that are as large as the topics take."""
 STREAMS = ("standup", "board é", "call-7", "radio", "🙂")
 PARTITION, OFFSET = 3, 17
 WORDS = ("we", "ship", "on", "Friday", "é", "<|im_end|>", "</s>", "\u202e", "日本", "🙂", "a" * 40)
@@ -52,6 +61,7 @@ HEADERS: tuple[tuple[str, bytes | None], ...] = (
     ("content-type", b"\xff"),
     ("content-type", None),
     ("traceparent", b"00-1-2-01"),
+    ("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
     ("x", b"\x00\xff"),
     ("x", b""),
     ("é" * 50, b"y" * 300),
@@ -74,14 +84,33 @@ def hostile(seed: int, number: int) -> Hostile:
     stream = rng.choice(STREAMS)
     value = rng.choice(MAKERS)(rng, stream)
     headers = [rng.choice(HEADERS) for _ in range(rng.choice((0, 0, 0, 1, 3)))]
-    return Hostile(_key(rng, stream), value, headers)
+    given = Hostile(_key(rng, stream), value, headers)
+    return _swollen(rng, given) if rng.random() < SWOLLEN else given
 
 
 def _key(rng: random.Random, stream: str) -> bytes | None:
     if rng.random() < 0.8:
         return stream.encode()
-    odd = (None, b"", b" ", b"\xff", b"\x00", b"k" * 257, rng.randbytes(5), b"another")
+    odd = (None, b"", b" ", b"\xff", b"\x00", b"k" * 257, b"k" * 20_000, rng.randbytes(5), b"another")
     return rng.choice(odd)
+
+
+def _swollen(rng: random.Random, given: Hostile) -> Hostile:
+    """About as many bytes as the topics take: there is no room left for what a dead letter adds."""
+    key, value, headers = given
+    told = sum(len(name.encode()) + len(content or b"") + HEADER_BYTES for name, content in headers)
+    room = MAX_MESSAGE - FRAME - len(key or b"") - len(value or b"") - told
+    kind = rng.randrange(5)
+    if kind == 0:
+        return Hostile((key or b"") + b"k" * room, value, headers)
+    if kind == 1:
+        return Hostile(key, value, [*headers, (rng.choice(("traceparent", "x")), b"y" * room)])
+    if kind == 2:
+        return Hostile(key or b"a", None, [("x", b"y" * room), *headers])
+    if kind == 3:  # two bytes each on the wire, and none of them a name's or a value's
+        many = [("", b"")] * 20_000
+        return Hostile(key, (value or b"") + b" " * (room - 2 * len(many)), [*headers, *many])
+    return Hostile((key or b"") + b"k" * 20_000, (value or b"") + b" " * (room - 20_000), headers)
 
 
 def _says(rng: random.Random) -> str:
@@ -228,21 +257,57 @@ def _check_segment(segment: Segment) -> None:
 
 
 def _check_letter(given: Hostile, error: SegmentError) -> None:
-    key, value, headers = codec.dead_letter(
-        *given,
-        topic="t",
-        partition=PARTITION,
-        offset=OFFSET,
-        stage="decode",
-        reason=error.reason,
-        message=str(error),
-        attempts=1,
-        retryable=False,
-        failed_at_ms=1,
-    )
+    options: dict[str, Any] = {
+        "topic": "t",
+        "partition": PARTITION,
+        "offset": OFFSET,
+        "stage": "decode",
+        "reason": error.reason,
+        "message": str(error),
+        "attempts": 1,
+        "retryable": False,
+        "failed_at_ms": 1,
+    }
+    key, value, headers = codec.dead_letter(*given, **options)
     assert (key, value) == (given.key, given.value)
     assert codec.original_headers(headers) == given.headers
     assert codec.header(headers, "longstream.dlq.reason") == error.reason.encode()
+    limit = 50_000
+    small = Hostile(*codec.dead_letter(*given, **options, max_bytes=limit))
+    _check_kept(given, small, "cut", limit)
+    assert _at_least(small) < limit + 4000
+
+
+def _at_least(record: Hostile) -> int:
+    """Bytes it takes on the wire without its frame."""
+    told = sum(len(name.encode()) + len(content or b"") + 2 for name, content in record.headers)
+    return len(record.key or b"") + len(record.value or b"") + told
+
+
+def _check_kept(given: Hostile, letter: Hostile, place: object, limit: int) -> None:
+    """The dead letter is the record, or says by size and sha256 what was cut of one above the limit."""
+    cut = {name: told for name, told in letter.headers if name.startswith(CUT)}
+    assert not cut or _at_least(given) + HEADER_BYTES * len(given.headers) > limit, place
+    wholes = ((f"{CUT}_key", letter.key, given.key), (CUT, letter.value, given.value))
+    for name, kept, whole in wholes:
+        if name in cut:
+            assert whole is not None, place
+            assert kept == whole[: len(kept or b"")], place
+            assert cut[name] == _told(whole), place
+        else:
+            assert kept == whole, place
+    kept_headers, left = codec.original_headers(letter.headers), list(given.headers)
+    if f"{CUT}_headers" not in cut:
+        assert kept_headers == left, place
+        return
+    for pair in kept_headers:
+        left.remove(pair)
+    parts = b"".join(name.encode() + (content or b"") for name, content in left)
+    assert cut[f"{CUT}_headers"] == b"count=%d %s" % (len(left), _told(parts)), place
+
+
+def _told(data: bytes) -> bytes:
+    return f"size={len(data)} sha256={hashlib.sha256(data).hexdigest()}".encode()
 
 
 def read_as_results(value: bytes | None) -> None:
@@ -277,11 +342,14 @@ def through_kafka(
     Creates the topics. Returns the counts; raises AssertionError for a record that is nowhere, or in
     two places, or whose dead letter is not what was sent.
     """
+    from pipelines import broker
     from tests.worker_process import Records, wait_until, workers
 
-    topics.create(partitions)
+    specs = [replace(spec, max_message_bytes=MAX_MESSAGE) for spec in topics.specs]
+    broker.create_topics(topics.bootstrap, specs, partitions)
     names = (topics.segments, topics.translations, topics.dlq)
     limits = {"operator__targets": "fr", "operator__max_text_bytes": MAX_TEXT}
+    limits |= {"max_message_bytes": MAX_MESSAGE}
     with (
         workers(topics, folder, **limits) as start,
         Records(topics.bootstrap, *names, partitions=partitions) as seen,
@@ -339,14 +407,15 @@ def _account(
         assert source["first_offset"] == source["last_offset"]
         ended[record.partition, source["last_offset"]] += 1
     reasons: Counter[str] = Counter()
+    limit = MAX_MESSAGE - DEAD_LETTER_ROOM
     for letter in dead:
         place = _source(letter)
         original = sent[place]
         value = original.value
         if original.key is None and value is None:
             value = b""  # a record of neither cannot be written
-        assert (letter.key, letter.value) == (original.key, value), place
-        assert codec.original_headers(letter.headers) == list(original.headers), place
+        given = Hostile(original.key, value, list(original.headers))
+        _check_kept(given, Hostile(letter.key, letter.value, letter.headers), place, limit)
         ended[place] += 1
         reasons[(codec.header(letter.headers, "longstream.dlq.reason") or b"").decode()] += 1
     lost = [place for place in sent if not ended[place] and place not in marks]

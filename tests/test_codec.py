@@ -19,7 +19,9 @@ import pipelines
 from operators.errors import LongstreamError, SegmentError
 from operators.types import Segment, SessionState, Source, Speaker, SummaryEvent, TranslationEvent
 from pipelines import codec
+from pipelines.dead_letters import HEADER_BYTES
 
+TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 MEETINGS = sorted((Path(pipelines.__file__).parent / "data" / "meetings").glob("*.jsonl"))
 
 
@@ -234,10 +236,33 @@ def test_event_key_and_headers() -> None:
         ("schema", b"insight.summary.v1"),
         ("source-offset", b"9"),
     ]
-    assert codec.event_headers(event, "00-ab-cd-01", source_offset=4)[2:] == [
+    assert codec.event_headers(event, TRACE.decode(), source_offset=4)[2:] == [
         ("source-offset", b"4"),
-        ("traceparent", b"00-ab-cd-01"),
+        ("traceparent", TRACE),
     ]
+
+
+@pytest.mark.parametrize(
+    ("trace", "kept"),
+    [
+        (TRACE, True),
+        (b"cc" + TRACE[2:] + b"-what.comes:later", True),
+        (b"00-1-2-01", False),
+        (b"ff" + TRACE[2:], False),
+        (TRACE.upper(), False),
+        (TRACE + b"\n", False),
+        (TRACE + b"x", False),
+        (TRACE[:3] + b"0" * 32 + TRACE[35:], False),
+        (TRACE + b"-" + b"y" * 201, False),
+        (b"y" * 300, False),
+        (b"\xff", False),
+        (b"", False),
+    ],
+)
+def test_only_a_traceparent_is_passed_on(trace: bytes, kept: bool) -> None:
+    """A segment's header is a stranger's, and every result would carry it."""
+    event = SummaryEvent(stream_id="a", epoch=0, revision=1)
+    assert (codec.event_headers(event, trace)[2:] == [("traceparent", trace)]) is kept
 
 
 def test_event_of_unknown_source_has_no_offset_header() -> None:
@@ -317,7 +342,7 @@ def test_dead_letter_keeps_the_record_and_says_why() -> None:
 
 
 def test_dead_letter_of_a_null_record() -> None:
-    key, value, _ = letter(None, None, None, max_value_bytes=0)
+    key, value, _ = letter(None, None, None, max_bytes=0)
     assert (key, value) == (None, None)
 
 
@@ -336,18 +361,69 @@ def test_dead_letter_message_is_one_bounded_line() -> None:
     assert len(message.decode()) == 500
 
 
+HASH = hashlib.sha256
+
+
+def wire_size(letter: Any) -> int:
+    """Bytes of a record on the wire without the few its frame takes."""
+    key, value, headers = letter
+    told = sum(len(name.encode()) + len(content or b"") + 2 for name, content in headers)
+    return len(key or b"") + len(value or b"") + told
+
+
 def test_large_dead_letter_is_cut_and_says_of_what() -> None:
     value = b"x" * 5_000_000
-    _, kept, headers = letter(b"a", value, [("h", b"y" * 99)], max_value_bytes=1000)
-    assert kept == b"x" * 900
-    digest = hashlib.sha256(value).hexdigest()
+    room = 1000 - len(b"a") - len("h") - 99 - HEADER_BYTES
+    _, kept, headers = letter(b"a", value, [("h", b"y" * 99)], max_bytes=1000)
+    assert kept == value[:room]
+    digest = HASH(value).hexdigest()
     assert (
         codec.header(headers, "longstream.dlq.truncated")
         == f"size=5000000 sha256={digest}".encode()
     )
-    _, kept, headers = letter(b"a", value[:900], [("h", b"y" * 99)], max_value_bytes=1000)
-    assert kept == value[:900]
+    assert headers[0] == ("h", b"y" * 99)
+    _, kept, headers = letter(b"a", value[:room], [("h", b"y" * 99)], max_bytes=1000)
+    assert kept == value[:room]
+    assert not any(name.startswith("longstream.dlq.truncated") for name, _ in headers)
+
+
+def test_a_large_key_is_cut_too() -> None:
+    """A key of 20 kB above a value just under the limit: the value alone was looked at once."""
+    given = b"k" * 20_000
+    key, value, headers = letter(given, b"v" * 990, [("h", b"1")], max_bytes=1000)
+    assert key == given[:250]
+    told = f"size=20000 sha256={HASH(given).hexdigest()}".encode()
+    assert codec.header(headers, "longstream.dlq.truncated_key") == told
+    assert codec.original_headers(headers) == [("h", b"1")]
+    assert value == b"v" * (1000 - 250 - 2 - HEADER_BYTES)
+
+
+def test_headers_that_do_not_fit_are_left_out_and_counted() -> None:
+    """Also of a record without a value: nothing was cut of one once."""
+    small, large = ("small", b"1"), ("large", b"y" * 8_000_000)
+    key, value, headers = letter(b"a", None, [small, large, ("é", None)], max_bytes=1000)
+    assert (key, value) == (b"a", None)
+    assert codec.original_headers(headers) == [small, ("é", None)]
+    told = f"count=1 size=8000005 sha256={HASH(b'large' + large[1]).hexdigest()}".encode()
+    assert codec.header(headers, "longstream.dlq.truncated_headers") == told
     assert codec.header(headers, "longstream.dlq.truncated") is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "headers"),
+    [
+        (b"k" * 10_000, b"v" * 10_000, [("h", b"y" * 10_000)]),
+        (None, None, [("", None)] * 5000),
+        (None, b"", [("é" * 3000, b"")] * 3),
+        (b"k" * 10_000, None, []),
+        (b"a", b"v" * 10_000, [("h", b"1")] * 500),
+    ],
+    ids=["all", "empty headers", "names", "key", "value and headers"],
+)
+def test_a_dead_letter_fits_whatever_the_record(key: Any, value: Any, headers: Any) -> None:
+    ours = wire_size(letter(b"", b"", [])) + 3 * len("longstream.dlq.truncated_headers" + "9" * 99)
+    assert wire_size((key, value, headers)) > 4000
+    assert wire_size(letter(key, value, headers, max_bytes=4000)) < 4000 + ours
 
 
 def test_last_of_repeated_headers_counts() -> None:

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from operators.errors import ConfigError, LongstreamError
 from pipelines.clients import client_options
-from pipelines.dead_letters import header, original_headers
+from pipelines.dead_letters import CUT, header, original_headers, pairs
 from pipelines.settings import load_settings
 from pipelines.settings_fields import Settings
 from pipelines.tool_clients import Reader
@@ -57,6 +57,12 @@ class Letter:
         failed = self.said("longstream.dlq.failed_at")
         plain = failed.isascii() and failed.isdigit() and len(failed) < 15
         return int(failed) if plain else int(self.record.timestamp)
+
+    @property
+    def cut(self) -> dict[str, str]:
+        """What was cut of the record ("truncated", "truncated_key" …), each with size and sha256."""
+        names = {name for name, _ in pairs(self.record.headers) if name.startswith(CUT)}
+        return {name.removeprefix("longstream.dlq."): self.said(name) for name in sorted(names)}
 
     def row(self) -> dict[str, str | int | bool]:
         when = datetime.datetime.fromtimestamp(self.failed_at / 1000, datetime.UTC)
@@ -111,8 +117,8 @@ def show(
         (found,) = choose(read_letters(load_settings(config, bootstrap=bootstrap)), [letter])
     for name, value in (*found.row().items(), ("message", found.said("__streams.errors.message"))):
         typer.echo(f"{name}: {value}")
-    if truncated := found.said("longstream.dlq.truncated"):
-        typer.echo(f"truncated: {truncated}")
+    for name, told in found.cut.items():
+        typer.echo(f"{name}: {told}")
     for name, raw in original_headers(found.record.headers):
         typer.echo(f"header {printable(name)}: {printable((raw or b'').decode(errors='replace'))}")
     text = printable((found.record.value or b"").decode(errors="replace"))
@@ -144,12 +150,12 @@ def replay(
         found = list(read_letters(settings))
         found = choose(found, letters) if letters else chosen(found, reason, since)
         wanted = [x for x in found if again or not x.replayed]
-        cut = [x for x in wanted if x.said("longstream.dlq.truncated")]
+        cut = [x for x in wanted if x.cut]
         wanted = [x for x in wanted if x not in cut]
         if not dry_run:
             put_back(wanted, settings)
     for x in cut:
-        typer.echo(f"{x.id}: not put back, its value was cut; the whole is at {x.row()['source']}")
+        typer.echo(f"{x.id}: not put back, it was cut; the whole is at {x.row()['source']}")
     verb = "would be put back" if dry_run else "put back"
     typer.echo(f"{len(wanted)} {verb}, {len(found) - len(wanted) - len(cut)} were before")
 

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiokafka
 import pytest
 
 from operators.errors import ConfigError
-from pipelines.commands.dlq import moment, printable
+from pipelines.commands.dlq import Letter, moment, printable
 from pipelines.dead_letters import dead_letter
 from tests.worker_process import Records, producer, say, wait_until, workers
 
@@ -159,6 +160,30 @@ def test_a_letter_goes_back_with_its_key_bytes_and_headers_also_odd_ones(topics:
 async def send(topics: Any, topic: str, key: Any, value: Any, headers: Any) -> None:
     async with aiokafka.AIOKafkaProducer(bootstrap_servers=topics.bootstrap) as made:
         await made.send_and_wait(topic, key=key, value=value, headers=headers, partition=0)
+
+
+def test_a_letter_that_was_cut_says_of_what() -> None:
+    """So that it is not put back."""
+    options: dict[str, Any] = {
+        "topic": "t",
+        "partition": 0,
+        "offset": 5,
+        "stage": "decode",
+        "reason": "null_value",
+        "message": "planted",
+        "attempts": 1,
+        "retryable": False,
+        "failed_at_ms": 1,
+    }
+    for sent, cut in (
+        ((b"a", b"v" * 900, [("longstream.dlq.truncated", b"mine")]), []),
+        ((b"a", b"v" * 2000, []), ["truncated"]),
+        ((b"k" * 2000, None, [("h", b"y" * 2000)]), ["truncated_headers", "truncated_key"]),
+    ):
+        _, _, headers = dead_letter(*sent, **options, max_bytes=1000)
+        found = Letter(SimpleNamespace(headers=headers), False).cut
+        assert list(found) == cut
+        assert all("sha256=" in told for told in found.values())
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from kafka import KafkaProducer
 
 from pipelines import broker
@@ -40,7 +42,7 @@ def test_results_arrive_with_key_headers_and_partition(topics: Any, tmp_path: Pa
             topics.segments,
             key=b"x",
             value=json.dumps(value).encode(),
-            headers=[("traceparent", b"00-aa-bb-01")],
+            headers=[("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")],
         ).get(10)
         say(made, topics.segments, "x", *ids("x", 5, start=1))
         for stream in ("a", "b", "c"):
@@ -56,7 +58,7 @@ def test_results_arrive_with_key_headers_and_partition(topics: Any, tmp_path: Pa
             "content-type": b"application/json",
             "schema": b"insight.translation.v1",
             "source-offset": str(sent.offset).encode(),
-            "traceparent": b"00-aa-bb-01",
+            "traceparent": b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         }
         event = seen.translations()[0]
         assert event.event_id
@@ -120,6 +122,47 @@ def test_poison_ends_as_dead_letters_and_the_stream_goes_on(topics: Any, tmp_pat
         for letter in letters.values():
             assert letter.key == b"s"
             assert dict(letter.headers)["__streams.errors.topic"] == topics.segments.encode()
+
+
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+def test_records_as_large_as_their_topic_takes_stop_nobody(
+    topics: Any, tmp_path: Path, delivery: str
+) -> None:
+    """Key and headers were not counted once: the dead letter of such a record, or a result with its
+    traceparent, was larger than its topic takes, and the worker ended at every start."""
+    limit = 1 << 20
+    specs = [dataclasses.replace(spec, max_message_bytes=limit) for spec in topics.specs]
+    broker.create_topics(topics.bootstrap, specs, 1)
+    large = b"y" * (limit - 400)
+    settings = {"max_message_bytes": limit, "delivery": delivery, "operator__targets": "fr"}
+    with (
+        workers(topics, tmp_path, **settings) as start,
+        producer(topics.bootstrap) as made,
+        Records(topics.bootstrap, topics.summaries, topics.translations, partitions=1) as seen,
+        Records(topics.bootstrap, topics.dlq, partitions=1) as dead,
+    ):
+        worker = start()
+        say(made, topics.segments, "s", "s-0")
+        made.send(topics.segments, key=b"k" * 20_000, value=b"v" * (limit - 20_300))
+        made.send(topics.segments, key=b"s", value=None, headers=[("x", large), ("mine", b"1")])
+        fair = json.dumps({"text": "s-1", "segment_id": "s-1"}).encode()
+        made.send(topics.segments, key=b"s", value=fair, headers=[("traceparent", large)])
+        say(made, topics.segments, "s", "s-2")
+        wait_until(lambda: seen.covered("s") == 2, 30, worker.log)
+        wait_until(lambda: len(dead.records[topics.dlq]) == 2, 10, worker.log)
+        assert_all_reflected(seen.summaries(), "s", ["s-0", "s-1", "s-2"])
+        (key_letter, header_letter) = (dict(r.headers) for r in dead.records[topics.dlq])
+        assert key_letter["longstream.dlq.reason"] == b"stream_id_invalid"
+        assert dead.records[topics.dlq][0].key == b"k" * 20_000
+        assert key_letter["longstream.dlq.truncated"].startswith(b"size=%d " % (limit - 20_300))
+        assert header_letter["longstream.dlq.reason"] == b"null_value"
+        assert header_letter["mine"] == b"1"
+        told = header_letter["longstream.dlq.truncated_headers"]
+        assert told.startswith(b"count=1 size=%d " % (limit - 399))
+        assert len(seen.translations()) == 3
+        for record in seen.records[topics.translations]:
+            assert "traceparent" not in dict(record.headers)
+        assert worker.stop() == 0, worker.log
 
 
 def test_graceful_stop_and_restart_go_on_where_it_ended(topics: Any, tmp_path: Path) -> None:
