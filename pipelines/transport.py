@@ -40,6 +40,7 @@ from faust.types import TP, Message
 from faust.types.tuples import ack_lock
 from mode import Service
 
+from pipelines import header_names
 from pipelines.clients import faust_broker, faust_credentials
 from pipelines.settings import Settings
 
@@ -251,6 +252,7 @@ class LongstreamApp(faust.App):  # type: ignore[misc]
 
 def make_faust_app(settings: Settings) -> LongstreamApp:
     """A Faust app configured from our settings, without agents yet."""
+    header_names.install()
     app = LongstreamApp(
         settings.app_id,
         broker=faust_broker(settings),

@@ -30,10 +30,11 @@ PIPELINE_LAYERS = [
         "model_store",
         "http",
         "snapshot_store",
+        "bounded_store",
         "spill",
     }
     | {"clients", "publishers", "outputs", "committer", "transport", "sessions", "partition"}
-    | {"keeper", "lanes", "exits", "forgetting", "tenants", "broker_watch"}
+    | {"keeper", "lanes", "exits", "forgetting", "tenants", "broker_watch", "header_names"}
     | {"host", "records", "pacing", "refusals", "leaving", "measuring", "assignment"},
     {"app", "worker"},
     {"tool_clients", "replaying", "following", "tally", "screen"}

@@ -165,6 +165,36 @@ def test_records_as_large_as_their_topic_takes_stop_nobody(
         assert worker.stop() == 0, worker.log
 
 
+class NoText(str):
+    """A header's name whose bytes are not UTF-8, as some clients let through."""
+
+    def encode(self, *_: Any, **__: Any) -> bytes:
+        return b"caf\xe9"
+
+
+def test_a_header_name_that_is_no_text_stops_nobody(topics: Any, tmp_path: Path) -> None:
+    """The client failed the whole fetch for it, at every start of every worker."""
+    topics.create(1)
+    with (
+        workers(topics, tmp_path) as start,
+        producer(topics.bootstrap) as made,
+        Records(topics.bootstrap, topics.summaries, partitions=1) as seen,
+        Records(topics.bootstrap, topics.dlq, partitions=1) as dead,
+    ):
+        worker = start()
+        say(made, topics.segments, "s", "s-0")
+        fair = json.dumps({"text": "s-1", "segment_id": "s-1"}).encode()
+        for value in (fair, b"{"):
+            made.send(topics.segments, key=b"s", value=value, headers=[(NoText("x"), b"1")])
+        say(made, topics.segments, "s", "s-2")
+        wait_until(lambda: seen.covered("s") == 2, 30, worker.log)
+        wait_until(lambda: bool(dead.records[topics.dlq]), 10, worker.log)
+        assert_all_reflected(seen.summaries(), "s", ["s-0", "s-1", "s-2"])
+        (letter,) = dead.records[topics.dlq]
+        assert ("caf\\xe9", b"1") in letter.headers
+        assert worker.stop() == 0, worker.log
+
+
 def test_graceful_stop_and_restart_go_on_where_it_ended(topics: Any, tmp_path: Path) -> None:
     topics.create(2)
     with (
