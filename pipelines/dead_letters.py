@@ -104,7 +104,9 @@ def _fit(
     if key is not None and len(key) > quarter:
         cut[f"{CUT}_key"] = _told([key])
         key = key[:quarter]
-    kept, left, room = [], [], quarter
+    kept: list[tuple[str, bytes | None]] = []
+    left: list[tuple[str, bytes | None]] = []
+    room = quarter
     for name, content in headers:
         size = _size(None, None, [(name, content)])
         (kept if size <= room else left).append((name, content))
@@ -119,9 +121,7 @@ def _fit(
     return key, value, kept, cut
 
 
-def _size(
-    key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes | None]]
-) -> int:
+def _size(key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes | None]]) -> int:
     """Bytes on the wire, at most."""
     told = sum(len(name.encode()) + len(content or b"") + HEADER_BYTES for name, content in headers)
     return len(key or b"") + len(value or b"") + told

@@ -14,7 +14,7 @@ from pipelines.watermark import Watermark
 MAX_HELD_BYTES = 32 << 20
 """Input bytes one partition keeps before it is not fetched any more, whatever their number."""
 HEADER_BYTES = 160
-"""What Python needs for a header besides its name and value: a record may have millions of empty ones."""
+"""What Python needs for a header besides its text: a record may have millions of empty ones."""
 
 
 @dataclass

@@ -91,7 +91,17 @@ def hostile(seed: int, number: int) -> Hostile:
 def _key(rng: random.Random, stream: str) -> bytes | None:
     if rng.random() < 0.8:
         return stream.encode()
-    odd = (None, b"", b" ", b"\xff", b"\x00", b"k" * 257, b"k" * 20_000, rng.randbytes(5), b"another")
+    odd = (
+        None,
+        b"",
+        b" ",
+        b"\xff",
+        b"\x00",
+        b"k" * 257,
+        b"k" * 20_000,
+        rng.randbytes(5),
+        b"another",
+    )
     return rng.choice(odd)
 
 

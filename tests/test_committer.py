@@ -331,6 +331,8 @@ class FakeDevice:
         self.read_at: dict[int, float] = {}
         self.dropped: list[str] = []
         self.erased: list[str] = []
+        self.faults: list[Exception] = []
+        """What the next erasures end with."""
 
     def open(self, stream_id: str, state: SessionState | None = None) -> None:
         self.opened[stream_id] = state
@@ -343,7 +345,10 @@ class FakeDevice:
         self.dropped.append(stream_id)
         self.erased += [stream_id] if erase else []
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        future.set_result(None)
+        if erase and self.faults:
+            future.set_exception(self.faults.pop(0))
+        else:
+            future.set_result(None)
         return future
 
 
