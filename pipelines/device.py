@@ -64,7 +64,7 @@ class DeviceClient:
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._drops: dict[tuple[str, int], asyncio.Future[None]] = {}
+        self._drops: dict[tuple[str, int], tuple[asyncio.Future[None], bool]] = {}
         self._generation = 0
         self._stopping = False
         self._last_beat = 0.0
@@ -120,15 +120,17 @@ class DeviceClient:
         self._send(protocol.Feed(ticket, segment, read_at))
 
     def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]:
-        """Let go of a stream, with ``erase`` of its snapshots in the store too. When the result is
-        done, no emission of it is left on the way."""
+        """Let go of a stream. When the result is done, no emission of it is left on the way.
+
+        With ``erase`` also of all that is kept of it in the stores; the result is then the OSError that
+        stood in the way, or DeviceError when the device ended before it said that it is done."""
         self._generation += 1
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.failed.done():
-            future.set_result(None)
+            release(future, erase)
             return future
-        self._drops[stream_id, self._generation] = future
         self._send(protocol.Drop(stream_id, self._generation, erase))
+        self._drops[stream_id, self._generation] = future, erase
         return future
 
     async def probe(self) -> None:
@@ -216,9 +218,12 @@ class DeviceClient:
             self._busy = report.busy
             self._on_beat(report)
         elif isinstance(report, protocol.Dropped):
-            future = self._drops.pop((report.stream_id, report.generation), None)
+            future, _ = self._drops.pop((report.stream_id, report.generation), (None, False))
             if future is not None and not future.done():
-                future.set_result(None)
+                if report.problem:
+                    future.set_exception(OSError(report.problem))
+                else:
+                    future.set_result(None)
         elif isinstance(report, protocol.Ready):
             self._last_step = self._last_beat
             self._ready.set_result(report)
@@ -252,7 +257,16 @@ class DeviceClient:
             self.failed.set_exception(error)
 
     def _release_drops(self) -> None:
-        for future in self._drops.values():
-            if not future.done():
-                future.set_result(None)
+        for future, erase in self._drops.values():
+            release(future, erase)
         self._drops.clear()
+
+
+def release(future: asyncio.Future[None], erase: bool) -> None:
+    """The device is gone, and what it had of a stream with it; but nobody knows what it erased."""
+    if future.done():
+        return
+    if erase:
+        future.set_exception(DeviceError("the device ended before it had erased the stream"))
+    else:
+        future.set_result(None)

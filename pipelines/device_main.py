@@ -36,6 +36,7 @@ from operators.observer import Observer
 from operators.types import Emission, Segment, SessionState
 from pipelines import protocol
 from pipelines.beats import BeatObserver
+from pipelines.bounded_store import BoundedStore
 from pipelines.frames import FrameReader, frame
 from pipelines.snapshot_store import Snapshots, SnapshotStore
 
@@ -76,7 +77,8 @@ class Device:
         self._observer = BeatObserver()
         self._operator: Operator | None = None
         self._snapshots: Snapshots | None = None
-        self._spilled: SnapshotStore | None = None
+        self._stores: list[BoundedStore] = []
+        self._opened: set[str] = set()
         self._waiting: dict[str, deque[protocol.Feed]] = {}
         self._steps = 0
         self._busy = True  # loading counts
@@ -101,6 +103,7 @@ class Device:
         # 1. commands; with nothing to compute, sleep until one arrives or a trigger is due.
         for command in self._receive(self._wait_seconds()):
             self._obey(command)
+            self._steps += 1  # a stream that waits for its snapshot is no standstill
         operator = self._operator
         if operator is None:
             return
@@ -135,6 +138,7 @@ class Device:
             raise Stopped
         assert self._operator is not None, "the first command must be Load"
         if isinstance(command, protocol.Open):
+            self._opened.add(command.stream_id)
             if self._snapshots is not None:
                 self._snapshots.open(self._operator, command.stream_id, command.state)
             else:
@@ -146,13 +150,29 @@ class Device:
         elif isinstance(command, protocol.Probe):
             self._probe(self._operator)
         else:
-            self._waiting.pop(command.stream_id, None)
-            self._operator.drop(command.stream_id)
-            if self._snapshots is not None:
-                self._snapshots.forget(command.stream_id, erase=command.erase)
-            if command.erase:
-                self._erase_spilled(command.stream_id)
-            self._send(protocol.Dropped(command.stream_id, command.generation))
+            self._drop(self._operator, command)
+
+    def _drop(self, operator: Operator, command: protocol.Drop) -> None:
+        stream_id = command.stream_id
+        self._waiting.pop(stream_id, None)
+        if stream_id in self._opened:  # not one whose erasure is only tried again
+            self._opened.remove(stream_id)
+            operator.drop(stream_id)
+        if self._snapshots is not None:
+            self._snapshots.forget(stream_id)
+        self._erase(command, list(self._stores) if command.erase else [])
+
+    def _erase(
+        self, command: protocol.Drop, stores: list[BoundedStore], error: BaseException | None = None
+    ) -> None:
+        """Have each store erase the stream, in its own thread and time; then answer."""
+        if stores and error is None:
+            first, *others = stores
+            first.erase(command.stream_id, lambda error: self._erase(command, others, error))
+            return
+        problem = f"{type(error).__name__}: {error}" if error is not None else ""
+        with contextlib.suppress(OSError):  # the parent is gone, which the loop will notice
+            self._send(protocol.Dropped(command.stream_id, command.generation, problem))
 
     def _probe(self, operator: Operator) -> None:
         """Show that the model works, on words that can harm nobody."""
@@ -187,24 +207,18 @@ class Device:
             if not commands:
                 del self._waiting[stream_id]
 
-    def _erase_spilled(self, stream_id: str) -> None:
-        """Also what processes that are no more put aside of it, before this one had it."""
-        try:
-            if self._spilled is not None:
-                self._spilled.erase(stream_id)
-        except OSError as error:
-            print(f"KV under spill_url could not be looked for: {error}", file=sys.stderr)
-
     def _load(self, load: protocol.Load) -> None:
         config = OperatorConfig.from_dict(load.config)
         if load.snapshot_url:
-            store = SnapshotStore(load.snapshot_url)
-            self._snapshots = Snapshots(store, load.snapshot_interval_s, time.monotonic)
-        if load.spill_url:
-            self._spilled = SnapshotStore(load.spill_url)
+            kept = BoundedStore(SnapshotStore(load.snapshot_url, load.again))
+            self._snapshots = Snapshots(kept, load.snapshot_interval_s, time.monotonic)
+            self._stores.append(kept)
+        if load.spill_url:  # what any process put there: the engine has a folder of its own
+            self._stores.append(BoundedStore(SnapshotStore(load.spill_url, load.again)))
         if load.snapshot_retention_h is not None:
             urls = {load.snapshot_url, load.spill_url} - {""}
-            stores, keep_s = [SnapshotStore(url) for url in urls], load.snapshot_retention_h * 3600
+            stores = [SnapshotStore(url, load.again) for url in urls]
+            keep_s = load.snapshot_retention_h * 3600
             purge = threading.Thread(target=purge_forever, args=(stores, keep_s), daemon=True)
             purge.start()
         self._operator, ready = make_operator(load, config, self._observer, self._progress)

@@ -42,7 +42,7 @@ def load_operator(
         observer=observer,
         draft=draft,
         costs=measured_costs(model, draft, config, model_store.default_cache(), progress),
-        store=idle_store(load.spill_url),
+        store=idle_store(load.spill_url, load.again),
     )
     return operator, describe(operator, time.monotonic() - started)
 

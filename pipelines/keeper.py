@@ -21,10 +21,12 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+import msgspec
+
 from operators.errors import DeviceError
 from operators.types import Segment, SessionState
 from pipelines import protocol
-from pipelines.device import DeviceClient
+from pipelines.device import DeviceClient, release
 from pipelines.lanes import Lane
 from pipelines.metrics import Metrics
 
@@ -101,6 +103,7 @@ class DeviceKeeper:
                 await self._client.kill()
                 await self._count(error)
                 self._client = self._make_client()
+        self._load = msgspec.structs.replace(self._load, again=True)
         self._up = True
         self._metrics.device_up(True)
         self._on_ready(ready)
@@ -163,7 +166,7 @@ class DeviceKeeper:
             if self._up:
                 return self._client.drop(stream_id, erase)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        future.set_result(None)
+        release(future, erase)
         return future
 
     # --- blame ----------------------------------------------------------------------------

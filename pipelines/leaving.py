@@ -3,15 +3,21 @@
 A mark waits until all of its stream before it is done. Then the device erases what it has, and the
 stream's state and latest summary go in the transaction that finishes the mark; records behind the
 mark wait for that and start the stream anew, in a later epoch.
+
+What could not be erased is tried again, later each time; the mark waits meanwhile. A device that is away
+is waited for: whoever keeps it gives up in the end. A store that fails ERASE_ATTEMPTS times makes a dead
+letter of the mark, and the stream goes on as it was: nothing says of it that it was forgotten.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from operators.errors import SegmentError
+from operators.errors import DeviceError, SegmentError
 from operators.types import SessionState
+from pipelines.codec import encode_state
 from pipelines.committer import Committer, Entry
 from pipelines.forgetting import farewell, is_remnant, remnant, remnant_key
 from pipelines.host import Host
@@ -21,15 +27,26 @@ from pipelines.sessions import SessionTable
 
 log = logging.getLogger(__name__)
 
+ERASE_ATTEMPTS = 6
+ERASE_SECONDS = 60.0
+"""So long a store may take to erase a stream."""
+RETRY_SECONDS = 1.0
+
 
 class Leaving:
-    """Of one partition. ``again`` is called with the offsets that waited behind a mark."""
+    """Of one partition. ``again`` is called with the offsets that waited behind a mark, ``refuse`` (a
+    :meth:`Refusals.refuse`) with that of a mark that is given up."""
 
     def __init__(
-        self, number: int, host: Host, committer: Committer, again: Callable[[int], None]
+        self,
+        number: int,
+        host: Host,
+        committer: Committer,
+        again: Callable[[int], None],
+        refuse: Callable[..., None],
     ) -> None:
         self._number, self._host, self._committer = number, host, committer
-        self._again = again
+        self._again, self._refuse = again, refuse
         self._marks: dict[str, list[int]] = {}
         """By stream: the mark's offset, then those behind it."""
         self._closed = False
@@ -53,16 +70,50 @@ class Leaving:
             return
         del lanes[lane.stream_id]
         self._host.owners.pop(lane.stream_id, None)  # what the device still says is not heard
-        dropped = self._host.device.drop(lane.stream_id, erase=True)
-        dropped.add_done_callback(lambda _: self._left(lane, sessions))
+        self._erase(lane, sessions, failures=0)
 
-    def _left(self, lane: Lane, sessions: SessionTable) -> None:
-        """The device has let go: take away the state, then take what stands behind the mark."""
+    def _erase(self, lane: Lane, sessions: SessionTable, failures: int) -> None:
+        """Have the device erase the stream. ``failures``: of a store, before this attempt."""
         if self._closed:
             return
+        dropped = self._host.device.drop(lane.stream_id, erase=True)
+        timer = asyncio.get_running_loop().call_later(ERASE_SECONDS, _give_up, dropped)
+
+        def answered(done: asyncio.Future[None]) -> None:
+            timer.cancel()
+            error = done.exception()
+            if not self._closed:
+                self._left(lane, sessions, failures, error)
+
+        dropped.add_done_callback(answered)
+
+    def _left(
+        self, lane: Lane, sessions: SessionTable, failures: int, error: BaseException | None
+    ) -> None:
+        """The device has let go: take away the state, then take what stands behind the mark. Not so
+        after an ``error``."""
+        failures += isinstance(error, OSError)
+        if error is not None and failures < ERASE_ATTEMPTS:
+            away = isinstance(error, DeviceError)
+            seconds = RETRY_SECONDS * (5 if away else 2**failures)
+            log.warning(
+                "partition %d: a stream is not erased yet, it is tried again in %.0f s: %s",
+                self._number,
+                seconds,
+                error,
+            )
+            loop = asyncio.get_running_loop()
+            loop.call_later(seconds, self._erase, lane, sessions, failures)
+            return
         mark, *behind = self._marks.pop(lane.stream_id)
-        self._say_farewell(lane.stream_id, lane.state, sessions, finished=(mark,))
-        log.info("partition %d: a stream was forgotten, as offset %d asks", self._number, mark)
+        if error is None:
+            self._say_farewell(lane.stream_id, lane.state, sessions, finished=(mark,))
+            log.info("partition %d: a stream was forgotten, as offset %d asks", self._number, mark)
+        else:
+            if lane.state is not None:
+                sessions.put(lane.stream_id, encode_state(lane.state), at_ms=now_ms())
+            text = f"the stream was not erased in {failures} attempts: {error}"
+            self._refuse(mark, "device", "erase_failed", text, retryable=True)
         for offset in behind:
             self._again(offset)
 
@@ -94,3 +145,8 @@ class Leaving:
             except SegmentError:
                 continue  # a later version's, which will know what to do with it
             self._say_farewell(name, state, sessions)
+
+
+def _give_up(dropped: asyncio.Future[None]) -> None:
+    if not dropped.done():
+        dropped.set_exception(OSError(f"the store has not answered in {ERASE_SECONDS:.0f} s"))

@@ -82,7 +82,7 @@ class Partition:
         )
         self._pacing = Pacing(host.tenants, self._wake)
         self._refusals = Refusals(number, host, self._records, self.committer)
-        self._leaving = Leaving(number, host, self.committer, self._dispatch)
+        self._leaving = Leaving(number, host, self.committer, self._dispatch, self._refusals.refuse)
         self._measures = Measures(number, host, self._records)
         self.condemn, self.sentence = self._refusals.condemn, self._refusals.sentence
 

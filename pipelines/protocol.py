@@ -31,6 +31,8 @@ class Load(msgspec.Struct, tag="load", kw_only=True):
     """Older ones are deleted from the store; None keeps them until their stream ends."""
     spill_url: str = ""
     """Where the KV of idle streams goes that host memory has no room for; empty: nowhere."""
+    again: bool = False
+    """All was found right in this worker's life before: a store that is away is no mistake now."""
     toy: bool = False
     """Tests only: build a tiny random model instead of loading one."""
 
@@ -60,7 +62,8 @@ class Drop(msgspec.Struct, tag="drop"):
     stream_id: str
     generation: int = 0
     erase: bool = False
-    """Its snapshots in the store go too, and its KV that any process had put aside."""
+    """Its snapshots in the store go too, and its KV that any process had put aside; may be asked for
+    again."""
 
 
 class Probe(msgspec.Struct, tag="probe"):
@@ -111,6 +114,8 @@ class Refused(msgspec.Struct, tag="refused"):
 class Dropped(msgspec.Struct, tag="dropped"):
     stream_id: str
     generation: int = 0
+    problem: str = ""
+    """Why it could not be erased, as was asked for."""
 
 
 class Probed(msgspec.Struct, tag="probed"):

@@ -28,8 +28,8 @@ class Refusals:
         self._host.metrics.duplicate_input()
         self._committer.add(Entry(finished=(offset,)))
 
-    def refuse(self, offset: int, stage: str, reason: str, text: str) -> None:
-        letter = self.letter(offset, stage, reason, text)
+    def refuse(self, offset: int, stage: str, reason: str, text: str, **details: Any) -> None:
+        letter = self.letter(offset, stage, reason, text, **details)
         self._committer.add(Entry(messages=[letter], finished=(offset,)))
 
     def condemn(self, lane: Lane, attempts: int, cause: str) -> None:

@@ -7,6 +7,7 @@ before it is kept until the next, and nothing that is read is trusted (checksum,
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import logging
@@ -28,6 +29,15 @@ KEPT = 2
 """Snapshots of a stream in the store: the newest may be named by a state that is never committed."""
 
 
+class Store(Protocol):
+    """Bytes by name; every method may raise OSError."""
+
+    def put(self, name: str, data: bytes) -> None: ...
+    def get(self, name: str) -> bytes: ...
+    def delete(self, name: str) -> None: ...
+    def clear(self, folder: str) -> None: ...
+
+
 class SnapshotOperator(Protocol):
     """What is needed of ``operators.stream_operator.StreamOperator``."""
 
@@ -36,6 +46,15 @@ class SnapshotOperator(Protocol):
     ) -> object: ...
     def quiet(self, stream_id: str) -> bool: ...
     def snapshot(self, stream_id: str) -> bytes: ...
+
+
+@contextmanager
+def _tolerated(what: str) -> Iterator[None]:
+    """An OSError is logged, and that is all."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s: %s", what, error)
 
 
 @contextmanager
@@ -51,13 +70,15 @@ def _one_error() -> Iterator[None]:
 
 
 class SnapshotStore:
-    """Bytes by name under one URL. Raises ConfigError when the store cannot be used."""
+    """Bytes by name under one URL; every method but ``purge`` raises OSError. Raises ConfigError when
+    the store cannot be used, unless it ``may_be_away``: then it is not asked before it is needed."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, may_be_away: bool = False) -> None:
         try:
             with _one_error():
                 self._files, self._root = fsspec.core.url_to_fs(url)
-                self._files.makedirs(self._root, exist_ok=True)
+                if not may_be_away:
+                    self._make_folder(self._root)
         except OSError as error:
             raise ConfigError(f"store {url}: {error}") from error
 
@@ -67,45 +88,35 @@ class SnapshotStore:
         return Path(self._root) if isinstance(self._files, LocalFileSystem) else None
 
     def put(self, name: str, data: bytes) -> None:
-        """Write whole or not at all. Raises OSError."""
+        """Write whole or not at all."""
         path = f"{self._root}/{name}"
         with _one_error():
             if isinstance(self._files, LocalFileSystem):
-                self._files.makedirs(self._files._parent(path), exist_ok=True)
+                self._make_folder(self._files._parent(path))
                 self._files.pipe_file(f"{path}.part", data)
                 self._files.mv(f"{path}.part", path)
             else:  # object stores show a file when it is complete
                 self._files.pipe_file(path, data)
 
     def get(self, name: str) -> bytes:
-        """Raises OSError, also when it is not there."""
+        """Raises FileNotFoundError when it is not there."""
         with _one_error():
             data: bytes = self._files.cat_file(f"{self._root}/{name}")
         return data
 
     def delete(self, name: str) -> None:
         """What is not there is deleted already."""
-        try:
-            with _one_error():
-                self._files.rm_file(f"{self._root}/{name}")
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            log.warning("snapshot %s could not be deleted: %s", name, error)
+        with _one_error(), contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(f"{self._root}/{name}")
 
     def clear(self, folder: str) -> None:
         """Delete all that lies under ``folder``."""
-        try:
-            with _one_error():
-                self._files.rm(f"{self._root}/{folder}", recursive=True)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            log.warning("snapshots under %s could not be deleted: %s", folder, error)
+        with _one_error(), contextlib.suppress(FileNotFoundError):
+            self._files.rm(f"{self._root}/{folder}", recursive=True)
 
     def erase(self, stream_id: str) -> None:
         """Delete all that is kept of a stream: snapshots, and KV that any process has
-        put aside here (:mod:`pipelines.spill`). Raises OSError when the store cannot be searched."""
+        put aside here (:mod:`pipelines.spill`)."""
         name = folder_of(stream_id)
         self.clear(name)
         with _one_error():
@@ -127,9 +138,19 @@ class SnapshotStore:
                         old.append(path)
         except OSError as error:
             log.warning("old snapshots could not be looked for: %s", error)
+        deleted = 0
         for path in old:
-            self.delete(path.removeprefix(f"{self._root}/"))
-        return len(old)
+            with _tolerated("an old snapshot could not be deleted"):
+                self.delete(path.removeprefix(f"{self._root}/"))
+                deleted += 1
+        return deleted
+
+    def _make_folder(self, path: str) -> None:
+        """On a disk for this user alone: what people said lies in it."""
+        if isinstance(self._files, LocalFileSystem):
+            Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
+        else:
+            self._files.makedirs(path, exist_ok=True)
 
 
 def folder_of(stream_id: str) -> str:
@@ -140,7 +161,7 @@ def folder_of(stream_id: str) -> str:
 class Snapshots:
     """Takes, names, finds and clears away the snapshots of a device's streams."""
 
-    def __init__(self, store: SnapshotStore, interval_s: float, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, interval_s: float, clock: Callable[[], float]) -> None:
         self._store, self._interval_s, self._clock = store, interval_s, clock
         self._names: dict[str, list[str]] = {}
         self._taken_at: dict[str, float] = {}
@@ -164,7 +185,8 @@ class Snapshots:
         stream_id, state = emission.stream_id, emission.state
         if state.ended:
             self.forget(stream_id)
-            self._store.clear(folder_of(stream_id))
+            with _tolerated("snapshots of a stream that has ended stay"):
+                self._store.clear(folder_of(stream_id))
             return
         now = self._clock()
         due = now - self._taken_at.get(stream_id, -self._interval_s) >= self._interval_s
@@ -185,12 +207,10 @@ class Snapshots:
         if name not in names:
             names.append(name)
         while len(names) > KEPT:
-            self._store.delete(names.pop(0))
+            with _tolerated("a snapshot that is not needed any more stays"):
+                self._store.delete(names.pop(0))
 
-    def forget(self, stream_id: str, erase: bool = False) -> None:
-        """The stream is somebody else's now: what is in the store stays for them, unless all that is
-        known of it is to go (``erase``)."""
+    def forget(self, stream_id: str) -> None:
+        """The stream is somebody else's now: what is in the store stays for them."""
         self._names.pop(stream_id, None)
         self._taken_at.pop(stream_id, None)
-        if erase:
-            self._store.clear(folder_of(stream_id))

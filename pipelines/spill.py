@@ -18,25 +18,36 @@ import weakref
 from pathlib import Path
 
 from operators.errors import ConfigError
+from pipelines.bounded_store import BoundedStore
 from pipelines.snapshot_store import SnapshotStore
 
 log = logging.getLogger(__name__)
 
 
-def idle_store(url: str) -> SnapshotStore | None:
+def idle_store(url: str, may_be_away: bool = False) -> BoundedStore | None:
     """A folder under ``url`` that no other process has; None for no URL. On a disk it deletes those
-    whose owners are dead. Raises ConfigError."""
+    whose owners are dead.
+
+    Raises ConfigError. A store that ``may_be_away`` is not asked before it is needed; a disk that is
+    away then is done without (None): host memory holds all streams until the next start.
+    """
     if not url:
         return None
     name = f"idle-{uuid.uuid4().hex}"
-    here = SnapshotStore(url).folder
-    lock = _claim(here / name) if here is not None else None
-    store = SnapshotStore(f"{url.rstrip('/')}/{name}")
+    try:
+        here = SnapshotStore(url, may_be_away).folder
+        lock = _claim(here / name) if here is not None else None
+        store = SnapshotStore(f"{url.rstrip('/')}/{name}", may_be_away)
+    except ConfigError as error:
+        if not may_be_away:
+            raise
+        log.warning("KV of idle streams stays in host memory: %s", error)
+        return None
     if lock is not None:
         weakref.finalize(store, os.close, lock)
     if here is not None:
         clear_left(here)
-    return store
+    return BoundedStore(store)
 
 
 def clear_left(here: Path) -> int:
@@ -62,7 +73,7 @@ def _claim(folder: Path) -> int | None:
     """Make the folder, locked before it has the name by which others look for it."""
     made = folder.with_name(f".{folder.name}")
     try:
-        made.mkdir()
+        made.mkdir(mode=0o700)
         lock = _lock(made)
         made.rename(folder)
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import Awaitable, Callable
 
@@ -14,7 +15,10 @@ import pytest
 from operators.errors import ConfigError, DeviceError
 from operators.types import Emission, Segment, SessionState
 from pipelines import protocol
+from pipelines.bounded_store import BoundedStore
+from pipelines.chaos.operators import Echo
 from pipelines.device import DeviceClient
+from pipelines.device_main import Device
 from pipelines.frames import FrameReader, frame
 from tests.test_stream_operator import CONFIG
 
@@ -106,6 +110,46 @@ def test_nothing_of_a_dropped_stream_arrives_after_the_answer() -> None:
         assert len(seen.emissions) == before + 1 < 50
 
     run(test)
+
+
+def test_an_erasure_the_device_dies_with_has_failed() -> None:
+    async def test(device: DeviceClient, seen: Seen) -> None:
+        device.open("a")
+        device.feed(say("a", "SLEEP 60"), 0)
+        await asyncio.sleep(0.5)  # it is in the step now, and hears nothing
+        plain, erasing = device.drop("a"), device.drop("a", erase=True)
+        await asyncio.sleep(0.1)
+        assert not erasing.done()
+        await device.kill()
+        await plain
+        with pytest.raises(DeviceError, match="before it had erased"):
+            await erasing
+
+    run(test)
+
+
+def test_an_erasure_that_fails_is_told_and_may_be_asked_for_again() -> None:
+    faults = ["disk on fire"]
+
+    class Store:
+        def erase(self, stream_id: str) -> None:
+            if faults:
+                raise OSError(faults.pop())
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(10)
+        device, frames = Device(theirs), FrameReader(protocol.Report)
+        device._operator = Echo(CONFIG)
+        device._stores = [BoundedStore(Store()), BoundedStore(Store())]  # type: ignore[arg-type]
+        device._obey(protocol.Open("a"))
+        answers = []
+        for generation in (1, 2):
+            device._obey(protocol.Drop("a", generation, erase=True))
+            answers += frames.feed(ours.recv(1 << 16))
+    failed, done = answers
+    assert failed == protocol.Dropped("a", 1, "OSError: disk on fire")
+    assert done == protocol.Dropped("a", 2)
 
 
 def test_metrics_arrive_with_the_beats() -> None:

@@ -6,20 +6,23 @@ import asyncio
 import datetime
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from operators.errors import ConfigError
+from operators.errors import ConfigError, DeviceError
 from operators.types import Segment, SessionState, SummaryEvent
 from pipelines import codec
 from pipelines.committer import Committer, Entry
 from pipelines.following import StreamView
 from pipelines.forgetting import farewell, is_remnant, remnant, remnant_key
+from pipelines.leaving import ERASE_ATTEMPTS
 from pipelines.publishers import _state_message
 from pipelines.sessions import SessionTable
 from pipelines.settings import load_settings
 from pipelines.snapshot_store import SnapshotStore, folder_of
+from pipelines.spill import idle_store
 from tests.test_committer import World, with_world
 
 with warnings.catch_warnings():  # kafka-python reads its resources in a deprecated way on import
@@ -102,6 +105,93 @@ def test_a_mark_waits_for_what_was_said_before_and_holds_back_what_comes_after()
             for group in world.publisher.groups
             for m in group.messages
         )
+
+    with_world(test)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def test_what_could_not_be_erased_is_tried_again_and_the_mark_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A device that dies with the erasure under way once counted as one that had done it."""
+    monkeypatch.setattr("pipelines.leaving.RETRY_SECONDS", 0.01)
+
+    async def test(world: World) -> None:
+        away = [DeviceError("the device ended before it had erased the stream")] * 9
+        world.device.faults = [*away, *[OSError("disk on fire")] * (ERASE_ATTEMPTS - 1)]
+        world.say(0, "anna")
+        mark = world.say(1, "anna", FORGET)
+        world.say(2, "anna")
+        world.done("anna", 0)
+        await until(lambda: len(world.device.erased) >= 3)
+        await world.settle()
+        assert not mark.acked
+        assert not any(None in group.states.values() for group in world.publisher.groups)
+        assert world.device.fed == [("anna", 0)]
+        await until(lambda: len(world.device.fed) == 2)
+        await world.settle()
+        assert len(world.device.erased) == 9 + ERASE_ATTEMPTS
+        assert mark.acked
+        assert world.device.opened["anna"] == SessionState(stream_id="anna", epoch=1)
+        assert world.publisher.groups[-1].states["anna"] is None
+
+    with_world(test)
+
+
+def test_a_stream_that_cannot_be_erased_is_not_said_to_be_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipelines.leaving.RETRY_SECONDS", 0.001)
+
+    async def test(world: World) -> None:
+        world.device.faults = [OSError("disk on fire")] * ERASE_ATTEMPTS
+        world.say(0, "anna")
+        mark = world.say(1, "anna", FORGET)
+        world.say(2, "anna")
+        world.done("anna", 0)
+        await until(lambda: len(world.device.fed) == 2)
+        await world.settle()
+        assert mark.acked
+        assert len(world.device.erased) == ERASE_ATTEMPTS
+        (letter,) = [m for group in world.publisher.groups for m in group.messages]
+        told = dict(letter.headers)
+        assert told["longstream.dlq.reason"] == b"erase_failed"
+        assert told["longstream.dlq.retryable"] == b"true"
+        assert b"disk on fire" in (told["__streams.errors.message"] or b"")
+        assert not any(None in group.states.values() for group in world.publisher.groups)
+        state = world.device.opened["anna"]
+        assert state is not None
+        assert (state.epoch, state.cursor) == (0, 0), "its life goes on"
+
+    with_world(test)
+
+
+def test_a_store_that_does_not_answer_is_a_store_that_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipelines.leaving.RETRY_SECONDS", 0.001)
+    monkeypatch.setattr("pipelines.leaving.ERASE_SECONDS", 0.01)
+
+    async def test(world: World) -> None:
+        asked: list[str] = []
+
+        def silent(stream_id: str, erase: bool = False) -> asyncio.Future[None]:
+            asked.append(stream_id)
+            return asyncio.get_running_loop().create_future()
+
+        monkeypatch.setattr(world.device, "drop", silent)
+        mark = world.say(0, "anna", FORGET)
+        await until(lambda: len(asked) == ERASE_ATTEMPTS)
+        await until(lambda: bool(world.publisher.groups))
+        await world.settle()
+        assert mark.acked
+        (letter,) = [m for group in world.publisher.groups for m in group.messages]
+        assert dict(letter.headers)["longstream.dlq.reason"] == b"erase_failed"
 
     with_world(test)
 
@@ -205,6 +295,36 @@ def test_what_killed_processes_left_of_a_stream_is_erased_as_well(tmp_path: Path
     store.erase("anna")
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == set(kept)
+
+
+def test_what_stands_in_the_way_of_an_erasure_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was only logged once, and the stream said to be forgotten."""
+    store = SnapshotStore(str(tmp_path))
+    name = folder_of("anna")
+    store.put(f"idle-1/{name}.safetensors", b"x")
+
+    def refuses(*_: object, **__: object) -> None:
+        raise PermissionError("not yours")
+
+    for call in ("rm", "rm_file"):
+        with monkeypatch.context() as patch:
+            patch.setattr(store._files, call, refuses)
+            with pytest.raises(PermissionError):
+                store.erase("anna")
+    store.erase("anna")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_folder_of_what_people_said_is_nobody_elses(tmp_path: Path) -> None:
+    store = SnapshotStore(str(tmp_path / "kept"))
+    store.put("anna/0-1.safetensors", b"x")
+    idle = idle_store(str(tmp_path / "spill"))
+    assert idle is not None
+    folders = [path for path in tmp_path.rglob("*") if path.is_dir()]
+    assert len(folders) == 4
+    assert {path.stat().st_mode & 0o777 for path in folders} == {0o700}
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from operators.errors import DeviceError, ModelError
+from operators.errors import ConfigError, DeviceError, ModelError
 from operators.types import Emission
 from pipelines import protocol
 from pipelines.device import DeviceClient
@@ -243,6 +245,29 @@ def test_streams_that_come_while_the_device_is_down_are_served_when_it_is_up(
         assert not world.letters
 
     run(test)
+
+
+def test_a_store_that_goes_away_does_not_stop_a_device_that_starts_again(tmp_path: Path) -> None:
+    """At the worker's first start it is a mistake in the settings; later it is an outage."""
+    url = tmp_path / "kept"
+
+    async def test(world: World, keeping: asyncio.Task[None]) -> None:
+        shutil.rmtree(url)
+        url.write_text("a file where the folder was")
+        world.say(0, "a", f"EXIT ONCE {tmp_path / 'x'}")
+        world.say(1, "a", "x")
+        await world.committed(2)
+        assert not keeping.done()
+        assert not world.letters
+
+    def made() -> World:
+        world = World()
+        world.keeper._load = msgspec.structs.replace(world.keeper._load, snapshot_url=str(url))
+        return world
+
+    run(test, made)
+    with pytest.raises(ConfigError, match="store"):
+        run(test, made)
 
 
 def test_a_lost_partition_ends_the_trial_of_its_stream() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import socket
 import urllib.request
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import pytest
 
 from operators.errors import ConfigError
 from operators.types import SessionState
+from pipelines.bounded_store import BoundedStore
 from pipelines.snapshot_store import KEPT, Snapshots, SnapshotStore, folder_of
 from pipelines.spill import idle_store
 from tests.test_snapshot_store import restored, work
@@ -112,6 +114,29 @@ def test_s3_going_away_stops_nothing(
     assert "is not used, the text is" in caplog.text
     assert "no snapshot was written" in caplog.text
     assert restored(emissions) == {"replay"}
+
+
+def test_s3_that_takes_calls_and_never_answers_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client itself would wait a minute for it, several times in a row."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "anything")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        store = BoundedStore(SnapshotStore("s3://kept/snapshots", may_be_away=True), 0.5)
+        operator = make(targets=())
+        named = SessionState(stream_id="a", snapshot=f"{folder_of('a')}/0-3.safetensors")
+        snapshots = Snapshots(store, 0, Clock())
+        snapshots.open(operator, "a", named)
+        emissions = work(operator, snapshots, SPEECH[:6], 0)
+    assert [ticket for emission in emissions for ticket in emission.done] == list(range(6))
+    assert "has not answered in 0.5 s" in caplog.text
+    assert "left alone" in caplog.text
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.mark.usefixtures("server")
