@@ -95,11 +95,10 @@ def from_snapshot(
     for task, kept in memory.draft_arms.items():
         session.draft_controls[task] = DraftControl.recall(kept)
     session.tokens_total = memory.state.tokens_total
-    session.covered, session.last_fork = memory.covered, memory.last_fork
-    if since:
-        frontier = memory.length + sum(info.tokens for info in since)
-        session.covered = session.last_fork = frontier - state.uncovered_tokens
-        session.queue.extend(_part(info, encode) for info in since)
+    # Also with nothing said since then: an update may have come between the snapshot and the state.
+    frontier = memory.length + sum(info.tokens for info in since)
+    session.covered = session.last_fork = frontier - state.uncovered_tokens
+    session.queue.extend(_part(info, encode) for info in since)
     session.restored = "snapshot"
 
 

@@ -90,7 +90,8 @@ class Scheduler:
         at once if it is at rest, else it begins nothing more. Returns whether a slot came free."""
         held = [s for s in sessions if s.slot is not None]
         last = max(held, key=lambda session: session.waiting_since, default=None)
-        if last is None or last.waiting_since - waiting.waiting_since <= PATIENCE_S:
+        # "not … >": two that nobody waits for give nan, and neither gives way to the other.
+        if last is None or not last.waiting_since - waiting.waiting_since > PATIENCE_S:
             return False
         last.yielding = True
         if last.at_rest:

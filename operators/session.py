@@ -166,9 +166,11 @@ class Session:
     @property
     def waiting_since(self) -> float:
         """Clock time since when the oldest of its segments that are not done has waited, also with
-        the caller. What has none (a question, an update by time) waits for nobody's segments."""
+        the caller. What has none (a question, an update by time) waits for nobody's segments; text
+        that is only run again, after a restart, is awaited by nobody."""
         if not self.works:
-            return -math.inf
+            only_again = (self.queue or self.current) and not (self.asked or self.requested)
+            return math.inf if only_again else -math.inf
         return self.works[0].accepted_at - self.works[0].waited
 
     # --- frontier and coverage ---------------------------------------------------------------

@@ -310,7 +310,7 @@ class StreamOperator:
         s = self._sessions[stream_id]
         waiting = s.works or s.events or s.finished or s.failed or s.answers
         working = not s.idle or s.hypotheses
-        return bool(working or waiting or self._updates.interval_due(s, self._clock()))
+        return bool(working or waiting or self._updates.wanted(s))
 
     def idle_until(self) -> float | None:
         """Clock time of the next update that is due by time alone, or None."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from operators.session import Session
 from operators.stream_operator import StreamOperator
 from operators.types import Event, Segment, SummaryEvent, TranslationEvent
 from tests.test_stream_operator import make
@@ -129,3 +131,48 @@ def test_a_stream_that_never_pauses_gives_up_its_slot(targets: tuple[str, ...]) 
             tick(alone)
             want += [said_in(e) for emission in alone.step() for e in emission.events]
         assert texts[stream] == want
+
+
+def test_text_that_is_run_again_after_a_restart_holds_nobody_up() -> None:
+    """One slot, and a silent stream that was there first; its update comes all the same."""
+    before = make(targets=(), update_tokens=400, window=400, slack=64, branch_tokens=260)
+    before.open("silent")
+    say(before, "silent", 0)
+    (emission,) = [e for _ in range(9) for e in before.step()]
+    operator = make(slots=1, targets=(), update_tokens=50)
+    operator.open("silent", emission.state)
+    for stream in "ab":
+        operator.open(stream)
+        say(operator, stream, 0)
+        tick(operator)
+    emissions: list[tuple[str, bool]] = []
+    while operator.has_work():
+        emissions += [(e.stream_id, bool(e.done)) for e in operator.step()]
+    assert [stream for stream, done in emissions if done] == ["a", "b"]
+    assert emissions[0] == ("a", True)
+    assert ("silent", False) in emissions
+
+
+def test_two_silent_streams_do_not_take_each_others_slot() -> None:
+    """Nobody waits for either: one is run again to its end, then the other."""
+    before = make(targets=(), update_tokens=400, window=400, slack=64, branch_tokens=260)
+    before.open("silent")
+    say(before, "silent", 0)
+    (emission,) = [e for _ in range(9) for e in before.step()]
+    operator = make(slots=1, targets=(), update_tokens=50)
+    parked: list[str] = []
+    park = operator._parking.park
+
+    def watched(session: Session) -> None:
+        parked.append(session.stream_id)
+        park(session)
+
+    operator._parking.park = watched  # type: ignore[method-assign]
+    for stream in "ab":
+        operator.open(stream, msgspec.structs.replace(emission.state, stream_id=stream))
+    summarised = []
+    while operator.has_work():
+        tick(operator)
+        summarised += [e.stream_id for e in operator.step() if e.events]
+    assert sorted(summarised) == ["a", "b"]
+    assert parked == summarised[:1]

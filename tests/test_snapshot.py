@@ -115,6 +115,26 @@ def test_the_memory_comes_back_to_the_last_bit_and_taking_it_changes_nothing() -
     assert operator.snapshot("a") == first
 
 
+def test_what_was_covered_after_the_snapshot_is_not_covered_again() -> None:
+    """An update by time, and no word since: the state is ahead of the snapshot by that alone."""
+    operator, other = (make(update_interval_s=10.0) for _ in range(2))
+    operator.open("a")
+    feed(operator, BEFORE, 0)
+    session, said = operator._sessions["a"], 24
+    while not session.uncovered_tokens:
+        feed(operator, SPEECH[said : said + 1], said)
+        said += 1
+    snapshot = operator.snapshot("a")
+    operator._clock.now = 10.0  # type: ignore[attr-defined]
+    (update,) = drain(operator)
+    assert update.state.uncovered_tokens == 0
+    other.open("a", update.state, snapshot)
+    assert other._sessions["a"].uncovered_tokens == 0
+    after = feed(other, SPEECH[said:40], said)
+    assert restored(after) == {"snapshot"}
+    assert told(after) == told(feed(operator, SPEECH[said:40], said))
+
+
 def test_a_state_the_snapshot_does_not_reach_is_replayed_from_its_text() -> None:
     operator = until_quiet()
     snapshot = operator.snapshot("a")

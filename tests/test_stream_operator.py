@@ -13,7 +13,15 @@ from operators.config import OperatorConfig
 from operators.errors import CapacityError, ConfigError, DeviceError, SegmentError
 from operators.plan import Row
 from operators.stream_operator import StreamOperator
-from operators.types import Emission, Event, Segment, Speaker, SummaryEvent, TranslationEvent
+from operators.types import (
+    Emission,
+    Event,
+    Segment,
+    SessionState,
+    Speaker,
+    SummaryEvent,
+    TranslationEvent,
+)
 from tests.engine import toy_decoder
 
 CONFIG = OperatorConfig(
@@ -403,6 +411,41 @@ def test_updates_by_time_alone() -> None:
     found = summaries(drain(operator), "a")
     assert [s.trigger for s in found] == ["interval"]
     assert operator.idle_until() is None
+
+
+def half_way(operator: StreamOperator, uncovered: int) -> SessionState:
+    """Feed a stream until its state tells of so many uncovered tokens: what a crash would leave."""
+    operator.open("a")
+    for ticket, segment in enumerate(speech("a", 12)[:-1]):
+        operator.feed(segment, ticket)
+        while operator._sessions["a"].works:
+            for emission in operator.step():
+                if emission.state.uncovered_tokens >= uncovered:
+                    return emission.state
+    raise AssertionError("never so many")
+
+
+def test_an_update_that_was_running_at_a_crash_is_made_though_nobody_speaks() -> None:
+    """At the same place, of the same words: nothing had left the window."""
+    first, second = make(targets=[]), make(targets=[])
+    state = half_way(first, CONFIG.update_tokens)
+    (before,) = summaries(drain(first), "a")
+    second.open("a", state)
+    (after,) = summaries(drain(second), "a")
+    assert (after.trigger, after.covers, after.text) == ("tokens", before.covers, before.text)
+    assert after.covers.to_seq == state.next_seq - 1
+
+
+def test_an_update_by_time_comes_after_a_crash_though_nobody_speaks() -> None:
+    changes = {"targets": [], "update_interval_s": 10.0}
+    state = half_way(make(**changes), 1)
+    operator = make(**changes)
+    operator.open("a", state)
+    assert not summaries(drain(operator), "a")
+    assert operator.idle_until() == 10.0
+    operator._clock.now = 10.0  # type: ignore[attr-defined]
+    (after,) = summaries(drain(operator), "a")
+    assert (after.trigger, after.covers.to_seq) == ("interval", state.next_seq - 1)
 
 
 def test_nothing_grows_along_a_long_stream() -> None:
