@@ -69,7 +69,7 @@ def hopeless(error: BaseException) -> bool:
     A topic that is not known is no such case: a broker that has just started may not know it yet.
     """
     known = (cause for cause in causes(error) if not isinstance(cause, UNKNOWN_TOPIC))
-    return any(isinstance(cause, (*DENIALS, *MISFITS)) for cause in known)
+    return any(isinstance(cause, (*DENIALS, *MISFITS, ConfigError)) for cause in known)
 
 
 def in_words(error: BaseException) -> str:

@@ -36,6 +36,8 @@ class Lane:
     strikes: dict[int, int] = field(default_factory=dict)
     """How often the device died with a segment, by offset."""
     uncovered_since: float | None = None
+    silent: bool = False
+    """Opened without a record of the stream; its tenant is not known yet."""
 
     @property
     def idle(self) -> bool:

@@ -13,7 +13,8 @@ The life of a record:
 5. The device's emission goes to the committer; when it is committed the record is acknowledged.
 Its parts: :mod:`pipelines.records` (what was read, when that is too much), :mod:`pipelines.lanes`,
 :mod:`pipelines.pacing` (tenants over their rate), :mod:`pipelines.refusals` (dead letters),
-:mod:`pipelines.leaving` (forgotten streams), :mod:`pipelines.committer`, :mod:`pipelines.measuring`.
+:mod:`pipelines.leaving` (forgotten streams), :mod:`pipelines.resuming` (what the owner before
+left undone), :mod:`pipelines.committer`, :mod:`pipelines.measuring`.
 
 At ``in_flight_per_partition`` records (or 32 MB) the partition is not fetched until half of them are
 done. A stream far hotter than that delays its own partition, never another: order within a partition
@@ -41,9 +42,9 @@ from pipelines.leaving import Leaving
 from pipelines.measuring import Measures
 from pipelines.outputs import complete, messages_of, now_ms
 from pipelines.pacing import Pacing
-from pipelines.publishers import pending_results
 from pipelines.records import Records
 from pipelines.refusals import Refusals
+from pipelines.resuming import Resuming, publish_outboxes
 from pipelines.sessions import Recovered, SessionTable
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Partition:
         self._pacing = Pacing(host.tenants, self._wake)
         self._refusals = Refusals(number, host, self._records, self.committer)
         self._leaving = Leaving(number, host, self.committer, self._dispatch, self._refusals.refuse)
+        self._resuming = Resuming(host, self._lanes, self._open_silent)
         self._measures = Measures(number, host, self._records)
         self.condemn, self.sentence = self._refusals.condemn, self._refusals.sentence
 
@@ -91,7 +93,8 @@ class Partition:
     async def recover(self) -> None:
         """Lock out the previous owner, read the streams' states, then let the records through.
 
-        Raises RecoveryError or a Kafka error; the partition is unusable then.
+        Raises RecoveryError or a Kafka error, the partition is unusable then; ConfigError when its
+        states do not fit its input, or are too many.
         """
         started = time.monotonic()
         self._records.hold()
@@ -100,14 +103,20 @@ class Partition:
         recovered: Recovered = await self._host.recover(self.number)
         self._sessions, self._floor = recovered.sessions, recovered.committed
         self.committer.committed_offset = recovered.committed
+        if self._closed:
+            return
         self.committer.start()
-        # 3. the records that arrived meanwhile.
+        # 3. what the old owner may not have published, before anything newer.
+        await publish_outboxes(self._sessions, self.committer)
+        if self._closed:
+            return
+        # 4. the records that arrived meanwhile; then streams that are owed a summary.
         self._recovered = True
         backlog, self._backlog = self._backlog, []
         for offset in backlog:
             self._dispatch(offset)
-        if not self._closed:
-            self._records.release()
+        self._resuming.begin(self._sessions)
+        self._records.release()
         if not self._records:
             self.broken_since = None
         log.info(
@@ -130,6 +139,7 @@ class Partition:
         not with ``forget=False``, for a worker that leaves and takes it along. Idempotent."""
         self._closed = True
         self._leaving.close()
+        self._resuming.close()
         self._emitted.set()
         drops = []
         for stream_id, lane in self._lanes.items():
@@ -212,6 +222,9 @@ class Partition:
         """The lane of the segment's stream; made anew if the stream is new or was put away."""
         stream_id = segment.stream_id
         if lane := self._lanes.get(stream_id):
+            if lane.silent:
+                self._host.tenants.admit(segment, live=True)
+                lane.silent = False
             return lane
         owner = self._host.owners.get(stream_id)
         if owner is not None and owner is not self:
@@ -222,12 +235,27 @@ class Partition:
             )
         if segment.type != "forget":
             self._host.tenants.admit(segment, self._sessions.is_live(stream_id))
-        state, raw = self._sessions.take(stream_id)
-        if raw is not None and state is not None and (lost := pending_results(raw)):
-            self.committer.add(Entry(messages=lost))
+        return self._new_lane(stream_id)
+
+    def _new_lane(self, stream_id: str) -> Lane:
+        """Raises SegmentError when the stream's state cannot be read."""
+        state, _ = self._sessions.take(stream_id)
         lane = Lane(stream_id, cursor=state.cursor if state else -1, state=state)
         self._lanes[stream_id] = lane
         self._host.owners[stream_id] = self
+        return lane
+
+    def _open_silent(self, stream_id: str) -> Lane | None:
+        """Open a stream that has not spoken since the partition was taken up; None if it has, if it is
+        over, or if its state cannot be read, which is said when it speaks."""
+        if stream_id in self._host.owners or not self._sessions.is_live(stream_id):
+            return None
+        try:
+            lane = self._new_lane(stream_id)
+        except SegmentError:
+            return None
+        lane.silent = True
+        self.pump(lane)
         return lane
 
     def lanes(self) -> list[Lane]:
@@ -277,6 +305,7 @@ class Partition:
         self.committer.add(Entry(messages, emission.state, finished, events=events))
         self._host.settled(bool(finished))
         self.pump(lane)
+        self._resuming.heard_of(lane.stream_id)
 
     def on_refused(self, stream_id: str, offset: int, reason: str, text: str) -> None:
         """The engine would not take a segment: a dead letter, and the lane goes on."""

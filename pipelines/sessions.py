@@ -7,6 +7,8 @@ Read after the previous owner was fenced and before the partition's first segmen
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import zlib
 from typing import NamedTuple
 
@@ -14,14 +16,17 @@ import aiokafka
 import msgspec
 from aiokafka.errors import KafkaError
 
-from operators.errors import LongstreamError, SegmentError
+from operators.errors import ConfigError, LongstreamError, SegmentError
 from operators.types import SessionState
 from pipelines.clients import client_options
 from pipelines.codec import decode_state
 from pipelines.exits import Waited
 from pipelines.forgetting import SCHEMA as REMNANT_SCHEMA
 from pipelines.forgetting import epoch_of, remnant_key
+from pipelines.publishers import Message, pending_results
 from pipelines.settings import Settings
+
+log = logging.getLogger(__name__)
 
 MAX_TABLE_BYTES = 512 << 20
 POLL_MS = 500
@@ -32,32 +37,49 @@ class RecoveryError(LongstreamError):
 
 
 class _Head(msgspec.Struct):
+    """What is looked at in every record. ``outbox``: see :mod:`pipelines.publishers`."""
+
     ended: bool = False
     schema: str = ""
+    uncovered_tokens: int = 0
+    outbox: msgspec.Raw = msgspec.Raw()
+
+    @property
+    def over(self) -> bool:
+        """Whether this is the state of an ended stream, or what was left of a forgotten one."""
+        return self.ended or self.schema == REMNANT_SCHEMA
 
 
 _head_decoder = msgspec.json.Decoder(_Head)
 
 
-def _is_over(value: bytes) -> bool:
-    """Whether this is the state of an ended stream, or what was left of a forgotten one."""
+def _head_of(value: bytes) -> _Head:
+    """Empty for a record that cannot be read: who wants its stream will be told."""
     try:
-        head = _head_decoder.decode(value)
+        return _head_decoder.decode(value)
     except msgspec.DecodeError:
-        return False
-    return head.ended or head.schema == REMNANT_SCHEMA
+        return _Head()
+
+
+class Uncovered(NamedTuple):
+    """Text of a live stream that no summary covers, and when its record was written (Unix ms)."""
+
+    tokens: int
+    at_ms: int
 
 
 class SessionTable:
     """Latest state record per stream, compressed; decoded when the stream speaks again.
 
-    Raises RecoveryError from ``put`` when all together exceed ``max_bytes``.
+    Raises ConfigError from ``put`` when all together exceed ``max_bytes``.
     """
 
     def __init__(self, max_bytes: int = MAX_TABLE_BYTES) -> None:
         self._records: dict[str, bytes] = {}
         self._cursors: dict[str, int] = {}
         self._ended_ms: dict[str, int] = {}
+        self._uncovered: dict[str, Uncovered] = {}
+        self._outboxes: dict[str, None] = {}
         self._bytes = 0
         self._max_bytes = max_bytes
 
@@ -80,18 +102,27 @@ class SessionTable:
             self._cursors.pop(stream_id, None)
         self._bytes -= len(self._records.pop(stream_id, b""))
         self._ended_ms.pop(stream_id, None)
+        self._uncovered.pop(stream_id, None)
+        self._outboxes.pop(stream_id, None)
         if value is None:
             return
-        if _is_over(value):
-            self._ended_ms[stream_id] = at_ms
+        self._note(stream_id, _head_of(value), at_ms)
         packed = zlib.compress(value, level=1)
         self._records[stream_id] = packed
         self._bytes += len(packed)
         if self._bytes > self._max_bytes:
-            raise RecoveryError(
+            raise ConfigError(
                 f"the states of {len(self._records)} streams exceed {self._max_bytes} bytes; "
                 "forget streams that have ended, or spread them over more partitions"
             )
+
+    def _note(self, stream_id: str, head: _Head, at_ms: int) -> None:
+        if head.over:
+            self._ended_ms[stream_id] = at_ms
+        elif head.uncovered_tokens > 0:
+            self._uncovered[stream_id] = Uncovered(head.uncovered_tokens, at_ms)
+        if bytes(head.outbox) not in (b"", b"[]"):
+            self._outboxes[stream_id] = None
 
     def take(self, stream_id: str) -> tuple[SessionState | None, bytes | None]:
         """Remove and return a stream's state and its raw record; (None, None) if it is new, a state
@@ -117,6 +148,28 @@ class SessionTable:
     def ended_before(self, at_ms: int) -> list[str]:
         """Streams that ended, and remnants that were left, before ``at_ms``."""
         return [name for name, ended in self._ended_ms.items() if ended < at_ms]
+
+    def uncovered(self, least: int) -> dict[str, Uncovered]:
+        """Live streams with at least so many tokens that no summary covers."""
+        return {name: text for name, text in self._uncovered.items() if text.tokens >= least}
+
+    def outboxes(self, most: int) -> list[tuple[SessionState, list[Message]]]:
+        """States whose results may not have been published, with these; at most so many at once,
+        each told once."""
+        found: list[tuple[SessionState, list[Message]]] = []
+        while self._outboxes and len(found) < most:
+            name, _ = self._outboxes.popitem()
+            raw = zlib.decompress(self._records[name])
+            state, _ = decode_state(raw)
+            if state is not None:  # else a later version's, which will know what to do with it
+                with contextlib.suppress(msgspec.DecodeError):
+                    found.append((state, pending_results(raw)))
+        return found
+
+    @property
+    def newest_cursor(self) -> int:
+        """The highest input offset that a state says is done; -1 for none."""
+        return max(self._cursors.values(), default=-1)
 
     def _after_forgetting(self, stream_id: str) -> SessionState | None:
         packed = self._records.get(remnant_key(stream_id))
@@ -195,4 +248,42 @@ async def _read(
                     cursor_of(record.value),
                     record.timestamp,
                 )
+    # Last: an end asked for before could be behind states that an owner presumed dead still wrote.
+    start = (await consumer.beginning_offsets([source]))[source]
+    end = (await consumer.end_offsets([source]))[source]
+    compare_with_input(settings, partition, committed, table.newest_cursor, start=start, end=end)
     return Recovered(table, committed or 0)
+
+
+def compare_with_input(
+    settings: Settings,
+    partition: int,
+    committed: int | None,
+    newest_cursor: int,
+    *,
+    start: int,
+    end: int,
+) -> None:
+    """Whether what is remembered belongs to the partition as it is: offsets ``start`` to before ``end``.
+
+    Raises ConfigError when the input ends before what was done of it; logs that input was deleted
+    unread.
+    """
+    topic, sessions = settings.topic_segments, settings.topic_sessions
+    done = max(newest_cursor + 1, committed or 0)
+    if done > end:
+        group = " and choose another app_id" if committed is not None and committed > end else ""
+        raise ConfigError(
+            f"{topic}[{partition}] ends at offset {end}, but was worked off to offset {done}: it was "
+            "made anew or cut short, and what is said there now would be passed over as done. To begin "
+            f"all streams anew delete {sessions}, make it with `longstream topics create`{group}"
+        )
+    if committed is not None and committed < start:
+        log.warning(
+            "%s[%d]: offsets %d to %d were deleted before they were read: its retention is too short "
+            "for how far behind the workers are",
+            topic,
+            partition,
+            committed,
+            start - 1,
+        )

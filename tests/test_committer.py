@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from operators.config import OperatorConfig
-from operators.errors import SegmentError
+from operators.errors import ConfigError, SegmentError
 from operators.types import Emission, Failure, Segment, SessionState, Source, SummaryEvent
 from pipelines.codec import decode_state
 from pipelines.committer import ATTEMPTS, CommitError, Committer, Entry
@@ -31,7 +31,7 @@ from pipelines.publishers import (
     Retriable,
     pending_results,
 )
-from pipelines.sessions import Recovered, RecoveryError, SessionTable
+from pipelines.sessions import Recovered, SessionTable
 from pipelines.settings import Settings
 from pipelines.watermark import Watermark
 
@@ -315,7 +315,7 @@ def test_session_table_is_bounded() -> None:
     table = SessionTable(max_bytes=400)
     table.put("a", bytes(range(256)))
     table.put("a", bytes(range(256)))  # in place of the first
-    with pytest.raises(RecoveryError, match="forget streams"):
+    with pytest.raises(ConfigError, match="forget streams"):
         table.put("b", bytes(range(256)))
 
 

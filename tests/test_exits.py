@@ -43,7 +43,11 @@ def test_the_most_telling_cause_gives_the_code(error: Exception, code: int) -> N
 def test_waiting_helps_against_what_passes_only() -> None:
     for passing in (kafka.KafkaConnectionError(), kafka.UnknownTopicOrPartitionError()):
         assert not exits.hopeless(caused(CommitError("x"), passing))
-    for lasting in (kafka.RecordListTooLargeError(), kafka.GroupAuthorizationFailedError("g")):
+    for lasting in (
+        kafka.RecordListTooLargeError(),
+        kafka.GroupAuthorizationFailedError("g"),
+        ConfigError("more states than fit"),
+    ):
         assert exits.hopeless(caused(CommitError("x"), Retriable("x"), lasting))
 
 

@@ -35,7 +35,7 @@ PIPELINE_LAYERS = [
     }
     | {"clients", "publishers", "outputs", "committer", "transport", "sessions", "partition"}
     | {"keeper", "lanes", "exits", "forgetting", "tenants", "broker_watch", "header_names"}
-    | {"host", "records", "pacing", "refusals", "leaving", "measuring", "assignment"},
+    | {"host", "records", "pacing", "refusals", "leaving", "resuming", "measuring", "assignment"},
     {"app", "worker"},
     {"tool_clients", "replaying", "following", "tally", "screen"}
     | {"demo", "benchmarks", "chaos", "live"},

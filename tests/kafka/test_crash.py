@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from operators.types import SessionState, SummaryEvent
+from pipelines.codec import decode_event, encode_event
+from pipelines.outputs import complete
+from pipelines.publishers import Message
 from tests.worker_process import (
     Records,
     assert_all_reflected,
@@ -156,3 +162,34 @@ def test_stop_while_the_model_loads(topics: Any, tmp_path: Path) -> None:
         device = worker.device()
         assert worker.stop(timeout=10) == 0, worker.log
         assert not device.is_running()
+
+
+def test_results_left_in_a_state_are_published_though_nobody_speaks(
+    topics: Any, tmp_path: Path
+) -> None:
+    """Killed between a state and its results, which lie in it; the input is committed already."""
+    topics.create(1)
+    event = SummaryEvent(stream_id="a", epoch=0, revision=1, text="left behind")
+    value = encode_event(complete(event, topics.segments, 0))
+    state = SessionState(stream_id="a", cursor=0, next_seq=1, revisions={"summary": 1})
+    left = {**msgspec.to_builtins(state), "outbox": [Message(topics.summaries, b"a", value)]}
+    with (
+        workers(topics, tmp_path, delivery="at_least_once") as start,
+        producer(topics.bootstrap) as made,
+        Records(topics.bootstrap, topics.summaries, partitions=1) as seen,
+        Records(topics.bootstrap, topics.sessions, partitions=1) as kept,
+    ):
+        say(made, topics.segments, "b", "b-0")
+        made.send(topics.sessions, key=b"a", value=msgspec.json.encode(left), partition=0)
+        made.flush()
+        worker = start()
+        wait_until(lambda: seen.summaries("a") == [decode_event(value)], 40, worker.log)
+
+        def states() -> list[dict[str, Any]]:
+            return [json.loads(r.value) for r in kept.records[topics.sessions] if r.key == b"a"]
+
+        wait_until(lambda: len(states()) == 2, 20, worker.log)
+        assert "outbox" not in states()[-1]
+        assert worker.stop() == 0, worker.log
+        start("again").wait_for_log("ready in")
+        assert len(seen.summaries("a")) == 1

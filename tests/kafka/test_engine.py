@@ -74,3 +74,22 @@ def test_a_killed_workers_streams_go_on_from_their_snapshots(topics: Any, tmp_pa
         assert {e.kv.restored for e in seen.summaries() if e.status == "final"} == {"snapshot"}
         assert {seen.covered(stream) for stream in STREAMS} == {COUNT - 1}
         assert not [file for file in (tmp_path / "kept").rglob("*") if file.is_file()]
+
+
+def test_a_silent_stream_gets_its_summary_from_the_next_worker(topics: Any, tmp_path: Path) -> None:
+    """Said and committed; killed while an update by time is still to come. Nobody speaks again."""
+    topics.create(1)
+    with (
+        workers(topics, tmp_path, **ENGINE) as start,
+        producer(topics.bootstrap) as made,
+        Records(topics.bootstrap, topics.summaries, topics.translations, partitions=1) as seen,
+    ):
+        worker = start("w1", operator__update_interval_s=600)
+        say(made, topics.segments, "a", "a-0 is what was said")
+        wait_until(lambda: len(seen.translations()) == 1, 40, worker.log)
+        worker.kill()
+        assert not seen.summaries()
+        heir = start("heir", operator__update_interval_s=1)
+        wait_until(lambda: seen.covered("a") == 0, 40, heir.log)
+        (summary,) = seen.summaries()
+        assert (summary.trigger, summary.kv.restored) == ("interval", "replay")

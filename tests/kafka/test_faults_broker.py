@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import logging
@@ -22,11 +23,14 @@ from kafka.admin import (
     ResourceType,
 )
 
+from operators.errors import ConfigError
 from pipelines import broker
 from pipelines.broker.base import free_ports
 from pipelines.broker.cluster import Cluster
 from pipelines.broker.jvm import FAST_RESTART, JvmBroker, start_jvm
 from pipelines.broker.process import ProcessBroker
+from pipelines.broker_watch import Brokers
+from pipelines.settings import Settings
 from tests.worker_process import (
     Records,
     WorkerProcess,
@@ -277,6 +281,42 @@ def test_a_topic_that_vanishes_ends_the_worker_and_a_new_one_goes_on(
             check(seen, "a", 3)
 
 
+def test_input_made_anew_is_noticed(topics: Any, tmp_path: Path) -> None:
+    """Its offsets begin at 0 again, below what the states say is done: nothing may be passed over. What
+    the worker says to do then helps."""
+    topics.create(1)
+    with workers(topics, tmp_path, stop_deadline_s=3) as start:
+        with (
+            producer(topics.bootstrap) as made,
+            Records(topics.bootstrap, topics.summaries, partitions=1) as seen,
+        ):
+            worker = start()
+            say(made, topics.segments, "a", *ids("a", 3))
+            wait_until(lambda: seen.covered("a") == 2, 40, worker.log)
+        assert worker.stop() == 0, worker.log
+        make_anew(topics, topics.segments)
+        with producer(topics.bootstrap) as made:
+            say(made, topics.segments, "a", "new-0", "new-1")
+            heir = start("heir")
+            assert heir.process.wait(60) == 2, heir.log
+            words = last_words(heir)
+            assert "[0] ends at offset 2, but was worked off to offset 3" in words
+            make_anew(topics, topics.sessions)
+            say(made, topics.segments, "a", "new-2")
+        other = {"app_id": f"{topics.prefix}anew"} if "another app_id" in words else {}
+        with Records(topics.bootstrap, topics.summaries, partitions=1) as seen:
+            last = start("last", **other)
+            wait_until(lambda: len(seen.summaries("a")) == 2, 40, last.log)
+            assert seen.summaries("a")[-1].text.endswith("covers new-0 new-1 new-2")
+
+
+def make_anew(topics: Any, name: str) -> None:
+    with broker.admin_client(topics.bootstrap) as admin:
+        admin.delete_topics([name])
+        wait_until(lambda: name not in admin.list_topics(), 20)
+    topics.create(1)
+
+
 def test_a_result_too_large_for_its_topic_ends_the_worker(topics: Any, tmp_path: Path) -> None:
     """Here a dead letter. With the limit raised the next worker writes it: no hole."""
     topics.create(1)
@@ -392,6 +432,17 @@ def test_with_all_it_needs_a_worker_works(
         worker = start()
         say(made, topics.segments, "a", *ids("a", 3))
         wait_until(lambda: seen.covered("a") == 2, 40, worker.log)
+
+
+def test_a_refused_login_is_not_taken_for_nobody_there(guarded: Guarded) -> None:
+    """As of a worker that ran when the password was changed, and lost its connection."""
+
+    async def body() -> None:
+        brokers = Brokers(Settings(**login(guarded, "guess")))
+        with pytest.raises(ConfigError, match="refuses the login"):
+            await brokers.answer()
+
+    asyncio.run(body())
 
 
 def test_a_wrong_password_is_named(guarded: Guarded, topics_at: TopicsAt, tmp_path: Path) -> None:
