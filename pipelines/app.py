@@ -238,7 +238,8 @@ class Worker:
             await self._drain(self._settings.stop_deadline_s * 0.66)
         for task in list(self._tasks):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        ended = asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._within(deadline, ended, "tasks")
         closes = [p.close(forget=False) for p in self._assignment.partitions.values()]
         await self._within(deadline, asyncio.gather(*closes, return_exceptions=True), "commits")
         await self._within(deadline, self._app.stop(), "Faust")
@@ -246,8 +247,8 @@ class Worker:
         self._metrics.device_up(False)
         if self._http is not None:
             await self._http.close()
-        if not self._fault.done():
-            self._fault.cancel()
+        self._fault.cancel()
+        _heard(self._fault)  # one more that came while we stopped changes nothing
 
     async def _drain(self, seconds: float) -> None:
         try:
@@ -325,11 +326,17 @@ class Worker:
                     partition.measure(self._app.consumer.highwater(self._tp(partition.number)))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """A task that is kept until it ends."""
+        """A task that is kept until it ends. With what it dies of the worker cannot go on: nobody else
+        would hear of it."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+            self._fail(error)
 
 
 def _heard(task: asyncio.Future[Any]) -> None:

@@ -15,9 +15,9 @@ import time
 from collections.abc import Awaitable, Callable
 
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, SaslAuthenticationFailed
 
-from pipelines.clients import client_options
+from pipelines.clients import client_options, turned_away
 from pipelines.exits import Waited
 from pipelines.settings import Settings
 
@@ -33,13 +33,14 @@ class Brokers:
     """One connection of its own to the cluster, made anew when it is lost."""
 
     def __init__(self, settings: Settings) -> None:
-        self._options = client_options(settings)
+        self._settings, self._options = settings, client_options(settings)
         self._topic = settings.topic_segments
         self._timeout_s = min(ANSWER_SECONDS, settings.broker_patience_s)
         self._client: AIOKafkaClient | None = None
 
     async def answer(self) -> bool:
-        """Whether a broker answers now, whatever it says. Never raises an error of Kafka's."""
+        """Whether a broker answers now. Raises ConfigError when one does and refuses the login; no error
+        of Kafka's otherwise."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 if self._client is not None and await self._client.force_metadata_update():
@@ -51,7 +52,16 @@ class Brokers:
                 return bool(await self._client.add_topic(self._topic))
         except (KafkaError, TimeoutError, OSError):
             await self.close()
-            return False
+        await self._look_for_refusal()
+        return False
+
+    async def _look_for_refusal(self) -> None:
+        """The client tells a login that is refused from nobody there in its own log only."""
+        if self._settings.sasl_password is None:
+            return
+        refusal = await turned_away(self._settings)
+        if refusal is not None and isinstance(refusal.__cause__, SaslAuthenticationFailed):
+            raise refusal
 
     async def close(self) -> None:
         client, self._client = self._client, None
@@ -68,20 +78,21 @@ async def watch(
     """Ask for ever. ``tell`` gets in words that nobody answers, and None when somebody does again.
 
     Raises Waited after ``patience_s`` seconds without an answer. They count from the first question
-    that got none: a worker that was itself frozen for long has not asked.
+    that got none, and no question or pause for more than it may take: a worker that was itself frozen
+    for long has not asked.
     """
-    silent_since: float | None = None
+    answer_s, pause_s = min(ANSWER_SECONDS, patience_s), min(ASK_SECONDS, patience_s / 4)
+    silence: float | None = None
     told = False
     while True:
         asked = time.monotonic()
         if await answer():
             if told:
-                log.info("Kafka answers again after %.0f s", asked - (silent_since or asked))
+                log.info("Kafka answers again after %.0f s", silence)
                 tell(None)
-            silent_since, told = None, False
+            silence, told = None, False
         else:
-            silent_since = silent_since or asked
-            silence = time.monotonic() - silent_since
+            silence = (silence or 0.0) + min(time.monotonic() - asked, answer_s)
             if silence > patience_s:
                 raise Waited(
                     f"no broker of Kafka's has answered for {silence:.0f} s (broker_patience_s): "
@@ -93,4 +104,6 @@ async def watch(
                     log.warning("%s; the worker ends after %.0f s of it", words, patience_s)
                 told = True
                 tell(words)
-        await asyncio.sleep(min(ASK_SECONDS, patience_s / 4))
+        await asyncio.sleep(pause_s)
+        if silence is not None:
+            silence += pause_s

@@ -130,7 +130,7 @@ class TransactionalPublisher:
             return
         if self._in_transaction:
             # Else readers of committed records wait for the transaction's timeout.
-            with contextlib.suppress(KafkaError, AssertionError, TimeoutError):
+            with contextlib.suppress(KafkaError, IllegalOperation, AssertionError, TimeoutError):
                 async with asyncio.timeout(2.0):
                     await self._producer.abort_transaction()
         await _stop(self._producer)

@@ -156,6 +156,8 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         self._revocations += 1
         self._unacked_messages.forget(map(ensure_TP, revoked))
         self._held.difference_update(map(ensure_TP, revoked))
+        for tp in map(ensure_TP, revoked):
+            self._ends.pop(tp, None)
         await super().on_partitions_revoked(revoked)
 
     # --- backpressure ----------------------------------------------------------------------

@@ -6,7 +6,9 @@ import asyncio
 import logging
 
 import pytest
+from aiokafka.errors import SaslAuthenticationFailed
 
+from operators.errors import ConfigError
 from pipelines import broker_watch, exits
 from pipelines.broker_watch import Brokers, watch
 from pipelines.settings import Settings
@@ -82,5 +84,47 @@ def test_nobody_there_is_no_answer() -> None:
         brokers = Brokers(Settings(bootstrap="127.0.0.1:9", broker_patience_s=2))
         assert not await brokers.answer()
         await brokers.close()
+
+    asyncio.run(body())
+
+
+def test_time_in_which_the_worker_stood_still_is_no_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Frozen in the middle of a question, and between two."""
+    script = Script(monkeypatch, GOOD, (600.0, False), REFUSED, GOOD)
+
+    async def frozen(seconds: float) -> None:
+        script.now += 600
+
+    monkeypatch.setattr(broker_watch.asyncio, "sleep", frozen)
+    with pytest.raises(EOFError):
+        script.run(300)
+    assert script.told[-1] is None
+
+
+LOGIN = {"security_protocol": "SASL_PLAINTEXT", "sasl_username": "w", "sasl_password": "guess"}
+
+
+@pytest.mark.parametrize("settings", [{}, LOGIN])
+def test_a_login_that_is_refused_is_said_and_nobody_there_is_not(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]
+) -> None:
+    refusal = ConfigError("the Kafka there refuses the login")
+
+    async def turned_away(_: Settings) -> ConfigError:
+        refusal.__cause__ = SaslAuthenticationFailed() if settings else OSError("no TLS")
+        return refusal
+
+    monkeypatch.setattr(broker_watch, "turned_away", turned_away)
+
+    async def body() -> None:
+        brokers = Brokers(Settings(bootstrap="127.0.0.1:9", broker_patience_s=2, **settings))
+        if settings:
+            with pytest.raises(ConfigError, match="refuses the login") as raised:
+                await brokers.answer()
+            assert exits.code_of(raised.value) == exits.DENIED
+        else:
+            assert not await brokers.answer()
 
     asyncio.run(body())

@@ -10,7 +10,7 @@ import pytest
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from pipelines.transport import Consumer
+from pipelines.transport import Consumer, InFlight
 
 PLACE = TP("in", 0)
 
@@ -95,3 +95,18 @@ def test_the_end_of_a_held_partition_is_asked_for(monkeypatch: pytest.MonkeyPatc
     asyncio.run(body())
     assert made.highwater(PLACE) == 90
     assert made.highwater(TP("in", 1)) == 20  # as fetched
+
+
+def test_the_ends_of_partitions_that_are_gone_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = TP("in", 1)
+    made: Any = Consumer.__new__(Consumer)
+    made._unacked_messages, made._revocations = InFlight(), 0
+    made._held, made._ends = {PLACE, other}, {PLACE: 70, other: 5}
+
+    async def base(self: Any, revoked: set[TP]) -> None: ...
+
+    monkeypatch.setattr(driver.Consumer, "on_partitions_revoked", base)
+    asyncio.run(made.on_partitions_revoked({PLACE}))
+    assert (made._held, made._ends) == ({other}, {other: 5})
