@@ -1,6 +1,6 @@
 """Records whose header names are not UTF-8, made readable.
 
-A broker takes any bytes as a header's name, and some producers' clients send them. aiokafka decodes them
+A broker takes any bytes as a header's name, and some producers' clients send them. Python's decode them
 strictly and fails the whole fetch, each time anew: one such record would stop its partition for good, in
 every worker. Here such a batch is decoded once more, with the bytes that are no text as ``\\xff``.
 """
@@ -20,8 +20,27 @@ NEWEST_FORMAT = 2
 
 
 def install() -> None:
-    """For every consumer of this process."""
+    """For every aiokafka consumer of this process."""
     fetcher.MemoryRecords = Records
+
+
+def install_for_tools() -> None:
+    """The same for kafka-python, with which the commands read; its decoder is plain Python."""
+    from kafka.record.default_records import DefaultRecordBatch as Batch
+
+    strict = Batch._read_msg
+    if getattr(strict, "lenient", False):
+        return
+
+    def read(self: Any, *args: Any) -> Any:
+        try:
+            return strict(self, *args)
+        except UnicodeDecodeError:
+            self._buffer = _Lenient(self._buffer)
+            return strict(self, *args)
+
+    read.lenient = True  # type: ignore[attr-defined]
+    Batch._read_msg = read
 
 
 class Records(_MemoryRecordsPy):  # type: ignore[misc]

@@ -22,6 +22,7 @@ with warnings.catch_warnings():
 
 from operators.errors import LongstreamError, SegmentError
 from operators.types import Event, Segment
+from pipelines import header_names
 from pipelines.clients import login, ssl_context, turned_away
 from pipelines.codec import decode_event, decode_segment
 from pipelines.settings_fields import Settings
@@ -43,6 +44,8 @@ __all__ = [
 
 CONNECT_SECONDS = 10.0
 MAX_TEXT = 1 << 62  # a viewer refuses nothing for its size
+
+header_names.install_for_tools()
 
 
 def partition_for(stream_id: str, partitions: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -58,3 +59,17 @@ def test_names_that_are_no_text_show_their_bytes(compression: int) -> None:
 def test_what_is_readable_is_read_as_by_the_client_itself() -> None:
     data = batch(0, ("a", b"1"), compression=1) + batch(2, ("é", b""))
     assert read(Records, data) == read(MemoryRecords, data)
+
+
+def test_the_commands_read_them_too() -> None:
+    """Else a stream on such a topic could not be forgotten."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(read|open)_text is deprecated", DeprecationWarning)
+        from kafka.record.memory_records import MemoryRecords as Theirs
+
+        from pipelines import tool_clients as _  # noqa: F401
+
+    data = batch(0, ("é", b"1"), (Name("x"), b"2"), compression=1)
+    records = Theirs(data)
+    headers = [list(record.headers) for record in records.next_batch()]
+    assert headers == [[], [("é", b"1"), ("caf\\xe9\\xff", b"2")]]
