@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators.draft_control import (
+    FLOOR,
     PROBE,
     TYPICAL,
     Candidate,
@@ -191,16 +192,25 @@ def test_sharing_out_is_as_good_as_trying_every_division(
         gains = sum(a**j for a, k in zip(chances, lengths, strict=True) for j in range(k + 1))
         return gains / costs.verify.seconds(rows + sum(lengths))
 
+    def fair(lengths: tuple[int, ...]) -> bool:
+        expected = [sum(a**j for j in range(k + 1)) for a, k in zip(chances, lengths, strict=True)]
+        plain = costs.verify.seconds(rows)
+        return min(expected) / costs.verify.seconds(rows + sum(lengths)) >= FLOOR / plain
+
     every = list(itertools.product(range(limit + 1), repeat=rows))
     got = tuple(share_out(list(choices), costs))
     assert rate(got) >= rate((0,) * rows)
     # The floor: nobody gets a second token at the price of another's first.
     single = (lengths for lengths in every if max(lengths) <= 1)
     ones = max(single, key=lambda lengths: (round(rate(lengths), 9), lengths))  # ties: first come
+    assert fair(got)
+    if not fair(ones):
+        return
     floor = [k for k, one in zip(got, ones, strict=True) if one]
     assert min(floor, default=1) >= 1
     above = [each for each in every if all(k >= one for k, one in zip(each, ones, strict=True))]
-    assert rate(got) >= max(map(rate, above)) * (1 - 1e-9)
+    if fair(best := max(above, key=rate)):
+        assert rate(got) >= rate(best) * (1 - 1e-9)
 
 
 def test_every_answer_for_which_a_draft_pays_gets_one() -> None:
@@ -210,6 +220,16 @@ def test_every_answer_for_which_a_draft_pays_gets_one() -> None:
     lengths = share_out([keen, keen, slow, slow], costs)
     assert min(lengths) >= 1
     assert lengths[0] > lengths[2]
+
+
+def test_whoever_drafts_nothing_keeps_three_quarters_of_its_speed() -> None:
+    """Seven perfect drafters would fill the step: in tokens per second together it always pays."""
+    costs = Costs(CostCurve(((1, 44.0), (8, 52.0), (16, 65.0), (32, 110.0), (128, 380.0))))
+    keen = [Choice(candidate(16), 0.98)] * 7
+    with_slow, alone = share_out([*keen, None], costs), share_out(keen, costs)
+    assert sum(with_slow) > 0
+    assert costs.verify.seconds(8 + sum(with_slow)) <= costs.verify.seconds(8) / FLOOR
+    assert sum(alone) > 4 * sum(with_slow), "among themselves they may go further"
 
 
 def test_the_more_answers_the_shorter_their_drafts_and_none_where_none_pays() -> None:
