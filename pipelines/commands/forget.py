@@ -6,7 +6,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +23,7 @@ from pipelines.settings_fields import Settings
 from pipelines.snapshot_store import SnapshotStore
 from pipelines.tool_clients import (
     CONNECT_SECONDS,
+    CoordinatorNotAvailableError,
     KafkaError,
     Reader,
     connection,
@@ -172,7 +173,9 @@ def wait_for_worker(settings: Settings, marks: dict[int, int], timeout: float) -
     deadline = time.monotonic() + timeout
     with _admin(settings) as admin:
         while True:
-            groups = admin.list_group_offsets([settings.app_id])
+            groups = {}
+            with suppress(CoordinatorNotAvailableError):  # a broker that never had a group
+                groups = admin.list_group_offsets([settings.app_id])
             done = {tp.partition: at for tp, at in _offsets(groups, settings)}
             if all(done.get(number, -1) > mark for number, mark in marks.items()):
                 return True
