@@ -17,7 +17,7 @@ with warnings.catch_warnings():
     # kafka-python loads its message schemas by functions Python 3.11 and 3.12 call deprecated.
     warnings.filterwarnings("ignore", "(read|open)_text is deprecated", DeprecationWarning)
     from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-    from kafka.errors import KafkaError, KafkaTimeoutError
+    from kafka.errors import CoordinatorNotAvailableError, KafkaError, KafkaTimeoutError
     from kafka.partitioner.default import murmur2
 
 from operators.errors import LongstreamError, SegmentError
@@ -29,6 +29,7 @@ from pipelines.settings_fields import Settings
 
 __all__ = [
     "CONNECT_SECONDS",
+    "CoordinatorNotAvailableError",
     "KafkaConsumer",
     "KafkaError",
     "KafkaProducer",
