@@ -44,7 +44,7 @@ FREE = Costs(CostCurve(((1, 1.0),)), CostCurve(((1, 1e-9),)))
 """Nothing costs anything: drafts are always made, as long as allowed."""
 REPLAYED = ("ngram", "previous", "combined")
 LONGEST = 16
-EXACT = Sizes(answer=24, ledger=64, translations=1, utterances=1, growing=(6, 12, 18, 24))
+EXACT = Sizes(answer=24, most_updates=2, translations=1, utterances=1, growing=(8, 16))
 """What is compared in fp32, which takes a while."""
 
 
