@@ -124,8 +124,8 @@ def choose_weights(
     for kind in kinds:
         say(f"trying {kind} weights for generation")
         model.use_for_generation(kind)
-        curve = cost_curve(model, VERIFY, cache, say)
-        step[kind] = curve.seconds(rows) + curve.seconds(rows * BLOCK)
+        sizes = (min(rows, LAYOUT.slack), min(rows * BLOCK, LAYOUT.slack))
+        step[kind] = sum(measure(model, dict.fromkeys(sizes, "generation")).values())
     best = min(kinds, key=step.__getitem__)
     if best != model.dtypes["generation"]:
         model.use_for_generation(best)
