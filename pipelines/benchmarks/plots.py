@@ -125,7 +125,7 @@ def _streams(pyplot: Any, result: Result) -> Any:
     panel.set_xticks(counts, [str(count) for count in counts])
     panel.minorticks_off()
     panel.set_title(f"Decoding many streams ({result['model']})")
-    panel.legend()
+    panel.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
