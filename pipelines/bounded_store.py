@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipelines.snapshot_store import SnapshotStore
 
@@ -22,6 +22,7 @@ REST_FACTOR = 5
 MAX_WAITING = 1000
 
 T = TypeVar("T")
+Job = tuple[Future[Any], Callable[[], Any]]
 
 
 class BoundedStore:
@@ -36,8 +37,7 @@ class BoundedStore:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._deadline_s, self._clock = store, deadline_s, clock
-        self._jobs: queue.Queue[tuple[Future[object], Callable[[], object]]]
-        self._jobs = queue.Queue(MAX_WAITING)
+        self._jobs: queue.Queue[Job] = queue.Queue(MAX_WAITING)
         self._away_until = self._slow_until = clock()
         threading.Thread(target=self._work, args=(self._jobs,), daemon=True, name="store").start()
 
@@ -87,13 +87,13 @@ class BoundedStore:
     def _submit(self, work: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
         try:
-            self._jobs.put_nowait((future, work))  # type: ignore[arg-type]
+            self._jobs.put_nowait((future, work))
         except queue.Full:
             future.set_exception(OSError(f"{MAX_WAITING} calls wait for the store already"))
         return future
 
     @staticmethod
-    def _work(jobs: queue.Queue[tuple[Future[object], Callable[[], object]]]) -> None:
+    def _work(jobs: queue.Queue[Job]) -> None:
         """The thread. It has no hold on the store between calls."""
         while True:
             future, work = jobs.get()

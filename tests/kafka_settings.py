@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import Any, NoReturn
+
+import pytest
 
 
 def environment_of(topics: Any, **settings: str) -> dict[str, str]:
@@ -22,6 +24,13 @@ def environment_of(topics: Any, **settings: str) -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("LONGSTREAM_")}
     env |= {f"LONGSTREAM_{k.upper()}": v for k, v in {**names, **settings}.items()}
     return {**env, "COLUMNS": "200"}
+
+
+def no_kafka(error: Exception) -> NoReturn:
+    """Skip a test for want of a broker of its kind; raise where one is required."""
+    if os.environ.get("LONGSTREAM_REQUIRE_KAFKA") == "1":
+        raise error
+    pytest.skip(str(error))
 
 
 ENGINE = {

@@ -25,6 +25,7 @@ from pipelines import broker
 from pipelines.broker.cluster import Cluster, start_cluster
 from pipelines.broker.jvm import FAST_RESTART, java, start_jvm
 from pipelines.broker.process import ProcessBroker
+from tests.kafka_settings import no_kafka
 from tests.secure_broker import SecureBroker, secure_broker
 from tests.topics import Topics
 
@@ -66,9 +67,7 @@ def own_kafka() -> Iterator[ProcessBroker]:
     try:
         java()
     except broker.BrokerError as error:
-        if os.environ.get("LONGSTREAM_REQUIRE_KAFKA") == "1":
-            raise
-        pytest.skip(str(error))
+        no_kafka(error)
     with start_jvm(broker.default_cache(), print, properties=FAST_RESTART) as started:
         yield started
 
@@ -81,9 +80,7 @@ def secure_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureBro
         with secure_broker(tmp_path_factory.mktemp("secure")) as started:
             yield started
     except broker.BrokerError as error:
-        if os.environ.get("LONGSTREAM_REQUIRE_KAFKA") == "1":
-            raise
-        pytest.skip(str(error))
+        no_kafka(error)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +89,7 @@ def cluster() -> Iterator[Cluster]:
     try:
         java()
     except broker.BrokerError as error:
-        if os.environ.get("LONGSTREAM_REQUIRE_KAFKA") == "1":
-            raise
-        pytest.skip(str(error))
+        no_kafka(error)
     with start_cluster(broker.default_cache(), print) as started:
         yield started
 

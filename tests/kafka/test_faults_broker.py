@@ -31,6 +31,7 @@ from pipelines.broker.jvm import FAST_RESTART, JvmBroker, start_jvm
 from pipelines.broker.process import ProcessBroker
 from pipelines.broker_watch import Brokers
 from pipelines.settings import Settings
+from tests.kafka_settings import no_kafka
 from tests.worker_process import (
     Records,
     WorkerProcess,
@@ -404,7 +405,7 @@ def guarded() -> Iterator[Guarded]:
             broker.default_cache(), print, port=port, properties={**FAST_RESTART, **properties}
         )
     except broker.BrokerError as error:
-        pytest.skip(str(error))
+        no_kafka(error)
     with started:
         yield Guarded(started, f"127.0.0.1:{sasl}")
 
