@@ -40,7 +40,7 @@ demo: setup ## Three real meetings through Kafka, Faust and the model, on this s
 	    $(if $(SEGMENTS),--segments "$(SEGMENTS)") --translate "$(TRANSLATE)" --speed "$(SPEED)"
 
 test: setup lint ## Lint, types and the fast tests (with a real Kafka where one can run)
-	@$(BIN)/pytest -m "not slow and not cuda" -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+	@$(BIN)/pytest -m "not slow and not cuda" -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 
 test-full: setup lint ## All tests, the long ones too
 	@$(BIN)/pytest
