@@ -47,6 +47,7 @@ def interleaved(names: str, count: int) -> list[Segment]:
     return [segment for turn in zip(*talks, strict=True) for segment in turn]
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize(("kind", "slots"), [("same", 1), ("random", 3), ("other sizes", 2)])
 def test_a_draft_model_changes_speed_only(kind: str, slots: int) -> None:
     """Invariant 2: three streams that wrap their windows; with fewer slots they also move out and in."""
@@ -66,6 +67,7 @@ def test_a_draft_model_changes_speed_only(kind: str, slots: int) -> None:
         assert accepted < 0.5 * drafted, "hardly ever wrong: rollback would not be tested"
 
 
+@pytest.mark.usefixtures("device")
 def test_the_drafts_cache_holds_what_the_target_would_hold() -> None:
     """With the target as its own draft every key is the same, after wraps, branches and rollbacks."""
     operator = make(toy_decoder())
@@ -133,6 +135,7 @@ def test_after_full_acceptance_the_last_draft_is_fed_first() -> None:
     assert set(lags) == {2}  # the last draft and the pending token
 
 
+@pytest.mark.usefixtures("device")
 def test_a_stream_the_draft_does_not_remember_goes_on() -> None:
     """A snapshot holds the target's memory only; the draft knows the stream from there on."""
     words = speech("a", 20)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -23,13 +24,17 @@ from tests.test_stream_operator import CONFIG, Clock, drain, essence, speech
 
 NAMES = ("a", "b", "c")
 LENGTH = 7
-MODEL: DecoderModel = toy_decoder(layers=1)
 
 
-def make(store: MemoryStore | None = None, **changes: object) -> StreamOperator:
+@functools.cache
+def model(device: str) -> DecoderModel:
+    return toy_decoder(layers=1, device=device)
+
+
+def make(device: str, store: MemoryStore | None = None, **changes: object) -> StreamOperator:
     short = {"targets": (), "summary_tokens": 10, "update_tokens": 40, "window": 64, "slack": 16}
     config = OperatorConfig.from_dict({**CONFIG.to_dict(), **short, **changes})
-    return StreamOperator(MODEL, config, clock=Clock(), store=store)
+    return StreamOperator(model(device), config, clock=Clock(), store=store)
 
 
 @functools.cache
@@ -49,9 +54,9 @@ def told(emissions: list[Emission]) -> set[tuple[object, ...]]:
 
 
 @functools.cache
-def alone(name: str) -> set[tuple[object, ...]]:
+def alone(device: str, name: str) -> set[tuple[object, ...]]:
     """Everything the stream ever says, with an operator to itself."""
-    operator = make()
+    operator = make(device)
     operator.open(name)
     for at, segment in enumerate(talk(name)):
         operator.feed(segment, at)
@@ -63,10 +68,12 @@ def events_of(found: set[tuple[object, ...]]) -> set[tuple[object, ...]]:
     return {each for each in found if each[0] != "answer"}
 
 
-def comparable(found: set[tuple[object, ...]], name: str) -> set[tuple[object, ...]]:
+def comparable(
+    found: set[tuple[object, ...]], expected: set[tuple[object, ...]]
+) -> set[tuple[object, ...]]:
     """What can be held against the stream alone: all events, and the answers to those revisions
     that were the newest of an emission there too."""
-    known = {each[1] for each in alone(name) if each[0] == "answer"}
+    known = {each[1] for each in expected if each[0] == "answer"}
     return {each for each in found if each[0] != "answer" or each[1] in known}
 
 
@@ -80,10 +87,12 @@ class Known:
 
 
 class OperatorMachine(RuleBasedStateMachine):
+    device = "cpu"
+
     @initialize(slots=st.integers(1, 2), host_streams=st.integers(0, 2), branches=st.integers(1, 3))
     def begin(self, **sizes: int) -> None:
         self.store, self.sizes = MemoryStore(), sizes
-        self.operator = make(self.store, **sizes)
+        self.operator = make(self.device, self.store, **sizes)
         self.streams = {name: Known() for name in NAMES}
         for name in NAMES:
             self.operator.open(name)
@@ -129,7 +138,7 @@ class OperatorMachine(RuleBasedStateMachine):
             return
         if elsewhere:
             self.store = MemoryStore()
-            self.operator = make(self.store, **self.sizes)
+            self.operator = make(self.device, self.store, **self.sizes)
             for other in NAMES:
                 self.operator.open(other)
                 self.streams[other] = Known()
@@ -145,7 +154,8 @@ class OperatorMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_said_that_would_not_be_said_alone(self) -> None:
         for name, stream in getattr(self, "streams", {}).items():
-            assert comparable(stream.told, name) <= alone(name)
+            expected = alone(self.device, name)
+            assert comparable(stream.told, expected) <= expected
             parking = self.operator._parking
             assert parking.in_store == len(self.store.files)
             assert not parking.in_host or parking.in_host <= self.sizes["host_streams"]
@@ -155,11 +165,17 @@ class OperatorMachine(RuleBasedStateMachine):
         for name, stream in getattr(self, "streams", {}).items():
             self.feed(name, len(talk(name)))
             self.note(drain(self.operator))
-            assert events_of(stream.told) == events_of(alone(name))
+            assert events_of(stream.told) == events_of(alone(self.device, name))
         if hasattr(self, "store"):
             assert self.store.files == {}
             self.operator.cache.check_integrity()
 
 
-OperatorMachine.TestCase.settings = settings(max_examples=8, stateful_step_count=25, deadline=None)
+class CudaOperatorMachine(OperatorMachine):
+    device = "cuda"
+
+
+STEPS = settings(max_examples=8, stateful_step_count=25, deadline=None)
+OperatorMachine.TestCase.settings = CudaOperatorMachine.TestCase.settings = STEPS
 TestOperatorMachine = OperatorMachine.TestCase
+TestOperatorMachineOnCuda = pytest.mark.cuda(CudaOperatorMachine.TestCase)

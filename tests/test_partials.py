@@ -92,6 +92,7 @@ def say(operator: StreamOperator, text: str, ticket: int, **fields: object) -> N
     operator.feed(Segment(stream_id="a", **given), ticket)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize(
     ("room", "seed"),
     [({}, 0), ({}, 1), ({"branches": 1, "slots": 1}, 0), ({"temperature": 0.8}, 0)],
@@ -230,6 +231,7 @@ def test_nothing_follows_what_overtakes_a_partial(what: str, steps: int) -> None
     assert operator.cache.free_regions == CONFIG.branches
 
 
+@pytest.mark.usefixtures("device")
 def test_a_draft_changes_the_speed_only() -> None:
     def run(drafter: str) -> tuple[list[tuple[str, str]], int]:
         config = CONFIG.from_dict(
@@ -260,6 +262,7 @@ def test_a_draft_changes_the_speed_only() -> None:
     assert some > 0
 
 
+@pytest.mark.usefixtures("device")
 def test_a_stream_restored_in_between_goes_on_without_the_partial() -> None:
     operator = start()
     say(operator, "we move", 10)
@@ -282,6 +285,7 @@ def test_a_stream_restored_in_between_goes_on_without_the_partial() -> None:
         assert made[-1].state.revisions["translation:fr"] == last + 1
 
 
+@pytest.mark.usefixtures("device")
 def test_a_snapshot_is_the_same_with_a_partial_in_work() -> None:
     operator = start()
     before = operator.snapshot("a")

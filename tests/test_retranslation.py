@@ -53,6 +53,7 @@ def translate(operator: StreamOperator, text: str, previous: str = "") -> str:
     return done[0]
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("kind", ["the one before", "the very same", "of something else"])
 def test_a_translation_before_it_changes_nothing_about_a_translation(kind: str) -> None:
     plain, counted_plain = make("none")
@@ -70,6 +71,7 @@ def test_a_translation_before_it_changes_nothing_about_a_translation(kind: str) 
     assert counted_plain.counts.get("spec_decode_drafts", 0) == 0
 
 
+@pytest.mark.usefixtures("device")
 def test_retranslation_leaves_the_stream_as_it_was() -> None:
     operator, _ = make("auto")
     before = operator.snapshot("a")
@@ -79,6 +81,7 @@ def test_retranslation_leaves_the_stream_as_it_was() -> None:
     assert operator.snapshot("a") == before
 
 
+@pytest.mark.usefixtures("device")
 def test_a_long_text_in_pieces_finds_the_place_of_each() -> None:
     text = "we move the red button. we test it again. and on a remote we test the button."
     plain, _ = make("none")

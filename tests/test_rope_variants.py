@@ -46,9 +46,9 @@ def longrope(original: int) -> Any:
 
 
 @pytest.mark.parametrize("rope", SCALED, ids=lambda rope: rope["rope_type"])
-def test_scaled_variants_equal_the_reference(rope: dict[str, Any]) -> None:
+def test_scaled_variants_equal_the_reference(rope: dict[str, Any], device: str) -> None:
     model = toy_model(rope_parameters={"rope_theta": 10_000.0, **rope})
-    driver = Driver(DecoderModel(model, ToyTokenizer(), name="scaled"), layout())
+    driver = Driver(DecoderModel(model, ToyTokenizer(), name="scaled", device=device), layout())
     tokens = random_tokens(420, seed=3)
     got = driver.feed(driver.stream(SINKS, 1_000_000), tokens, random.Random(1))
     plain = toy_model(rope_parameters={"rope_theta": 10_000.0, **rope})
@@ -56,10 +56,11 @@ def test_scaled_variants_equal_the_reference(rope: dict[str, Any]) -> None:
     assert_same_logits(got, want)
 
 
-def test_dynamic_ntk_is_frozen_however_long_the_stream_gets() -> None:
+def test_dynamic_ntk_is_frozen_however_long_the_stream_gets(device: str) -> None:
     """Inside the trained context dynamic NTK is plain RoPE, and a stream never leaves it."""
     dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
-    model = DecoderModel(toy_model(rope_parameters=dynamic), ToyTokenizer(), name="dynamic")
+    network = toy_model(rope_parameters=dynamic)
+    model = DecoderModel(network, ToyTokenizer(), name="dynamic", device=device)
     driver = Driver(model, layout())
     tokens = random_tokens(420, seed=4)
     got = driver.feed(driver.stream(SINKS, 4_000_000), tokens, random.Random(2))

@@ -253,6 +253,7 @@ def texts(operator: StreamOperator, names: str = "a", shuffle: int = 0) -> list[
     return ordered(events(run(operator, [next(queues[n]) for n in order], shuffle), "a"))
 
 
+@pytest.mark.usefixtures("device")
 def test_sampled_text_repeats_itself_with_any_drafter_and_among_others() -> None:
     plain = texts(make(drafter="none"))
     assert plain == texts(make(drafter="none"))
@@ -262,6 +263,7 @@ def test_sampled_text_repeats_itself_with_any_drafter_and_among_others() -> None
     assert plain == texts(make(FREE, drafter="combined"), "ab", shuffle=3)
 
 
+@pytest.mark.usefixtures("device")
 def test_rejection_sampling_repeats_itself_whatever_the_load() -> None:
     rejecting = {"draft_model": "toy", "sampling_acceptance": "rejection"}
     steep = Costs(CostCurve(((1, 1.0), (2, 2.0))))
@@ -270,6 +272,7 @@ def test_rejection_sampling_repeats_itself_whatever_the_load() -> None:
     assert first != texts(make(drafter="none"))
 
 
+@pytest.mark.usefixtures("device")
 def test_a_restored_stream_draws_what_it_would_have_drawn() -> None:
     words = speech("a", 16)
     operator, other = make(), make()

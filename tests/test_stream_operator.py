@@ -133,6 +133,7 @@ def ordered(found: list[Event]) -> list[tuple[object, ...]]:
     return sorted((essence(e) for e in found), key=lambda e: (e[0], e[1]))
 
 
+@pytest.mark.usefixtures("device")
 def test_a_stream_alone_gives_what_it_gives_among_others() -> None:
     """Invariant 3, texts and coverage of every revision; fewer regions than answers wanted."""
     alone = {}
@@ -148,6 +149,7 @@ def test_a_stream_alone_gives_what_it_gives_among_others() -> None:
         assert ordered(events(together, name)) == expected
 
 
+@pytest.mark.usefixtures("device")
 def test_more_streams_than_slots_change_nothing() -> None:
     """Idle streams move to host memory and come back; the words stay the same."""
     expected = {n: ordered(events(run(make(), speech(n, 14)), n)) for n in ("a", "b", "c")}
@@ -164,6 +166,7 @@ def test_more_streams_than_slots_change_nothing() -> None:
         assert ordered(events(emissions, name)) == want
 
 
+@pytest.mark.usefixtures("device")
 def test_drafting_changes_speed_only() -> None:
     texts = {}
     for drafter in ("none", "ngram", "previous", "combined"):
@@ -296,6 +299,7 @@ def test_updates_that_never_succeed_stop_the_device_and_nothing_is_claimed() -> 
     assert all(m.state.covered_seq == -1 for m in emissions)
 
 
+@pytest.mark.usefixtures("device")
 def test_state_continues_in_a_new_operator_without_loss_or_repetition() -> None:
     """A crash between two emissions: what was not done is fed again, revisions go on."""
     talk = speech("a", 40)
