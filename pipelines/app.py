@@ -111,6 +111,8 @@ class Worker:
             device=settings.device,
             config=settings.operator.to_dict(),
             gguf_dir=str(settings.gguf_dir) if settings.gguf_dir else None,
+            model_sha256=settings.model_sha256,
+            draft_model_sha256=settings.draft_model_sha256,
             snapshot_url=settings.snapshot_url,
             snapshot_interval_s=settings.snapshot_interval_s,
             spill_url=settings.spill_url,

@@ -32,9 +32,14 @@ def load_operator(
     Raises ModelError or ConfigError.
     """
     started = time.monotonic()
-    model = _load(load.model, load, config, progress)
+    draft_name = config.draft_model
+    pin = model_store.Pin(load.model_sha256, "model_sha256", "always")
+    draft_pin = model_store.Pin(load.draft_model_sha256, "draft_model_sha256", "always")
+    path = _find(load.model, load, pin, progress)
+    draft_path = _find(draft_name, load, draft_pin, progress) if draft_name else None
+    model = _load(load.model, path, load, config, progress)
     progress(f"{load.model}: {weights(model)}")
-    draft = _load(config.draft_model, load, config, progress) if config.draft_model else None
+    draft = _load(draft_name, draft_path, load, config, progress) if draft_path else None
     operator = StreamOperator(
         model,
         config,
@@ -47,12 +52,21 @@ def load_operator(
     return operator, describe(operator, time.monotonic() - started)
 
 
-def _load(
-    name: str, load: protocol.Load, config: OperatorConfig, progress: Callable[[str], None]
-) -> DecoderModel:
+def _find(
+    name: str, load: protocol.Load, pin: model_store.Pin, progress: Callable[[str], None]
+) -> Path:
     progress(f"looking for {name}")
     gguf_dir = Path(load.gguf_dir) if load.gguf_dir else None
-    path = model_store.resolve(name, _throttled(progress), gguf_dir=gguf_dir)
+    return model_store.resolve(name, _throttled(progress), gguf_dir=gguf_dir, pin=pin)
+
+
+def _load(
+    name: str,
+    path: Path,
+    load: protocol.Load,
+    config: OperatorConfig,
+    progress: Callable[[str], None],
+) -> DecoderModel:
     progress(f"loading {name} from {path}")
     with _corrupt(name):
         cache = model_store.default_cache()

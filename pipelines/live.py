@@ -30,17 +30,27 @@ from pipelines.spill import idle_store
 
 
 def load_operator(
-    model: str, *, device: str = "auto", spill_url: str = "", **settings: Any
+    model: str,
+    *,
+    device: str = "auto",
+    spill_url: str = "",
+    model_sha256: str = "",
+    draft_model_sha256: str = "",
+    **settings: Any,
 ) -> StreamOperator:
     """An operator on ``model`` (whatever ``longstream model pull`` takes), ready for streams.
 
-    ``settings`` are those of OperatorConfig. ``spill_url``: a folder or object store (fsspec) for
-    streams that have nothing to do, beyond ``host_streams``. Measures what the model costs on this
-    machine on first use (some seconds). Raises ModelError or ConfigError.
+    ``settings`` are those of OperatorConfig. ``model_sha256``: what a model that is no alias must be, as
+    ``longstream model sha256`` says it; needed for one of a model hub. ``draft_model_sha256``: the same
+    for ``draft_model``. ``spill_url``: a folder or object store (fsspec) for streams that have nothing
+    to do, beyond ``host_streams``. Measures what the model costs on this machine on first use (some
+    seconds). Raises ModelError or ConfigError.
     """
     config = OperatorConfig.from_dict(settings)
-    loaded = _load(model, config, device)
-    draft = _load(config.draft_model, config, device) if config.draft_model else None
+    pin = model_store.Pin(model_sha256, "model_sha256")
+    draft_pin = model_store.Pin(draft_model_sha256, "draft_model_sha256")
+    loaded = _load(model, config, device, pin)
+    draft = _load(config.draft_model, config, device, draft_pin) if config.draft_model else None
     return StreamOperator(
         loaded,
         config,
@@ -51,6 +61,6 @@ def load_operator(
     )
 
 
-def _load(name: str, config: OperatorConfig, device: str) -> DecoderModel:
-    path, cache = model_store.resolve(name), model_store.default_cache()
+def _load(name: str, config: OperatorConfig, device: str, pin: model_store.Pin) -> DecoderModel:
+    path, cache = model_store.resolve(name, pin=pin), model_store.default_cache()
     return load_calibrated(path, config, cache, name=name, device=device)

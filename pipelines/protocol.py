@@ -24,6 +24,9 @@ class Load(msgspec.Struct, tag="load", kw_only=True):
     device: str = "auto"
     config: dict[str, object] = {}
     gguf_dir: str | None = None
+    model_sha256: str = ""
+    """What a model that is no alias must be; empty: it is refused. The other: the draft model's."""
+    draft_model_sha256: str = ""
     snapshot_url: str = ""
     """Where snapshots go (an fsspec URL); empty: none are taken."""
     snapshot_interval_s: float = 60.0

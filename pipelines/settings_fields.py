@@ -24,6 +24,7 @@ TOPIC_FIELDS = (
     "topic_sessions",
     "topic_dlq",
 )
+_SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _SERVER = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^\s,:@/\[\]]+):\d{1,5}")
@@ -117,6 +118,11 @@ class Settings(BaseSettings):
 
     model: str = Field("qwen2.5-coder-1.5b", min_length=1)
     """Model alias, hub name, folder or GGUF file."""
+    model_sha256: str = ""
+    """sha256 of a model that is no alias, as `longstream model sha256 NAME` says it. With another one, or
+    none, it is not loaded."""
+    draft_model_sha256: str = ""
+    """The same for operator.draft_model."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: int = Field(default_factory=_threads, ge=1, le=1024)
@@ -223,6 +229,13 @@ class Settings(BaseSettings):
         if "@" in value:
             raise ValueError("no login in the URL: the store's own environment variables hold it")
         return value
+
+    @field_validator("model_sha256", "draft_model_sha256")
+    @classmethod
+    def _check_sha256(cls, value: str) -> str:
+        if not _SHA256.fullmatch(value.lower()):
+            raise ValueError("expected 64 hexadecimal digits, or nothing")
+        return value.lower()
 
     @field_validator("device")
     @classmethod

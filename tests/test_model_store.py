@@ -11,6 +11,7 @@ import tarfile
 import threading
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from pipelines import model_store
 from pipelines.commands import model as command
 from pipelines.model_store import Alias, Wheel, convert, resolve, source, store
 
+HUB = source.HubFile("nobody/nothing", "c0ffee", "model.gguf")
 PIECES = [b"GGUF" + bytes([n]) * (50 + n) for n in range(12)]
 BYTES = b"".join(PIECES)
 
@@ -52,7 +54,7 @@ def wheel_file(folder: Path, wheel: Wheel, content: bytes) -> Path:
 def make_alias(name: str, count: int, content: bytes = BYTES) -> Alias:
     return Alias(
         name=name,
-        hub="nobody/nothing",
+        hub=HUB,
         wheels=source._parts(f"{name}-part", "1.0", count),
         size=len(content),
         download_size=1000,
@@ -68,7 +70,7 @@ def alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Alias:
     """An alias of twelve wheels, no hub, and wheels that pip finds in a local folder only."""
     alias = make_alias("fake", 12)
     monkeypatch.setitem(model_store.ALIASES, alias.name, alias)
-    monkeypatch.setattr(source, "hub_answers", lambda repo: False)
+    monkeypatch.setattr(source, "hub_serves", lambda file, sha256: False)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
     (tmp_path / "wheels").mkdir()
@@ -225,62 +227,71 @@ def test_gguf_dir_is_searched_by_content(
     assert json.loads((folder / "longstream.json").read_text())["source"] == "file:b"
 
 
-def hub_snapshot(repo: str, folder: Path | None = None) -> Path:
-    assert folder is not None
-    (folder / ".cache").mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"original weights")
-    return folder
+def hub_file(content: bytes) -> Any:
+    """Stands for the download of a file: no hub can be reached here."""
+
+    def fetch(file: source.HubFile, folder: Path) -> Path:
+        (folder / ".cache").mkdir(parents=True)
+        (folder / file.name).write_bytes(content)
+        return folder / file.name
+
+    return fetch
 
 
-def test_a_reachable_hub_is_first(
+def test_a_hub_that_serves_the_pinned_bytes_is_first(
     tmp_path: Path,
     alias: Alias,
     no_pip: list[str],
     converted: list[bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(source, "hub_answers", lambda repo: repo == "nobody/nothing")
-    monkeypatch.setattr(source, "fetch_hub", hub_snapshot)
+    monkeypatch.setattr(
+        source, "hub_serves", lambda file, sha256: (file, sha256) == (HUB, alias.sha256)
+    )
+    monkeypatch.setattr(source, "fetch_hub_file", hub_file(BYTES))
     folder = resolve("fake", cache=tmp_path)
-    assert (folder / "model.safetensors").read_bytes() == b"original weights"
-    assert not (folder / ".cache").exists()
+    assert (converted, no_pip) == ([BYTES], [])
     assert store.cached("fake", tmp_path) == folder
-    assert no_pip == []
-    assert converted == []
+    assert json.loads((folder / "longstream.json").read_text())["source"] == "hub:nobody/nothing"
+    assert not (folder / "hub").exists()
 
 
-def test_a_hub_that_breaks_off_gives_way_to_the_wheels(
+@pytest.mark.parametrize("content", [BYTES[:-1], BYTES[:-1] + b"!"], ids=["half", "other"])
+def test_a_hub_that_serves_something_else_gives_way_to_the_wheels(
     tmp_path: Path,
     alias: Alias,
     no_pip: list[str],
     converted: list[bytes],
     monkeypatch: pytest.MonkeyPatch,
+    content: bytes,
 ) -> None:
-    def broken(repo: str, folder: Path | None = None) -> Path:
-        hub_snapshot(repo, folder)
-        assert folder is not None
-        (folder / "model-00002-of-00003.safetensors").write_bytes(b"half a shard")
-        raise ModelError("connection reset")
-
-    monkeypatch.setattr(source, "hub_answers", lambda repo: True)
-    monkeypatch.setattr(source, "fetch_hub", broken)
+    monkeypatch.setattr(source, "hub_serves", lambda file, sha256: True)
+    monkeypatch.setattr(source, "fetch_hub_file", hub_file(content))
     folder = resolve("fake", cache=tmp_path)
     assert converted == [BYTES]
-    assert not (folder / "model-00002-of-00003.safetensors").exists()
+    assert len(no_pip) == 12
+    assert not (folder / "hub").exists()
 
 
-def test_hf_hub_offline_asks_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_asked_for_the_digest_and_not_when_offline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import huggingface_hub
 
     asked: list[str] = []
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, **k: asked.append(url))
+
+    def told(url: str, **options: Any) -> Any:
+        asked.append(url)
+        return SimpleNamespace(etag="0" * 64)
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", told)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert not source.hub_answers("nobody/nothing")
+    assert not source.hub_serves(HUB, "0" * 64)
     assert asked == []
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    assert source.hub_answers("nobody/nothing")
-    assert len(asked) == 1
+    assert source.hub_serves(HUB, "0" * 64)
+    assert not source.hub_serves(HUB, "1" * 64)
+    assert asked[0].endswith("/nobody/nothing/resolve/c0ffee/model.gguf")
 
 
 # --- the cache folder ----------------------------------------------------------------------------
@@ -319,6 +330,7 @@ def edit(**changes: Any) -> Any:
         lambda folder: (folder / "longstream.json").unlink(),
         lambda folder: (folder / "longstream.json").write_text("[]"),
         edit(sha256="0" * 64),
+        edit(sha256=None),
         edit(converter=0),
         edit(dtype="float16"),
         edit(files={}),
@@ -431,7 +443,7 @@ def test_a_hub_name_without_a_hub_is_refused_with_other_ways(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(ModelError, match=r"\(Name or service not known\); .*smollm2-135m"):
-        resolve("owner/model", cache=tmp_path)
+        resolve("owner/model", cache=tmp_path, pin=model_store.Pin(needed="never"))
 
 
 @pytest.mark.parametrize("alias", model_store.ALIASES.values(), ids=lambda a: a.name)
@@ -643,13 +655,13 @@ def test_the_commands_start_without_torch() -> None:
 def test_smollm2_answers_and_is_converted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = resolve("smollm2-135m")
     manifest = json.loads((folder / "longstream.json").read_text())
-    assert manifest["sha256"] in (model_store.ALIASES["smollm2-135m"].sha256, None)
+    assert manifest["sha256"] == model_store.ALIASES["smollm2-135m"].sha256
 
     def again(*args: Any) -> None:
         raise AssertionError("converted again")
 
     monkeypatch.setattr(convert, "convert", again)
-    monkeypatch.setattr(source, "hub_answers", again)
+    monkeypatch.setattr(source, "hub_serves", again)
     assert resolve("smollm2-135m") == folder
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)

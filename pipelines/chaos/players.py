@@ -320,7 +320,7 @@ def break_broker(broker: Broker, *, gently: bool) -> None:
 
 def _inherited() -> dict[str, str]:
     """Our environment, of longstream's own variables only where models and programs are found."""
-    kept = ("LONGSTREAM_CACHE", "LONGSTREAM_GGUF_DIR")
+    kept = ("LONGSTREAM_CACHE", "LONGSTREAM_GGUF_DIR", "LONGSTREAM_MODEL_SHA256")
     return {k: v for k, v in os.environ.items() if not k.startswith("LONGSTREAM_") or k in kept}
 
 

@@ -1,4 +1,4 @@
-"""``longstream model``: list, pull and locate models."""
+"""``longstream model``: list, pull, locate and pin models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from operators.errors import ConfigError, LongstreamError, ModelError
 from pipelines import model_store
 from pipelines.settings import load_settings
 
-app = typer.Typer(help="List, pull and locate models.", no_args_is_help=True)
+app = typer.Typer(help="List, pull, locate and pin models.", no_args_is_help=True)
 
 Name = Annotated[
     str, typer.Argument(help="An alias (see list), a model folder, a .gguf file or a hub name.")
@@ -70,7 +70,14 @@ def pull(
     with _errors():
         folder = _cache(cache)
         with _progress() as progress:
-            path = model_store.resolve(name, progress, folder, source=source, gguf_dir=gguf_dir)
+            path = model_store.resolve(
+                name,
+                progress,
+                folder,
+                source=source,
+                gguf_dir=gguf_dir,
+                pin=model_store.Pin(needed="never"),  # nothing is loaded here
+            )
         typer.echo(path)
 
 
@@ -82,6 +89,18 @@ def path(name: Name, cache: Cache = None) -> None:
         if found is None:
             raise ModelError(f"{name} is not here: longstream model pull {name}")
         typer.echo(found)
+
+
+@app.command()
+def sha256(name: Name) -> None:
+    """Print what a model that is here can be pinned to: the setting model_sha256 or draft_model_sha256.
+
+    Of a file it is its sha256. Of a folder it is that of the lines which, run in it, this prints:
+    find -L . -type f \\( -name '*.safetensors' -o -name '*.json' -o -name '*.txt' -o -name '*.jinja' -o
+    -name '*.model' \\) | cut -c3- | LC_ALL=C sort | xargs -d '\\n' sha256sum
+    """
+    with _errors():
+        typer.echo(model_store.sha256_of_model(name))
 
 
 def _cache(given: Path | None) -> Path:

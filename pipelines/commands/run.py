@@ -25,6 +25,9 @@ def run(
     model: Annotated[
         str, typer.Option(help="Model alias, hub name, folder or GGUF file.")
     ] = "qwen2.5-coder-1.5b",
+    model_sha256: Annotated[
+        str, typer.Option(help="What a model that is no alias must be; needed for a hub's.")
+    ] = "",
     translate: Annotated[str, typer.Option(help="Language codes, e.g. fr,de.")] = "",
     ask: Annotated[
         list[str] | None, typer.Option(help="Ask every stream this before it ends; repeatable.")
@@ -52,6 +55,7 @@ def run(
         typer.echo(f"loading {model} …", err=True)
         operator = load_operator(
             model,
+            model_sha256=model_sha256.lower(),
             device=device,
             window=window,
             update_tokens=min(update_tokens, window),

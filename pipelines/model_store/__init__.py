@@ -1,17 +1,23 @@
-"""Models by name. ``store`` keeps them, ``source`` fetches their bytes, ``convert`` reads GGUF."""
+"""Models by name. ``store`` keeps them, ``source`` fetches their bytes, ``pins`` says which bytes they
+are, ``convert`` reads GGUF."""
 
 from pipelines.model_store.convert import Progress
 from pipelines.model_store.gguf import gguf_file
-from pipelines.model_store.source import ALIASES, Alias, Wheel
-from pipelines.model_store.store import cached, default_cache, resolve
+from pipelines.model_store.pins import Pin, digest
+from pipelines.model_store.source import ALIASES, Alias, HubFile, Wheel
+from pipelines.model_store.store import cached, default_cache, resolve, sha256_of_model
 
 __all__ = [
     "ALIASES",
     "Alias",
+    "HubFile",
+    "Pin",
     "Progress",
     "Wheel",
     "cached",
     "default_cache",
+    "digest",
     "gguf_file",
     "resolve",
+    "sha256_of_model",
 ]

