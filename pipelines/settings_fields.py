@@ -119,8 +119,8 @@ class Settings(BaseSettings):
     model: str = Field("qwen2.5-coder-1.5b", min_length=1)
     """Model alias, hub name, folder or GGUF file."""
     model_sha256: str = ""
-    """sha256 of a model that is no alias, as `longstream model sha256 NAME` says it. With another one, or
-    none, it is not loaded."""
+    """sha256 of a model that is no alias, as `longstream model sha256 NAME` says it. With another, or
+    with none, it is not loaded."""
     draft_model_sha256: str = ""
     """The same for operator.draft_model."""
     device: str = "auto"

@@ -15,6 +15,8 @@ from pipelines.broker.base import BrokerError
 DAY_MS = 24 * 3600 * 1000
 WEEK_MS, MONTH_MS = 7 * DAY_MS, 30 * DAY_MS
 DEFAULT_PARTITIONS = 4
+DEFAULT_MESSAGE_BYTES = 8 << 20
+"""As the setting max_message_bytes has it; Kafka's own default is a megabyte."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class TopicSpec:
     name: str
     compact: bool = False
     retention_ms: int | None = None
-    max_message_bytes: int | None = None
+    max_message_bytes: int | None = DEFAULT_MESSAGE_BYTES
 
     def configs(self) -> dict[str, str]:
         """The topic's settings as Kafka names them."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from operators.errors import ConfigError, LongstreamError
@@ -19,7 +21,10 @@ from pipelines.clients import client_options, turned_away
 from pipelines.device import test_operator_named
 from pipelines.settings import Settings, describe, load_settings
 
+log = logging.getLogger(__name__)
+
 LEAVE_SECONDS = 5.0
+MESSAGE_LIMIT = "max.message.bytes"
 ACCESS_DENIED = TopicAuthorizationFailedError.errno
 
 
@@ -110,7 +115,7 @@ def topic_specs(settings: Settings) -> list[broker.TopicSpec]:
 
 
 async def check_topics(settings: Settings, timeout: float = 20.0) -> None:
-    """See that all topics exist with as many partitions as the input.
+    """See that all topics exist with as many partitions as the input, and take what is written to them.
 
     Raises BrokerError when Kafka does not answer, ConfigError when the topics do not fit.
     """
@@ -119,6 +124,7 @@ async def check_topics(settings: Settings, timeout: float = 20.0) -> None:
         async with asyncio.timeout(timeout):
             await admin.start()
             answer = await admin.describe_topics(list(settings.topics))
+            limits = await _message_limits(admin, settings)
     except (KafkaError, TimeoutError) as error:
         if (refusal := await turned_away(settings)) is not None:
             raise refusal from refusal.__cause__
@@ -130,6 +136,11 @@ async def check_topics(settings: Settings, timeout: float = 20.0) -> None:
         ) from (error if isinstance(error, KafkaError) else exits.Waited())
     finally:
         await admin.close()
+    _check_partitions(settings, answer)
+    _check_limits(settings, limits)
+
+
+def _check_partitions(settings: Settings, answer: list[dict[str, Any]]) -> None:
     denied = [topic["topic"] for topic in answer if topic.get("error_code") == ACCESS_DENIED]
     if denied:
         denial = TopicAuthorizationFailedError(*denied)
@@ -146,4 +157,44 @@ async def check_topics(settings: Settings, timeout: float = 20.0) -> None:
             f"{settings.topic_segments} has {wanted} partitions, but "
             + ", ".join(f"{name} has {count}" for name, count in other.items())
             + ": all must have the same number"
+        )
+
+
+async def _message_limits(admin: AIOKafkaAdminClient, settings: Settings) -> dict[str, int | None]:
+    """``max.message.bytes`` of the topics that are written to (the input is only read); None where the
+    broker does not tell."""
+    written = [name for name in settings.topics if name != settings.topic_segments]
+    limits: dict[str, int | None] = dict.fromkeys(written)
+    asked = [
+        ConfigResource(ConfigResourceType.TOPIC, name, {MESSAGE_LIMIT: None}) for name in written
+    ]
+    try:
+        answers = await admin.describe_configs(asked)
+    except (KafkaError, NotImplementedError):  # a broker that does not know the question
+        return limits
+    for answer in answers:
+        for error, _, _, topic, entries in answer.resources:
+            values = [int(entry[1]) for entry in entries if entry[0] == MESSAGE_LIMIT]
+            if error == 0 and values:
+                limits[topic] = values[0]
+    return limits
+
+
+def _check_limits(settings: Settings, limits: dict[str, int | None]) -> None:
+    """Else the first large record would end the worker, and every one after it."""
+    needed = settings.max_message_bytes
+    small = {name: limit for name, limit in limits.items() if limit is not None and limit < needed}
+    if small:
+        listed = ", ".join(f"{name} has {limit}" for name, limit in small.items())
+        raise ConfigError(
+            f"{MESSAGE_LIMIT} is too small: {listed}, and {needed} is needed (max_message_bytes); raise "
+            "it there, or lower max_message_bytes for all workers"
+        )
+    if untold := [name for name, limit in limits.items() if limit is None]:
+        log.warning(
+            "the broker does not say %s of %s (the right DescribeConfigs is needed to ask): if it is "
+            "below max_message_bytes=%d, a large record will end this worker",
+            MESSAGE_LIMIT,
+            ", ".join(untold),
+            needed,
         )

@@ -319,9 +319,9 @@ def make_anew(topics: Any, name: str) -> None:
 
 
 def test_a_result_too_large_for_its_topic_ends_the_worker(topics: Any, tmp_path: Path) -> None:
-    """Here a dead letter. With the limit raised the next worker writes it: no hole."""
+    """Here a dead letter, on a topic whose limit was lowered under the worker. With the limit raised the
+    next worker writes it: no hole."""
     topics.create(1)
-    set_topic(topics.bootstrap, topics.dlq, max_message_bytes="2000")
     with (
         workers(topics, tmp_path) as start,
         producer(topics.bootstrap) as made,
@@ -329,17 +329,39 @@ def test_a_result_too_large_for_its_topic_ends_the_worker(topics: Any, tmp_path:
         Records(topics.bootstrap, topics.dlq, partitions=1) as dead,
     ):
         worker = start()
+        worker.wait_for_log("assigned partitions")
+        set_topic(topics.bootstrap, topics.dlq, max_message_bytes="2000")
         say(made, topics.segments, "a", "a-0")
         made.send(topics.segments, key=b"a", value=b"{" + b"x" * 5000)
         say(made, topics.segments, "a", "a-1", "a-2")
         assert worker.process.wait(60) == 2, worker.log
         assert f"{topics.dlq}: a record is larger than its topic takes" in last_words(worker)
         assert not seen.events()
-        set_topic(topics.bootstrap, topics.dlq, max_message_bytes="1000000")
+        set_topic(topics.bootstrap, topics.dlq, max_message_bytes=str(8 << 20))
         start("next")
         wait_until(lambda: seen.covered("a") == 2, 40)
         check(seen, "a", 3)
         wait_until(lambda: len(dead.records[topics.dlq]) == 1, 10)
+
+
+@pytest.mark.parametrize("topic", ["dlq", "sessions"])
+def test_a_topic_too_small_for_what_may_be_written_is_refused_at_the_start(
+    topics: Any, tmp_path: Path, topic: str
+) -> None:
+    """Not when the first large record comes, perhaps months later. The input is only read: its limit is
+    of no concern."""
+    topics.create(1)
+    name = getattr(topics, topic)
+    set_topic(topics.bootstrap, topics.segments, max_message_bytes="100000")
+    set_topic(topics.bootstrap, name, max_message_bytes="1000000")
+    with workers(topics, tmp_path, max_message_bytes=1_000_001) as start:
+        worker = start()
+        assert worker.process.wait(60) == 2, worker.log
+        words = f"max.message.bytes is too small: {name} has 1000000, and 1000001 is needed"
+        assert words in worker.log
+        assert "assigned" not in worker.log
+        fitting = start("fitting", max_message_bytes=1_000_000)
+        fitting.wait_for_log("assigned partitions")
 
 
 # --- access --------------------------------------------------------------------------------------
@@ -433,6 +455,13 @@ def test_with_all_it_needs_a_worker_works(
         worker = start()
         say(made, topics.segments, "a", *ids("a", 3))
         wait_until(lambda: seen.covered("a") == 2, 40, worker.log)
+        assert "the broker does not say max.message.bytes of" in worker.log
+        assert worker.stop() == 0, worker.log
+        for spec in topics.specs:
+            guarded.allow(ResourceType.TOPIC, spec.name, ACLOperation.DESCRIBE_CONFIGS)
+        knowing = start("knowing")
+        knowing.wait_for_log("assigned partitions")
+        assert "does not say" not in knowing.log
 
 
 def test_a_refused_login_is_not_taken_for_nobody_there(guarded: Guarded) -> None:
