@@ -1,7 +1,8 @@
 """Groups what a partition finished and has it published, in order, one group at a time.
 
 1. Entries are collected until ``commit_interval_s`` after the first, or ``commit_max_events`` of
-   them, or somebody asks (:meth:`Committer.flush`).
+   them, or somebody asks (:meth:`Committer.flush`). Where they would be too large for the publisher
+   only the first of them are taken, the others at once after these.
 2. They become one :class:`~pipelines.publishers.Group`: messages in order, the newest state per
    stream, and the partition's watermark with their offsets finished.
 3. The group is published. If nothing of it counts the *same* group is tried again, a few times,
@@ -156,6 +157,15 @@ class Committer:
         self._urgent.clear()
         started = time.monotonic()
         group = self._group(entries)  # 2.
+        while len(entries) > 1 and not self._publisher.fits(group):
+            half = len(entries) // 2
+            self._pending[:0] = entries[half:]
+            entries = entries[:half]
+            group = self._group(entries)
+        if self._pending:
+            self._arrived.set()
+            self._urgent.set()
+        self._note_offset(group, entries)
         if group.messages or group.states or group.offset is not None:
             await self._publish_in_time(group)  # 3.
         if group.offset is not None:
@@ -174,10 +184,12 @@ class Committer:
             if entry.forgotten is not None:
                 group.states[entry.forgotten] = None
                 group.outbox.pop(entry.forgotten, None)
+        return group
+
+    def _note_offset(self, group: Group, entries: list[Entry]) -> None:
         offset = self._finish(o for entry in entries for o in entry.finished)
         if offset is not None and offset > self.committed_offset:
             group.offset = offset
-        return group
 
     async def _publish_in_time(self, group: Group) -> None:
         """The client itself waits for brokers that are away, without end; we do not."""

@@ -98,7 +98,7 @@ def _fit(
     (``…_key``), headers that do not fit are left out (``…_headers``; the sha256 is of their names and
     values in order). The value has the rest and is cut to its first bytes.
     """
-    if limit is None or _size(key, value, headers) <= limit:
+    if limit is None or size_of(key, value, headers) <= limit:
         return key, value, headers, {}
     cut, quarter = {}, max(0, limit // 4)
     if key is not None and len(key) > quarter:
@@ -108,20 +108,20 @@ def _fit(
     left: list[tuple[str, bytes | None]] = []
     room = quarter
     for name, content in headers:
-        size = _size(None, None, [(name, content)])
+        size = size_of(None, None, [(name, content)])
         (kept if size <= room else left).append((name, content))
         room -= size if size <= room else 0
     if left:
         parts = [part for name, content in left for part in (name.encode(), content or b"")]
         cut[f"{CUT}_headers"] = f"count={len(left)} {_told(parts)}"
-    rest = max(0, limit - _size(key, None, kept))
+    rest = max(0, limit - size_of(key, None, kept))
     if value is not None and len(value) > rest:
         cut[CUT] = _told([value])
         value = value[:rest]
     return key, value, kept, cut
 
 
-def _size(key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes | None]]) -> int:
+def size_of(key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes | None]]) -> int:
     """Bytes on the wire, at most."""
     told = sum(len(name.encode()) + len(content or b"") + HEADER_BYTES for name, content in headers)
     return len(key or b"") + len(value or b"") + told

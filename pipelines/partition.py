@@ -295,6 +295,7 @@ class Partition:
         topic = self._settings.topic_segments
         events: list[Event] = [complete(event, topic, self.number) for event in emission.events]
         messages = messages_of(events, self._settings, self._trace(finished))
+        messages = self._refusals.replace_too_large(messages, finished)
         for failure in emission.failed:
             messages.append(
                 self._refusals.letter(

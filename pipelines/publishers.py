@@ -23,6 +23,7 @@ from operators.errors import LongstreamError
 from operators.types import SessionState
 from pipelines.clients import client_options
 from pipelines.codec import encode_state
+from pipelines.dead_letters import size_of
 from pipelines.exits import in_words
 from pipelines.settings import Settings
 
@@ -31,6 +32,9 @@ TRANSACTION_TIMEOUT_MS = 20_000
 REQUEST_ROOM = 1 << 20
 BATCH_BYTES = 256 << 10
 STOP_SECONDS = 3.0
+MESSAGE_ROOM = 1 << 10
+"""For what Kafka puts around a batch of one message (a topic's limit is one on batches), and for the
+headers of a state."""
 
 
 class Fenced(LongstreamError):
@@ -48,6 +52,11 @@ class Message(msgspec.Struct, frozen=True):
     key: bytes | None
     value: bytes | None
     headers: list[tuple[str, bytes | None]] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes on the wire, at most; :data:`MESSAGE_ROOM` is left for what holds it there."""
+        return size_of(self.key, self.value, self.headers)
 
 
 @dataclass
@@ -67,6 +76,9 @@ class Group:
 class Publisher(Protocol):
     async def open(self) -> None:
         """Connect, and lock out any other writer of this partition where that is possible."""
+
+    def fits(self, group: Group) -> bool:
+        """Whether the group can be written as it is promised; a smaller one may be."""
 
     async def publish(self, group: Group) -> None:
         """Write a group; returns when all of it counts."""
@@ -98,6 +110,9 @@ class TransactionalPublisher:
             max_batch_size=BATCH_BYTES,
         )
         await self._producer.start()  # returns when the producer id is ours: others are fenced
+
+    def fits(self, group: Group) -> bool:
+        return True
 
     async def publish(self, group: Group) -> None:
         assert self._producer is not None
@@ -161,6 +176,10 @@ class OutboxPublisher:
     A crash after 1 leaves the results in the state: recovery publishes them again, word for word
     (:func:`pending_results`), and skips the input they came from.
 
+    A state and its outbox are one message. Where even one emission's results do not fit into it they are
+    written before it, without an outbox: a crash in between loses nothing either, but the next owner
+    makes them anew, perhaps in other words.
+
     Nobody fences a worker that was presumed dead. One that wakes up after standing still for longer
     than its session notices that by its own clock and writes no more; what it had handed to the
     network before may still arrive, so this is not claimed.
@@ -182,19 +201,32 @@ class OutboxPublisher:
         )
         await self._producer.start()
 
+    def fits(self, group: Group) -> bool:
+        limit = self._settings.max_message_bytes - MESSAGE_ROOM
+        for name, state in group.states.items():
+            outbox = group.outbox.get(name)
+            if state is None or not outbox:
+                continue
+            size = len(encode_state(state)) + len(msgspec.json.encode(outbox)) + len(name.encode())
+            if size > limit:
+                return False
+        return True
+
     async def publish(self, group: Group) -> None:
         assert self._producer is not None
         if self._pulse.missed():
             raise Fenced(
                 f"partition {self._partition} may have a new owner: this worker stood still"
             )
+        whole = self.fits(group)
         states = [
-            _state_message(self._settings, stream_id, state, group.outbox.get(stream_id, []))
-            for stream_id, state in group.states.items()
+            _state_message(self._settings, name, state, group.outbox.get(name) if whole else None)
+            for name, state in group.states.items()
         ]
+        first, second = (states, group.messages) if whole else (group.messages, states)
         try:
-            await _send_all(self._producer, states, self._partition)  # 1.
-            await _send_all(self._producer, group.messages, self._partition)  # 2.
+            await _send_all(self._producer, first, self._partition)  # 1.
+            await _send_all(self._producer, second, self._partition)  # 2.
         except KafkaError as error:
             raise Retriable(in_words(error)) from error
 

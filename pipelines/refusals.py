@@ -9,7 +9,7 @@ from pipelines.committer import Committer, Entry
 from pipelines.host import Host
 from pipelines.lanes import Lane
 from pipelines.outputs import dead_letter_of
-from pipelines.publishers import Message
+from pipelines.publishers import MESSAGE_ROOM, Message
 from pipelines.records import Records
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,17 @@ class Refusals:
                 offset, "device", "device_fault", text, attempts=attempts, retryable=True
             )
             self._committer.add(Entry([letter], lane.state, (offset,)))
+
+    def replace_too_large(self, messages: list[Message], finished: list[int]) -> list[Message]:
+        """An emission's results without those that no topic takes, and a dead letter for its last record
+        in their place. One that came of no record stays."""
+        limit = self._host.settings.max_message_bytes - MESSAGE_ROOM
+        large = max((message.size for message in messages), default=0)
+        if large <= limit or not finished:
+            return messages
+        text = f"a result of {large} bytes does not fit into max_message_bytes and was left out"
+        letter = self.letter(finished[-1], "publish", "result_too_large", text)
+        return [*(message for message in messages if message.size <= limit), letter]
 
     def letter(self, offset: int, stage: str, reason: str, text: str, **details: Any) -> Message:
         """The dead letter for a record, counted and logged."""

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 
 from operators.config import OperatorConfig
 from operators.errors import ConfigError, SegmentError
-from operators.types import Emission, Failure, Segment, SessionState, Source, SummaryEvent
+from operators.types import (
+    Emission,
+    Failure,
+    Segment,
+    SessionState,
+    Source,
+    SummaryEvent,
+    TranslationEvent,
+)
 from pipelines.codec import decode_state
 from pipelines.committer import ATTEMPTS, CommitError, Committer, Entry
 from pipelines.exits import Waited
@@ -85,6 +93,11 @@ class FakePublisher:
         self.errors = list(errors)
         self.attempts: list[Group] = []
         self.groups: list[Group] = []
+        self.most = 1_000
+        """Messages that fit into a group."""
+
+    def fits(self, group: Group) -> bool:
+        return len(group.messages) <= self.most
 
     async def open(self) -> None:
         pass
@@ -141,6 +154,54 @@ def test_a_group_holds_results_in_order_the_newest_states_and_the_watermark() ->
         assert {s: state.cursor for s, state in group.states.items()} == {"a": 3, "b": 2}
         assert group.offset == 1, "1 is still open"
         assert len(harness.committed) == 3
+        await harness.committer.close()
+
+    run(body)
+
+
+def test_a_group_that_would_be_too_large_is_committed_in_parts() -> None:
+    """In order, each with the watermark of its own entries; the parts do not wait for the interval."""
+
+    async def body() -> None:
+        harness = Harness(FakePublisher(), interval_s=60)
+        harness.publisher.most = 2
+        large = Entry([Message("t", b"a", b"%d" % n) for n in range(5)], None, (5,))
+        for offset in range(5):
+            harness.committer.add(entry("a", offset, f"a{offset}"))
+        harness.committer.add(large)
+        await harness.committer.flush()
+        groups = harness.publisher.groups
+        values = [m.value for group in groups for m in group.messages]
+        assert values == [b"a0", b"a1", b"a2", b"a3", b"a4", b"0", b"1", b"2", b"3", b"4"]
+        assert all(len(group.messages) <= 2 for group in groups[:-1])
+        assert len(groups[-1].messages) == 5, "one entry is not divided"
+        assert [group.offset for group in groups] == sorted({group.offset for group in groups})
+        for group in groups[:-1]:
+            assert group.states["a"].cursor + 1 == group.offset
+        assert len(harness.committed) == 6
+        await harness.committer.close()
+
+    run(body)
+
+
+def test_what_arrives_during_a_commit_in_parts_comes_after_its_rest() -> None:
+    class Busy(FakePublisher):
+        async def publish(self, group: Group) -> None:
+            if not self.attempts:
+                harness.committer.add(entry("a", 2, "a2"))
+            await super().publish(group)
+
+    harness: Harness
+
+    async def body() -> None:
+        nonlocal harness
+        harness = Harness(Busy(), interval_s=60)
+        harness.publisher.most = 1
+        for offset in range(2):
+            harness.committer.add(entry("a", offset, f"a{offset}"))
+        await harness.committer.flush()
+        values = [m.value for group in harness.publisher.groups for m in group.messages]
+        assert values == [b"a0", b"a1", b"a2"]
         await harness.committer.close()
 
     run(body)
@@ -291,6 +352,31 @@ def test_a_result_that_was_not_written_is_in_the_state() -> None:
         publish_with(producer)
     ((_, state),) = producer.sent
     assert [m.value for m in pending_results(state)] == [b"the text"]
+
+
+@pytest.mark.parametrize(("bytes_", "whole"), [(2000, True), (4000, False)])
+def test_results_that_do_not_fit_into_their_state_are_written_before_it(
+    bytes_: int, whole: bool
+) -> None:
+    """Base64 makes them a third larger. Nothing is lost whichever of the two a crash leaves out."""
+    settings = Settings(max_message_bytes=6000, operator={"max_text_bytes": 4000})
+    result = Message("results", b"a", b"x" * bytes_, [("h", b"v")])
+    state = SessionState(stream_id="a", cursor=7)
+    group = Group([result], {"a": state}, {"a": [result]}, offset=8)
+    producer = FakeProducer()
+
+    async def body() -> None:
+        publisher = OutboxPublisher(settings, 0)
+        publisher._producer = producer
+        assert publisher.fits(group) == whole
+        await publisher.publish(group)
+
+    run(body)
+    order = [settings.topic_sessions, "results"]
+    assert [topic for topic, _ in producer.sent] == (order if whole else order[::-1])
+    sent = dict(producer.sent)
+    assert len(sent[settings.topic_sessions]) <= settings.max_message_bytes
+    assert pending_results(sent[settings.topic_sessions]) == ([result] if whole else [])
 
 
 # --- sessions ----------------------------------------------------------------------------------
@@ -587,6 +673,41 @@ def test_refused_records_and_failed_segments_become_dead_letters() -> None:
         assert world.offsets[-1] == 2
 
     with_world(test)
+
+
+def test_a_result_no_topic_takes_becomes_a_dead_letter() -> None:
+    """The stream's state goes on with it; the results that fit are published."""
+
+    async def test(world: World) -> None:
+        record = world.say(0, "a")
+        source = Source(first_offset=0, last_offset=0)
+        small = SummaryEvent(stream_id="a", epoch=0, revision=1, text="short", source=source)
+        large = TranslationEvent(
+            stream_id="a",
+            epoch=0,
+            revision=1,
+            target_lang="fr",
+            unit_id="u",
+            committed="x" * 40_000,
+            source=source,
+        )
+        world.done("a", 0, events=[small, large])
+        await world.settle()
+        (group,) = world.publisher.groups
+        topics = [m.topic for m in group.messages]
+        settings = world.settings
+        assert topics == [
+            settings.topic_summaries,
+            settings.topic_summaries_latest,
+            settings.topic_dlq,
+        ]
+        letter = dict(group.messages[-1].headers)
+        assert letter["longstream.dlq.reason"] == b"result_too_large"
+        assert letter["longstream.dlq.stage"] == b"publish"
+        assert group.messages[-1].value == record.message.value
+        assert record.acked
+
+    with_world(test, max_message_bytes=40_000, operator={"max_text_bytes": 4000})
 
 
 def test_events_are_completed_and_the_latest_summary_goes_to_both_topics() -> None:

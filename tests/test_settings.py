@@ -15,7 +15,6 @@ from pydantic import SecretStr, ValidationError
 
 from operators.config import LANGUAGES, OperatorConfig
 from operators.errors import ConfigError
-from pipelines.broker import TOPICS
 from pipelines.settings import Settings, describe, environment_name, load_settings
 
 SECRET = "correct-horse"
@@ -48,10 +47,6 @@ def refusal(*args: Any, **kwargs: Any) -> str:
 
 
 # --- sources ---------------------------------------------------------------------------------
-
-
-def test_topics_made_by_default_take_messages_of_the_default_size() -> None:
-    assert {spec.max_message_bytes for spec in TOPICS} == {Settings().max_message_bytes}
 
 
 def test_defaults() -> None:

@@ -75,6 +75,9 @@ def test_a_paused_committer_waits() -> None:
         class Publisher:
             async def open(self) -> None: ...
 
+            def fits(self, group: Group) -> bool:
+                return True
+
             async def publish(self, group: Group) -> None:
                 published.append(group)
 

@@ -23,6 +23,7 @@ from pipelines.broker.base import free_ports, listens
 from pipelines.broker.cache import cached_folder
 from pipelines.broker.docker import container_environment, knock
 from pipelines.broker.process import ProcessBroker
+from pipelines.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,6 +147,8 @@ def test_topics_get_their_policies_and_creating_them_again_changes_nothing(kafka
     compacted = {n for n in names if configs[n]["cleanup.policy"]["value"] == "compact"}
     assert compacted == {topics.latest, topics.sessions}
     assert int(configs[topics.dlq]["retention.ms"]["value"]) == broker.topics.MONTH_MS
+    limits = {int(configs[name]["max.message.bytes"]["value"]) for name in names}
+    assert limits == {Settings().max_message_bytes}, "else a worker refuses them"
 
 
 def test_an_existing_topic_with_another_partition_count_is_refused(kafka, topics):

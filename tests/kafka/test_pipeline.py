@@ -165,6 +165,35 @@ def test_records_as_large_as_their_topic_takes_stop_nobody(
         assert worker.stop() == 0, worker.log
 
 
+def test_results_of_one_commit_that_are_larger_than_a_message_go_out_in_parts(
+    topics: Any, tmp_path: Path
+) -> None:
+    """Without transactions they ride along in the stream's state: all at once they were more than a
+    message takes, and the worker ended. The large record that fails does not fit even alone."""
+    limit = 400_000
+    specs = [dataclasses.replace(spec, max_message_bytes=limit) for spec in topics.specs]
+    broker.create_topics(topics.bootstrap, specs, 1)
+    settings = {"max_message_bytes": limit, "delivery": "at_least_once", "commit_interval_s": 3}
+    names = [f"s-{number}" for number in range(24)]
+    with (
+        workers(topics, tmp_path, operator__targets="fr", **settings) as start,
+        producer(topics.bootstrap) as made,
+        Records(topics.bootstrap, topics.summaries, topics.translations, partitions=1) as seen,
+        Records(topics.bootstrap, topics.dlq, partitions=1) as dead,
+    ):
+        for name in names:
+            say(made, topics.segments, "s", f"{name} {'x' * 12_000}", segment_id=name)
+        say(made, topics.segments, "s", f"FAIL {'y' * 200_000}", segment_id="large")
+        worker = start()
+        wait_until(lambda: seen.covered("s") == 23, 60, worker.log)
+        wait_until(lambda: bool(dead.records[topics.dlq]), 30, worker.log)
+        told = [event.source_text.split()[0] for event in seen.translations()]
+        assert told == names
+        (letter,) = dead.records[topics.dlq]
+        assert len(letter.value) > 200_000
+        assert worker.stop() == 0, worker.log
+
+
 class NoText(str):
     """A header's name whose bytes are not UTF-8, as some clients let through."""
 
