@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from operators.config import OperatorConfig
+from operators.types import Segment
 from pipelines.chaos import watching
 from pipelines.chaos.check import Findings, Place, Record, Topics, check, differences
-from pipelines.chaos.plan import BROKER, KILLS, make_plan
+from pipelines.chaos.operators import Echo
+from pipelines.chaos.plan import BROKER, KILLS, make_plan, make_silences
 
 TOPICS = Topics("in", "sum", "latest", "tr", "dlq")
 COUNT = 6
@@ -84,6 +88,17 @@ class Log:
         record = Record(topic, 0, offset, value["stream_id"].encode(), data, headers)
         self.topics[topic].append(record)
         return offset
+
+    def speak_and_fall_silent(self) -> None:
+        """A third stream: five segments, no end; time brought the summary that covers the last two."""
+        offsets = [self.put("in", said("c", number)) for number in range(5)]
+        for number, offset in enumerate(offsets):
+            self.put("tr", translation("c", number, 0, offset))
+        for revision, to, first in ((1, 2, 0), (2, 4, 3)):
+            event = summary("c", revision, 0, to, offsets)
+            event["source"]["first_offset"] = offsets[first]
+            self.put("sum", event)
+            self.put("latest", event)
 
     def change(self, topic: str, at: int, **fields: Any) -> None:
         record = self.topics[topic][at]
@@ -260,6 +275,19 @@ def test_a_record_that_is_no_result_is_an_error() -> None:
         log.check()
 
 
+def test_text_of_a_stream_that_fell_silent_must_be_covered_too() -> None:
+    """Its worker died, and the next one waits for a word of it."""
+    log = Log()
+    log.speak_and_fall_silent()
+    assert (counts(log.check()), log.check().segments) == ({}, 4 * COUNT + 5)
+    for topic in ("sum", "latest"):
+        log.topics[topic].pop()
+    found = log.check(committed={0: 1_000})
+    assert counts(found) == {"lost": 2}
+    assert found.examples == [f"lost: c/{n} (epoch 0) is in no summary" for n in (3, 4)]
+    assert list(differences(found, "exactly_once")) == ["lost = 2"]
+
+
 # --- the plan and the stalls -------------------------------------------------------------------
 
 
@@ -300,6 +328,49 @@ def test_a_pause_is_a_stay_only_with_one_healthy_owner() -> None:
     assert watching.stays(stayed, assignments, watching.Incidents(killed=[(9.5, "w2")]))
     assert not watching.stays(stayed, assignments, watching.Incidents(broker_down=[(11.0, 20.0)]))
     assert watching.rebalances(assignments) == 2
+
+
+def test_a_stall_above_the_limit_is_a_broken_promise() -> None:
+    pauses = [watching.Pause(0, 0.0, 20.0), watching.Pause(1, 5.0, 25.5)]
+    assert list(watching.too_long(watching.longest(pauses[:1]), 20.0)) == []
+    assert list(watching.too_long(watching.longest(pauses), 20.0)) == [
+        "max_stall_seconds = 20.5 (partition 1), above 20"
+    ]
+    assert list(watching.too_long(watching.longest([]), 20.0)) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_some_streams_fall_silent_in_the_middle(seed: int) -> None:
+    names = [f"stream-{number}" for number in range(12)]
+    silences = make_silences(seed, names, 3, 40.0)
+    assert len(silences) == 3
+    assert silences.keys() < set(names)
+    assert all(10 <= count <= 30 for count in silences.values())
+    assert (
+        silences == make_silences(seed, names, 3, 40.0) != make_silences(seed + 1, names, 3, 40.0)
+    )
+    assert len(make_silences(seed, names[:2], 3, 1.0)) == 1, "somebody goes on"
+
+
+def test_the_echo_summarises_in_silence_what_waits() -> None:
+    echo = Echo(OperatorConfig(update_interval_s=0.01))
+    echo.open("a")
+    echo.feed(Segment(stream_id="a", text="one", segment_id="a/0"), 7)
+    (said_,) = echo.step()
+    assert not said_.events
+    due = echo.idle_until()
+    assert due is not None
+    time.sleep(max(0.0, due - time.monotonic()))
+    assert echo.has_work()
+    (silent,) = echo.step()
+    assert [event.covers.to_segment_id for event in silent.events] == ["a/0"]
+    assert (silent.done, silent.state.uncovered_tokens) == ([], 0)
+    assert not echo.has_work()
+    assert echo.idle_until() is None
+    # The next owner goes on from a state with text that waits.
+    heir = Echo(OperatorConfig(update_interval_s=0.01))
+    heir.open("a", said_.state)
+    assert heir.idle_until() is not None
 
 
 def test_a_takeover_ends_with_the_first_result_of_the_next_owner() -> None:

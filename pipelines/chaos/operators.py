@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from math import inf
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ from operators.types import (
     Source,
     SummaryEvent,
     TranslationEvent,
+    Trigger,
     WindowSegment,
 )
 from pipelines import protocol
@@ -70,11 +72,15 @@ def echo_ready(config: OperatorConfig) -> protocol.Ready:
 
 
 class Echo:
-    """Summarises every third segment by naming what it covers; translates by prefixing. It keeps the
-    engine's promises: order per stream, an honest state, revisions without a gap."""
+    """Summarises every third segment, and what waits for ``update_interval_s``, by naming what it
+    covers; translates by prefixing. It keeps the engine's promises: order per stream, an honest state,
+    revisions without a gap."""
 
     def __init__(self, config: OperatorConfig) -> None:
         self._targets = config.targets
+        self._interval_s = config.update_interval_s
+        self._due: dict[str, float] = {}
+        """When a stream's uncovered text is summarised at the latest (monotonic)."""
         self._states: dict[str, SessionState] = {}
         self._queue: deque[tuple[Segment, int]] = deque()
 
@@ -82,7 +88,7 @@ class Echo:
         self, stream_id: str, state: SessionState | None = None, snapshot: bytes | None = None
     ) -> None:
         assert stream_id not in self._states, "opened twice"
-        self._states[stream_id] = state or SessionState(stream_id=stream_id)
+        self._keep(state or SessionState(stream_id=stream_id))
 
     def quiet(self, stream_id: str) -> bool:
         return False
@@ -96,22 +102,36 @@ class Echo:
 
     def drop(self, stream_id: str) -> None:
         del self._states[stream_id]
+        self._due.pop(stream_id, None)
         self._queue = deque(pair for pair in self._queue if pair[0].stream_id != stream_id)
 
     def close(self) -> None:
         self._states.clear()
+        self._due.clear()
 
     def has_work(self) -> bool:
-        return bool(self._queue)
+        return bool(self._queue) or min(self._due.values(), default=inf) <= time.monotonic()
 
     def idle_until(self) -> float | None:
-        return None
+        return min(self._due.values(), default=None)
 
     def step(self) -> list[Emission]:
-        segment, ticket = self._queue.popleft()
-        emission = self.process(self._states[segment.stream_id], segment, ticket)
-        self._states[segment.stream_id] = emission.state
+        if self._queue:
+            segment, ticket = self._queue.popleft()
+            emission = self.process(self._states[segment.stream_id], segment, ticket)
+        else:
+            name = min(self._due, key=lambda name: self._due[name])
+            state, event = _summarise(self._states[name], "interval")
+            emission = Emission(stream_id=name, state=state, events=[event])
+        self._keep(emission.state)
         return [emission]
+
+    def _keep(self, state: SessionState) -> None:
+        self._states[state.stream_id] = state
+        if not state.uncovered_tokens:
+            self._due.pop(state.stream_id, None)
+        elif self._interval_s:
+            self._due.setdefault(state.stream_id, time.monotonic() + self._interval_s)
 
     def process(self, state: SessionState, segment: Segment, ticket: int) -> Emission:
         """What one segment makes of its stream's state, and the events it gives."""
@@ -127,7 +147,7 @@ class Echo:
                 state, event = _translate(state, segment, ticket, language)
                 events.append(event)
         if (ends and not over) or state.next_seq - 1 - state.covered_seq >= SUMMARY_EVERY:
-            state, summary = _summarise(state, ends)
+            state, summary = _summarise(state, "session_end" if ends else "tokens")
             events.append(summary)
         return Emission(stream_id=state.stream_id, state=state, events=events, done=[ticket])
 
@@ -172,7 +192,7 @@ def _translate(
     return state, event
 
 
-def _summarise(state: SessionState, final: bool) -> tuple[SessionState, SummaryEvent]:
+def _summarise(state: SessionState, trigger: Trigger) -> tuple[SessionState, SummaryEvent]:
     state, revision = _next_revision(state, "summary")
     new = [part for part in state.window if part.seq > state.covered_seq]
     text = f"pid {os.getpid()} covers " + " ".join(part.segment_id for part in new)
@@ -192,7 +212,7 @@ def _summarise(state: SessionState, final: bool) -> tuple[SessionState, SummaryE
         stream_id=state.stream_id,
         epoch=state.epoch,
         revision=revision,
-        status="final" if final else "partial",
+        status="final" if trigger == "session_end" else "partial",
         text=text,
         items=state.items,
         covers=Covers(to_seq=state.covered_seq, to_segment_id=state.covered_segment_id),
@@ -200,7 +220,7 @@ def _summarise(state: SessionState, final: bool) -> tuple[SessionState, SummaryE
             first_offset=new[0].offset if new else state.cursor,
             last_offset=new[-1].offset if new else state.cursor,
         ),
-        trigger="session_end" if final else "tokens",
+        trigger=trigger,
         degraded=state.degraded,
     )
     return msgspec.structs.replace(state, degraded=()), event

@@ -7,6 +7,7 @@ longer than their session (zombies). Joins, leaves and restarts of the broker co
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,3 +50,11 @@ def make_plan(
     kinds += [BROKER[n % len(BROKER)] for n in range(broker_restarts)]
     rng.shuffle(kinds)
     return [Action(rng.uniform(least_s, most_s), kind, rng.random()) for kind in kinds]
+
+
+def make_silences(seed: int, streams: Sequence[str], count: int, expected: float) -> dict[str, int]:
+    """After how many segments some of the streams fall silent for good, without saying that they end:
+    somewhere in the middle half of the ``expected`` number. At least one stream goes on."""
+    rng = random.Random(f"{seed} silences")  # noqa: S311  # nosec B311
+    silent = rng.sample(streams, min(count, len(streams) - 1))
+    return {name: max(1, round(expected * rng.uniform(0.25, 0.75))) for name in silent}

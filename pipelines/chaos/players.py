@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -232,17 +232,25 @@ class Stored(NamedTuple):
 class Speakers(threading.Thread):
     """Everybody speaks: ``rate`` segments a second over all streams, until :meth:`finish`.
 
-    Each stream sometimes ends and begins again. Finishing ends them all.
+    Each stream sometimes ends and begins again. Finishing ends them all, but for those of ``silences``:
+    they say so many segments and then nothing more, not even that they end.
     """
 
     def __init__(
-        self, settings: Settings, streams: int, partitions: int, rate: float, seed: int
+        self,
+        settings: Settings,
+        streams: Sequence[str],
+        silences: Mapping[str, int],
+        rate: float,
+        seed: int,
     ) -> None:
         super().__init__(daemon=True, name="speakers")
-        self._topic, self._rate, self._partitions = settings.topic_segments, rate, partitions
+        self._topic, self._rate = settings.topic_segments, rate
+        self._partitions = settings.partitions
         self._rng = random.Random(seed)  # noqa: S311  # nosec B311
-        self._names = [f"stream-{number}" for number in range(streams)]
-        self._said = dict.fromkeys(self._names, 0)
+        self._talking = list(streams)
+        self._silences = silences
+        self._said = dict.fromkeys(streams, 0)
         self._stopped = threading.Event()
         self.stored: list[Stored] = []
         self.failure: BaseException | None = None
@@ -267,10 +275,10 @@ class Speakers(threading.Thread):
     def _speak(self) -> None:
         due = time.monotonic()
         while not self._stopped.is_set():
-            self._say(self._rng.choice(self._names))
+            self._say(self._rng.choice(self._talking))
             due += self._rng.expovariate(self._rate)
             self._stopped.wait(max(0.0, due - time.monotonic()))
-        for name in self._names:
+        for name in self._said.keys() - self._silences.keys():
             self._send(name, {"type": "session_end"})
         self._producer.flush(timeout=BROKER_SECONDS)
 
@@ -279,7 +287,9 @@ class Speakers(threading.Thread):
         self._said[name] += 1
         words = " ".join(self._rng.choices(WORDS, k=2))
         self._send(name, {"segment_id": f"{name}/{number}", "text": f"{number} {words}"})
-        if self._rng.random() < 1 / END_EVERY:
+        if self._said[name] == self._silences.get(name):
+            self._talking.remove(name)
+        elif self._rng.random() < 1 / END_EVERY:
             self._send(name, {"type": "session_end"})
 
     def _send(self, name: str, fields: dict[str, str]) -> None:
@@ -296,6 +306,12 @@ class Speakers(threading.Thread):
 
     def _failed(self, error: BaseException) -> None:
         self.failure = error
+
+    def last_words(self) -> dict[str, str]:
+        """Of the streams that fell silent: the segment that a summary must cover at last. One that ended
+        of itself before owes nothing more, but covers it as well."""
+        said = self._said.items()
+        return {name: f"{name}/{n - 1}" for name, n in said if n and name in self._silences}
 
     def finish(self) -> None:
         """Say the last words and wait until they are stored. Raises what went wrong, if it did."""

@@ -18,7 +18,8 @@ from pipelines import broker as brokers
 from pipelines.broker.jvm import FAST_RESTART
 from pipelines.chaos import watching
 from pipelines.chaos.check import Findings, Place, Record, Topics, check, differences
-from pipelines.chaos.plan import BROKER, KILLS, Action, make_plan
+from pipelines.chaos.models import model_settings
+from pipelines.chaos.plan import BROKER, KILLS, Action, make_plan, make_silences
 from pipelines.chaos.players import Fleet, Process, Speakers, break_broker
 from pipelines.chaos.reading import Progress, read_topics
 from pipelines.settings_fields import Settings
@@ -28,29 +29,11 @@ DRAIN_SECONDS = 180.0
 START_SECONDS = 120.0
 TICK_SECONDS = 0.1
 HARM_SECONDS = 3.0
+UPDATE_SECONDS = 5.0
+SILENCE_SECONDS = 60.0
+"""For an update by time of every silent stream: an interval, one more after a takeover, and its turn."""
 FREEZE_SECONDS = 4.0
 """How much longer than its session a zombie sleeps."""
-
-TOY = {
-    "OPERATOR__WINDOW": "96",
-    "OPERATOR__SLACK": "24",
-    "OPERATOR__BRANCH_TOKENS": "220",
-    "OPERATOR__SLOTS": "6",
-    "OPERATOR__BRANCHES": "4",
-    "OPERATOR__UPDATE_TOKENS": "60",
-    "OPERATOR__SUMMARY_TOKENS": "16",
-    "OPERATOR__LEDGER_TOKENS": "80",
-    "OPERATOR__TRANSLATION_UNIT_TOKENS": "32",
-    "OPERATOR__PROMPTS": '{"system": "S", "user": "U{window}", "summary": "{ledger} {limit}",'
-    ' "compact": "{ledger} {limit}", "translate": "{language} {text}"}',
-}
-REAL = {
-    "OPERATOR__WINDOW": "256",
-    "OPERATOR__SLOTS": "8",
-    "OPERATOR__UPDATE_TOKENS": "128",
-    "OPERATOR__SUMMARY_TOKENS": "24",
-}
-MODELS = {"toy": "make_toy", "echo": "make_echo"}
 
 
 @dataclass(frozen=True)
@@ -69,6 +52,8 @@ class Options:
     least_s: float = 5.0
     most_s: float = 15.0
     broker_restarts: int = 2
+    silent: int = 3
+    max_stall_s: float = 20.0
     calm_s: float = 5.0
     keep: Path | None = None
 
@@ -128,9 +113,7 @@ class Chaos:
             options.seed, options.kills, options.broker_restarts, options.least_s, options.most_s
         )
         stopped = threading.Event()
-        speakers = Speakers(
-            settings, options.streams, options.partitions, options.rate, options.seed
-        )
+        speakers = self._speakers(options.calm_s + sum(action.after for action in plan))
         watcher = watching.Watcher(settings)
         reading = threading.Thread(
             target=self._fleet.watch_metrics, args=(stopped,), daemon=True, name="metrics"
@@ -146,6 +129,7 @@ class Chaos:
             self._say("the speakers finish")
             speakers.finish()
             committed = self._drain()
+            self._wait_for_silent(speakers, watcher)
             # A zombie has the chance to do harm before the topics are read.
             self._wait(lambda: not self._fleet.frozen, START_SECONDS)
             self._wait(lambda: False, HARM_SECONDS)
@@ -241,6 +225,22 @@ class Chaos:
                     return committed
                 self._wait(lambda: False, 1.0)
 
+    def _speakers(self, seconds: float) -> Speakers:
+        options = self._options
+        names = [f"stream-{number}" for number in range(options.streams)]
+        expected = options.rate * seconds / options.streams
+        silences = make_silences(options.seed, names, options.silent, expected)
+        return Speakers(self._settings, names, silences, options.rate, options.seed)
+
+    def _wait_for_silent(self, speakers: Speakers, watcher: watching.Watcher) -> None:
+        """What a silent stream is owed comes without a word of it, by time: give it that time. Whether
+        it came, the checker says."""
+        owed = speakers.last_words()
+        self._wait(
+            lambda: all(watcher.covered.get(name) == last for name, last in owed.items()),
+            SILENCE_SECONDS,
+        )
+
     # --- the verdict ------------------------------------------------------------------------
 
     def _judge(
@@ -275,6 +275,7 @@ class Chaos:
             "rebalances": watching.rebalances(assignments),
             "broker_restarts": sum(done[kind] for kind in BROKER),
             "segments": findings.segments,
+            "silent_streams": len(speakers.last_words()),
             "lost": findings.lost,
             "reordered": findings.reordered,
             "conflicting_revisions": findings.conflicting_revisions,
@@ -289,7 +290,10 @@ class Chaos:
         taken = watching.takeovers(watcher.results, assignments, self._incidents)
         waits = watching.delays(watcher.results, stored)
         report = [*self._report(findings, pauses, taken, dirty), *self._costs(records, waits)]
-        broken = list(differences(findings, options.delivery))
+        broken = [
+            *differences(findings, options.delivery),
+            *watching.too_long(worst, options.max_stall_s),
+        ]
         return Outcome(summary, findings, broken, report)
 
     def _report(
@@ -367,12 +371,9 @@ class Chaos:
             "SNAPSHOT_URL": str(self._folder / "snapshots"),
             "SNAPSHOT_INTERVAL_S": "2",
             "OPERATOR__TARGETS": TARGET,
+            "OPERATOR__UPDATE_INTERVAL_S": str(UPDATE_SECONDS),
         }
-        if options.model in MODELS:
-            factory = f"pipelines.chaos.operators:{MODELS[options.model]}"
-            values |= {**TOY, "TEST_OPERATOR": factory}
-        else:
-            values |= {**REAL, "MODEL": options.model}
+        values |= model_settings(options.model)
         return {f"LONGSTREAM_{name}": value for name, value in values.items()}
 
     def _note(self, words: str) -> None:

@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -75,15 +75,19 @@ class Watcher(threading.Thread):
         self._topics = [settings.topic_summaries, settings.topic_translations]
         self._stopped = threading.Event()
         self.results: list[Result] = []
+        self.covered: dict[str, str] = {}
+        """By stream: the last segment that a summary covers."""
         self._reader = Reader(settings, self._topics, from_start=self._topics)
 
     def run(self) -> None:
         while not self._stopped.is_set():
             with contextlib.suppress(KafkaError, LongstreamError, OSError):
                 for record in self._reader.poll(0.2):
-                    source = json.loads(record.value)["source"]
-                    place = Place(record.partition, source["last_offset"])
+                    event = json.loads(record.value)
+                    place = Place(record.partition, event["source"]["last_offset"])
                     self.results.append(Result(time.time(), place))
+                    if record.topic == self._settings.topic_summaries:
+                        self.covered[event["stream_id"]] = event["covers"]["to_segment_id"]
         self._reader.close()
 
     def stop(self) -> None:
@@ -146,6 +150,12 @@ def _down(incidents: Incidents, start: float, end: float) -> bool:
 
 def longest(pauses: Iterable[Pause]) -> Pause | None:
     return max(pauses, key=lambda pause: pause.seconds, default=None)
+
+
+def too_long(worst: Pause | None, limit_s: float) -> Iterator[str]:
+    """Whether the longest pause of a partition that stayed breaks what is promised, in words."""
+    if worst is not None and worst.seconds > limit_s:
+        yield f"max_stall_seconds = {worst.seconds:.1f} (partition {worst.partition}), above {limit_s:g}"
 
 
 def takeovers(

@@ -39,6 +39,19 @@ def chaos(
     broker_restarts: Annotated[
         int, typer.Option(min=0, help="Restarts of the broker: by SIGKILL and in order, in turn.")
     ] = 2,
+    silent: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Streams that fall silent for good in the middle, without an end."
+        ),
+    ] = 3,
+    max_stall: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds that a partition which stays with a healthy worker may stand still.",
+        ),
+    ] = 20,
     calm: Annotated[
         float, typer.Option(min=0, help="Seconds of peace before the first event.")
     ] = 5,
@@ -80,6 +93,8 @@ def chaos(
         least_s=least,
         most_s=most,
         broker_restarts=broker_restarts,
+        silent=silent,
+        max_stall_s=max_stall,
         calm_s=calm,
         keep=keep,
     )
