@@ -122,3 +122,10 @@ def test_without_results_it_says_how_to_make_one(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["report", "--results", str(tmp_path)])
     assert done.exit_code == 2
     assert "--json" in done.output
+
+
+def test_a_list_in_a_row_hides_no_number_beside_it(tmp_path: Path) -> None:
+    sides = {"ours": {"seconds": 6.1, "runs": [6.0, 6.2]}, "theirs": {"seconds": 30.0}}
+    text = render({"peers": {"sides": sides, **FACTS}}, tmp_path, {}, tmp_path / "page.md")
+    assert "| `sides` | seconds |" in text
+    assert "| ours | 6.1 |\n| theirs | 30.0 |" in text

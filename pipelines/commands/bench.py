@@ -10,12 +10,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from operators.errors import ConfigError, LongstreamError
 from pipelines.benchmarks import BENCHMARKS, find
 from pipelines.benchmarks.harness import TOY, Result, Run, measure, set_threads
 from pipelines.benchmarks.plots import plot_all
-from pipelines.benchmarks.report import read_results, render
+from pipelines.benchmarks.report import read_results, render, tables, verdicts
 
 app = typer.Typer(
     help="Measure the engine on this machine: a table, and one JSON object as the last line.",
@@ -63,7 +64,7 @@ def _command(names: list[str]) -> Callable[..., None]:
                 if len(names) == 1:
                     raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
                 results[name] = {"benchmark": name, "failed": str(error)}
-            Console().print(_table(name, results[name]))
+            _show(name, results[name], Console())
         line = json.dumps(results[names[0]] if len(names) == 1 else results)
         if json_file is not None:
             json_file.write_text(line + "\n", "utf-8")
@@ -76,17 +77,15 @@ def _speaker(notes: Console, name: str) -> Callable[[str], None]:
     return lambda line: notes.print(f"{name}: {line}", style="dim", markup=False, highlight=False)
 
 
-def _table(name: str, measured: Result) -> Table:
-    """A row per measure; nested values side by side."""
-    table = Table(
-        "measure", "values", title=f"{name} ({measured.get('model')})", title_justify="left"
-    )
-    for key, value in measured.items():
-        if key == "samples":
-            continue  # long series are for the plots
-        cells = value.items() if isinstance(value, dict) else [("", value)]
-        table.add_row(key, "   ".join(f"{k} {v}".strip() for k, v in cells))
-    return table
+def _show(name: str, measured: Result, screen: Console) -> None:
+    """A table of single values, one for each group of them, and what was aimed at."""
+    screen.rule(f"{name} ({measured.get('model')})", align="left")
+    for heads, rows in [*tables(measured, facts=True), verdicts(name, measured)]:
+        table = Table(*heads)
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        if rows:
+            screen.print(table)
 
 
 for _name, _help in BENCHMARKS.items():
