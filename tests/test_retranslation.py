@@ -71,7 +71,7 @@ def test_a_translation_before_it_changes_nothing_about_a_translation(kind: str) 
     assert counted_plain.counts.get("spec_decode_drafts", 0) == 0
 
 
-@pytest.mark.usefixtures("device")
+@pytest.mark.usefixtures("device", "dtype")
 def test_retranslation_leaves_the_stream_as_it_was() -> None:
     operator, _ = make("auto")
     before = operator.snapshot("a")

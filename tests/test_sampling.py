@@ -272,7 +272,7 @@ def test_rejection_sampling_repeats_itself_whatever_the_load() -> None:
     assert first != texts(make(drafter="none"))
 
 
-@pytest.mark.usefixtures("device")
+@pytest.mark.usefixtures("device", "dtype")
 def test_a_restored_stream_draws_what_it_would_have_drawn() -> None:
     words = speech("a", 16)
     operator, other = make(), make()

@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from operators import plan
 from operators.errors import CapacityError, SnapshotError
 from operators.model import DecoderModel
 from operators.stream_operator import StreamOperator
 from operators.types import Emission, Segment, SessionState
-from tests.engine import ToyTokenizer
+from tests.engine import ToyTokenizer, toys
 from tests.test_stream_operator import CONFIG, Clock, drain, make, speech
 from tests.toy import toy_model
 
@@ -64,19 +65,22 @@ def restored(emissions: list[Emission]) -> set[str]:
 
 def main() -> None:
     """Run by the test below in a process of its own: restore, go on, print the events."""
-    operator = make()
+    plan.GROUP_TOKENS = int(sys.argv[4])  # attended in the same blocks as there
+    with toys(device=sys.argv[2], dtype=sys.argv[3]):
+        operator = make()
     operator.open("a", snapshot=Path(sys.argv[1]).read_bytes())
     after = feed(operator, SPEECH[24:], 24)
     assert restored(after) == {"snapshot"}
     print(json.dumps(told(after)))
 
 
-def test_a_new_process_goes_on_token_for_token(tmp_path: Path) -> None:
+def test_a_new_process_goes_on_token_for_token(device: str, dtype: str, tmp_path: Path) -> None:
     operator = until_quiet()
     file = tmp_path / "a.safetensors"
     file.write_bytes(operator.snapshot("a"))
+    arguments = [str(file), device, dtype, str(plan.GROUP_TOKENS)]
     there = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.test_snapshot", str(file)],
+        [sys.executable, "-W", "error", "-m", "tests.test_snapshot", *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from operators import plan
 from operators.errors import SnapshotError
 from operators.snapshot import StreamMemory, from_bytes
 from operators.stream_operator import StreamOperator
@@ -76,6 +77,7 @@ def until_quiet(kind: str) -> StreamOperator:
 def main() -> None:
     """Run by the test below in a process of its own."""
     folder, there = Path(sys.argv[1]), {}
+    plan.GROUP_TOKENS = int(sys.argv[3])  # attended in the same blocks as there
     with toys(device=sys.argv[2]):
         for number, kind in enumerate(KINDS):
             made = operator(kind)
@@ -98,8 +100,9 @@ def test_a_new_process_goes_on_token_for_token_however_it_decodes(
     assert texts["draft model"] == texts["out of the store"]  # both greedy
     others = [text for kind, text in texts.items() if kind not in ("out of the store", "bf16")]
     assert len(set(others)) == len(KINDS) - 2
+    arguments = [str(tmp_path), device, str(plan.GROUP_TOKENS)]
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.test_snapshot_exact", str(tmp_path), device],
+        [sys.executable, "-W", "error", "-m", "tests.test_snapshot_exact", *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
+from operators.errors import ConfigError
 from pipelines.benchmarks import perplexity
 from pipelines.benchmarks.harness import Run
 from pipelines.benchmarks.memory import growth, last_over_first
@@ -18,6 +20,7 @@ from pipelines.benchmarks.stats import bootstrap_mean, slope, tenths
 from pipelines.benchmarks.toy import toy_decoder, toy_network
 from pipelines.commands.bench import app
 from tests.engine import assert_same_logits, random_tokens
+from tests.engine import toy_decoder as one_layer_decoder
 from tests.reference import StreamReference
 from tests.test_benchmarks import quick
 
@@ -57,6 +60,46 @@ def test_reading_a_book_scores_every_token_as_the_reference_does(block: int) -> 
     assert torch.allclose(got[1:], want.double(), atol=1e-3)
 
 
+def test_both_sides_see_equally_many_tokens_at_every_place() -> None:
+    """By changing one token after the other: which ones matter to the token at a place? With one
+    layer nothing is seen through another token's eyes."""
+
+    class Exact(Run):
+        def stock(self, dtype: str = "bf16") -> PreTrainedModel:
+            return toy_network()
+
+    run, window = Exact("toy", say=lambda line: None), 12
+    text, places = random_tokens(60, seed=8), [17, 18, 30, 47, 59]
+
+    def ours(tokens: list[int]) -> torch.Tensor:
+        model = one_layer_decoder(layers=1)
+        return perplexity.read(run, model, [], tokens, sinks=4, window=window, block=5)[places]
+
+    def anew(tokens: list[int]) -> torch.Tensor:
+        return perplexity.recompute(run, tokens, places, seen=4 + window, batch=2)
+
+    for side in (ours, anew):
+        plain = side(text)
+        matters = []
+        for at in range(max(places)):
+            other = [*text[:at], (text[at] + 1) % 256, *text[at + 1 :]]
+            matters.append(side(other) != plain)
+        seen = torch.stack(matters)
+        for column, place in enumerate(places):
+            found = seen[:place, column].nonzero().flatten().tolist()
+            pinned = range(4) if side is ours else range(place - window - 5, place - window - 1)
+            assert found == [*pinned, *range(place - window - 1, place)]
+
+
+def test_windows_recomputed_together_give_what_each_gives() -> None:
+    text, places = random_tokens(80, seed=9), list(range(25, 80, 5))
+    run = Run("toy", say=lambda line: None)
+    together = perplexity.recompute(run, text, places, seen=20, batch=4)
+    alone = perplexity.recompute(run, text, places, seen=20, batch=1)
+    assert torch.allclose(together, alone, atol=0.05)  # bf16
+    assert not torch.allclose(together, together.flip(0), atol=0.05)
+
+
 def test_the_long_run_needs_a_book() -> None:
     done = CliRunner().invoke(app, ["perplexity", "--long", "--threads", "1"])
     assert done.exit_code == 2
@@ -66,6 +109,22 @@ def test_the_long_run_needs_a_book() -> None:
 def test_a_book_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("It was a dark and stormy night. " * 50)
     assert quick("perplexity", "--text", str(tmp_path / "book.txt"))["tokens"] == 1600
+
+
+@pytest.mark.parametrize("asked", [("--tokens", "1700"), ("--long",)])
+def test_a_book_that_is_too_short_is_said_to_be(asked: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("It was a dark and stormy night. " * 50)
+    command = ["perplexity", "--quick", "--text", str(tmp_path / "book.txt"), *asked]
+    done = CliRunner().invoke(app, [*command, "--threads", "1"])
+    assert done.exit_code == 2
+    assert "book.txt has 1,600 tokens" in " ".join(done.output.split())
+
+
+def test_places_can_be_chosen_and_must_fit() -> None:
+    assert quick("perplexity", "--places", "40")["samples"] == 40
+    with pytest.raises(ConfigError, match="at most 99"):
+        perplexity.sample_places(200, seen=100, count=100)
+    assert perplexity.sample_places(200, seen=100, count=99) == list(range(101, 200))
 
 
 def test_without_sinks_it_is_window_attention() -> None:

@@ -219,6 +219,25 @@ def test_slot_moved_to_host_and_back_is_bit_identical() -> None:
         assert torch.equal(driver.run([Row(stay, block)])[0], driver.run([Row(back, block)])[0])
 
 
+@pytest.mark.usefixtures("dtype")
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (5, 5, 4), (8, 1, 3)])
+def test_what_neighbours_say_does_not_show_in_a_bit(sizes: tuple[int, ...]) -> None:
+    """The size of a batch may show in the last digits of bf16; its words never do."""
+    outcomes = []
+    for seed in (1, 2):
+        driver = Driver(toy_decoder(), layout())
+        slots, out = [driver.stream(SINKS) for _ in sizes], []
+        for turn in range(12):
+            blocks = [random_tokens(n, 100 * turn + at) for at, n in enumerate(sizes)]
+            for at in (1, 2):
+                blocks[at] = random_tokens(sizes[at], seed=1000 * seed + 10 * turn + at)
+            rows = [Row(slot, block) for slot, block in zip(slots, blocks, strict=True)]
+            out.append(driver.run(rows))
+        outcomes.append([torch.cat(logits) for logits in zip(*out, strict=True)])
+    assert torch.equal(outcomes[0][0], outcomes[1][0])
+    assert not torch.equal(outcomes[0][1], outcomes[1][1])
+
+
 def test_cache_memory_is_the_formula_and_never_grows() -> None:
     driver = Driver(toy_decoder(), layout(), slots=2, branches=3)
     per_stream = bytes_per_stream(

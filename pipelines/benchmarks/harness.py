@@ -34,7 +34,8 @@ class Run:
 
     ``model``: an alias, folder, file or hub name, or ``toy``. ``quick``: the smallest sizes at which
     every number is still computed; says nothing about speed. ``text``: a book to read.
-    ``tokens``: another length of the stream or text.
+    ``tokens``: another length of the stream or text. ``places``: at how many tokens of the text two
+    sides are compared. ``rounds``: how often every side runs (peers).
     """
 
     model: str
@@ -43,6 +44,8 @@ class Run:
     long: bool = False
     text: Path | None = None
     tokens: int | None = None
+    places: int | None = None
+    rounds: int | None = None
 
     def folder(self) -> Path:
         """Where the model lies (not for the toy); fetched on first use. Raises ModelError."""

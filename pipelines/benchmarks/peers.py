@@ -49,15 +49,15 @@ class Sizes:
     window: int = 1024
     update_tokens: int = 96
     summary_tokens: int = 96
-    updates: int = 1
+    updates: int = 2
     streams: tuple[int, ...] = (1, 8)
     rounds: int = 1
     branch_tokens: int = 640
     batch: int = 8
 
 
-LONG = Sizes(updates=2, rounds=2)
-QUICK = Sizes(256, 64, 12, streams=(1, 2), branch_tokens=2048)
+LONG = Sizes(rounds=2)
+QUICK = Sizes(256, 64, 12, updates=1, streams=(1, 2), branch_tokens=2048)
 
 Side = Callable[[Job], Took]
 
@@ -70,6 +70,7 @@ def run(run: Run) -> Result:
     if run.tokens is not None:
         updates = max(1, run.tokens // sizes.update_tokens)
         sizes = dataclasses.replace(sizes, updates=updates)
+    sizes = dataclasses.replace(sizes, rounds=run.rounds or sizes.rounds)
     stock = run.stock("bf16")
     missing: dict[str, str] = {}
     table: dict[str, Result] = {}

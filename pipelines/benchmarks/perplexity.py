@@ -5,6 +5,9 @@ the operator's own prompt prefix. With 0 sinks it is the paper's *window attenti
 window is gone, and rotary positions are relative, so nothing else differs. *Recompute* is the paper's
 *sliding window with re-computation*, the yardstick: a forward of transformers over the last tokens
 alone, as many as ours sees, for each of the sampled places (StreamingLLM, arXiv 2309.17453, table 1).
+
+Compared are the very same tokens, place by place. With 4 sinks both sides see ``4 + W`` tokens and the
+one they stand on: ours the text's first 4 and the last W, recompute the last ``4 + W``.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ MODEL = "smollm2-135m"
 BOOK = "war-and-peace.txt"
 WINDOW, BLOCK = 256, 128
 TOKENS, LONG_TOKENS = 100_000, 1_000_000
-SAMPLES = 512
+PLACES = 2_048
+BATCH = 8
+"""Windows of one length that are recomputed in one forward."""
 SINKS = (0, 1, 4)
 HEADLINE = "4"
 """The paper's recommended number; ``ppl_ratio_recompute`` is about it."""
@@ -43,11 +48,12 @@ def run(run: Run) -> Result:
     window, block = (64, 32) if run.quick else (WINDOW, BLOCK)
     model = run.load("bf16")
     text = book(run, model)
-    scored = {str(sinks): read(run, model, [], text, sinks, window, block) for sinks in SINKS} | {
-        "prefix": read(run, model, Prompts(model.tokenizer).prefix, text, 0, window, block)
-    }
     seen = window + int(HEADLINE)
-    places = sample_places(len(text), seen, 16 if run.quick else SAMPLES)
+    places = sample_places(len(text), seen, run.places or (16 if run.quick else PLACES))
+    prefix = Prompts(model.tokenizer).prefix
+    scored = {str(sinks): read(run, model, [], text, sinks, window, block) for sinks in SINKS} | {
+        "prefix": read(run, model, prefix, text, 0, window, block)
+    }
     anew = recompute(run, text, places, seen)
     start = max(SINKS)
     return {
@@ -55,6 +61,8 @@ def run(run: Run) -> Result:
         "window": window,
         "dtype": "bf16",
         "samples": len(places),
+        "tokens_seen": {str(sinks): sinks + window + 1 for sinks in SINKS}
+        | {"prefix": len(prefix) + window + 1, "recompute": seen + 1},
         **compared(scored, anew, places),
         "perplexity": {k: _ppl(float(v[start:].mean())) for k, v in scored.items()},
         "tenths": {k: [_ppl(x) for x in tenths(v[start:].tolist())] for k, v in scored.items()},
@@ -62,13 +70,24 @@ def run(run: Run) -> Result:
 
 
 def book(run: Run, model: DecoderModel) -> list[int]:
-    """Tokens of the text; the one that comes with the project unless another is given."""
-    want = run.tokens or (2_000 if run.quick else LONG_TOKENS if run.long else TOKENS)
+    """Tokens of the text; the one that comes with the project unless another is given. Raises
+    ConfigError when it has fewer than were asked for: it is not begun again."""
+    asked = run.tokens or (LONG_TOKENS if run.long else None)
+    want = asked or (2_000 if run.quick else TOKENS)
     if run.text is not None:
         text = run.text.read_text("utf-8")
     else:
         text = (resources.files("pipelines") / "data" / "books" / BOOK).read_text("utf-8")
-    return model.tokenizer.encode(text[: want * 8])[:want]
+    tokens = model.tokenizer.encode(text[: want * 8])[:want]
+    if len(tokens) < want and len(text) > want * 8:
+        tokens = model.tokenizer.encode(text)[:want]
+    if asked and len(tokens) < asked:
+        name = run.text.name if run.text is not None else f"{BOOK}, which comes with the project,"
+        raise ConfigError(
+            f"{name} has {len(tokens):,} tokens, {asked:,} were asked for: give a longer text with "
+            f"--text FILE, or fewer with --tokens N"
+        )
+    return tokens
 
 
 def read(
@@ -103,23 +122,34 @@ def read(
 
 
 def sample_places(length: int, seen: int, count: int) -> list[int]:
-    """Evenly spaced tokens to predict, each with ``seen + 1`` tokens before it."""
+    """Evenly spaced tokens to predict, each once, each with ``seen + 1`` tokens before it. Raises
+    ConfigError when the text is too short for so many."""
     first = seen + 1
+    if length - first < count:
+        raise ConfigError(
+            f"{count:,} places do not fit a text of {length:,} tokens, of which the first {first:,} "
+            f"fill the window: at most {max(0, length - first):,}"
+        )
     return [first + (length - 1 - first) * i // (count - 1) for i in range(count)]
 
 
 @torch.inference_mode()
-def recompute(run: Run, text: Sequence[int], places: Sequence[int], seen: int) -> Tensor:
+def recompute(
+    run: Run, text: Sequence[int], places: Sequence[int], seen: int, batch: int = BATCH
+) -> Tensor:
     """Negative log likelihood at ``places`` from a forward over the ``seen + 1`` tokens before each:
     what ours sees with sinks and window full, and the token itself. fp64 ``[places]``."""
-    network = run.stock("bf16")
+    network, tokens = run.stock("bf16"), torch.tensor(text)
     nll = torch.zeros(len(places), dtype=torch.float64)
-    for number, place in enumerate(places):
-        context = torch.tensor([text[place - seen - 1 : place]])
-        logits = network(context, use_cache=False, logits_to_keep=1).logits[0, -1].float()
-        nll[number] = -torch.log_softmax(logits, dim=-1)[text[place]].double()
-        if number % 32 == 0:
-            run.say(f"recompute: {number} of {len(places)} places")
+    for at in range(0, len(places), batch):
+        some = places[at : at + batch]
+        windows = torch.stack([tokens[place - seen - 1 : place] for place in some])
+        logits = network(windows, use_cache=False, logits_to_keep=1).logits[:, -1].float()
+        nll[at : at + len(some)] = torch.nn.functional.cross_entropy(
+            logits, tokens[list(some)], reduction="none"
+        ).double()
+        if at % (32 * batch) == 0:
+            run.say(f"recompute: {at:,} of {len(places):,} places")
     return nll
 
 

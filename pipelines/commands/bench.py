@@ -46,6 +46,12 @@ def _command(names: list[str]) -> Callable[..., None]:
         tokens: Annotated[
             int | None, typer.Option(min=1000, help="Length of the stream (memory, peers) or text.")
         ] = None,
+        places: Annotated[
+            int | None, typer.Option(min=16, help="Tokens to compare at (perplexity).")
+        ] = None,
+        rounds: Annotated[
+            int | None, typer.Option(min=1, help="How often every side runs (peers).")
+        ] = None,
         threads: Annotated[int, typer.Option(help="torch threads; at most the cores.")] = 2,
     ) -> None:
         notes = Console(stderr=True)
@@ -57,7 +63,16 @@ def _command(names: list[str]) -> Callable[..., None]:
                 usual = getattr(benchmark, "LONG_MODEL", "") if long else ""
                 chosen = model or (TOY if quick else usual or benchmark.MODEL)
                 say = _speaker(notes, name)
-                run = Run(model=chosen, say=say, quick=quick, long=long, text=text, tokens=tokens)
+                run = Run(
+                    model=chosen,
+                    say=say,
+                    quick=quick,
+                    long=long,
+                    text=text,
+                    tokens=tokens,
+                    places=places,
+                    rounds=rounds,
+                )
                 results[name] = measure(name, benchmark.run, run)
             except (LongstreamError, OSError, ModuleNotFoundError) as error:
                 notes.print(f"longstream bench {name}: {error}", markup=False)
