@@ -89,7 +89,7 @@ def test_streams_that_went_to_the_store_say_what_they_would_have_said(draft: boo
     assert store.files == {}  # ended streams leave nothing behind
 
 
-@pytest.mark.usefixtures("device", "dtype")
+@pytest.mark.usefixtures("device")
 def test_rejection_sampling_needs_the_draft_models_memory_too() -> None:
     """There the drafts have a say in the text: it stays the same only if both memories come back."""
     sampled = {"temperature": 1.0, "sampling_acceptance": "rejection"}

@@ -65,6 +65,7 @@ def restored(emissions: list[Emission]) -> set[str]:
 
 def main() -> None:
     """Run by the test below in a process of its own: restore, go on, print the events."""
+    torch.set_num_threads(1)  # as there
     plan.GROUP_TOKENS = int(sys.argv[4])  # attended in the same blocks as there
     with toys(device=sys.argv[2], dtype=sys.argv[3]):
         operator = make()

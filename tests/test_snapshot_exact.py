@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -77,6 +78,7 @@ def until_quiet(kind: str) -> StreamOperator:
 def main() -> None:
     """Run by the test below in a process of its own."""
     folder, there = Path(sys.argv[1]), {}
+    torch.set_num_threads(1)  # as there
     plan.GROUP_TOKENS = int(sys.argv[3])  # attended in the same blocks as there
     with toys(device=sys.argv[2]):
         for number, kind in enumerate(KINDS):
