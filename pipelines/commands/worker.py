@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,7 +72,7 @@ async def run(settings: Settings) -> int:
     """Run a worker in this event loop, stopped by SIGTERM and SIGINT."""
     from pipelines.app import Worker  # imports Faust, which takes a moment: not for --help
 
-    await check_topics(settings)
+    settings = await check_topics(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -114,8 +115,9 @@ def topic_specs(settings: Settings) -> list[broker.TopicSpec]:
     return specs
 
 
-async def check_topics(settings: Settings, timeout: float = 20.0) -> None:
-    """See that all topics exist with as many partitions as the input, and take what is written to them.
+async def check_topics(settings: Settings, timeout: float = 20.0) -> Settings:
+    """See that all topics exist with as many partitions as the input, and how large their messages may
+    be: the settings, with ``max_message_bytes`` no larger than that.
 
     Raises BrokerError when Kafka does not answer, ConfigError when the topics do not fit.
     """
@@ -137,7 +139,7 @@ async def check_topics(settings: Settings, timeout: float = 20.0) -> None:
     finally:
         await admin.close()
     _check_partitions(settings, answer)
-    _check_limits(settings, limits)
+    return _within(settings, limits)
 
 
 def _check_partitions(settings: Settings, answer: list[dict[str, Any]]) -> None:
@@ -180,21 +182,30 @@ async def _message_limits(admin: AIOKafkaAdminClient, settings: Settings) -> dic
     return limits
 
 
-def _check_limits(settings: Settings, limits: dict[str, int | None]) -> None:
+def _within(settings: Settings, limits: dict[str, int | None]) -> Settings:
     """Else the first large record would end the worker, and every one after it."""
-    needed = settings.max_message_bytes
-    small = {name: limit for name, limit in limits.items() if limit is not None and limit < needed}
-    if small:
-        listed = ", ".join(f"{name} has {limit}" for name, limit in small.items())
-        raise ConfigError(
-            f"{MESSAGE_LIMIT} is too small: {listed}, and {needed} is needed (max_message_bytes); raise "
-            "it there, or lower max_message_bytes for all workers"
-        )
     if untold := [name for name, limit in limits.items() if limit is None]:
         log.warning(
             "the broker does not say %s of %s (the right DescribeConfigs is needed to ask): if it is "
             "below max_message_bytes=%d, a large record will end this worker",
             MESSAGE_LIMIT,
             ", ".join(untold),
-            needed,
+            settings.max_message_bytes,
         )
+    told = {name: limit for name, limit in limits.items() if limit is not None}
+    name, least = min(told.items(), key=lambda item: item[1], default=("", inf))
+    if least >= settings.max_message_bytes:
+        return settings
+    if least <= settings.operator.max_text_bytes:
+        raise ConfigError(
+            f"{MESSAGE_LIMIT} of {name} is {least}, too small for segments of up to "
+            f"operator.max_text_bytes={settings.operator.max_text_bytes}: raise one or lower the other"
+        )
+    log.warning(
+        "%s of %s is %d: this worker writes no larger messages (max_message_bytes=%d)",
+        MESSAGE_LIMIT,
+        name,
+        least,
+        settings.max_message_bytes,
+    )
+    return settings.model_copy(update={"max_message_bytes": least})

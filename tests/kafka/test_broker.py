@@ -148,7 +148,7 @@ def test_topics_get_their_policies_and_creating_them_again_changes_nothing(kafka
     assert compacted == {topics.latest, topics.sessions}
     assert int(configs[topics.dlq]["retention.ms"]["value"]) == broker.topics.MONTH_MS
     limits = {int(configs[name]["max.message.bytes"]["value"]) for name in names}
-    assert limits == {Settings().max_message_bytes}, "else a worker refuses them"
+    assert limits == {Settings().max_message_bytes}, "else a worker keeps to less"
 
 
 def test_an_existing_topic_with_another_partition_count_is_refused(kafka, topics):
