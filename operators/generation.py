@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from operators.draft_control import Candidate, DraftControl
+from operators.draft_control import Candidate, DraftControl, paced
 from operators.drafting import Draft, Drafter
 from operators.kv_cache import Branch, KvCache
 from operators.plan import Row
@@ -61,6 +61,8 @@ class Generation:
     drafted: int = 0
     accepted: int = 0
     verifies: int = 0
+    pace: float = 0.0
+    """Tokens per verify, fading; 0 before the first. Decides who drafts in a step, never the text."""
     drafters: list[Drafter] = field(default_factory=list)
     _draft: Draft = NO_DRAFT
 
@@ -122,6 +124,7 @@ class Generation:
         draft, before = self._draft, self.accepted
         tokens = self._judge(draft, logits)
         accepted = self.accepted - before
+        self.pace = paced(self.pace or 1.0, len(tokens))
         # Rollback: the block wrote pending + k tokens, pending + accepted of them stand.
         self.branch.length -= len(draft.tokens) - accepted
         if draft.tokens and self.finish_reason != "nonfinite":

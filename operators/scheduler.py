@@ -162,7 +162,7 @@ class Scheduler:
             self._choose(generation, offer, len(decoding))
             for generation, offer in zip(decoding, offers, strict=True)
         ]
-        lengths = share_out(choices, self._costs)
+        lengths = share_out(choices, self._costs, _paces(decoding))
         drafts: list[Draft] = []
         modelled: list[tuple[int, ModelDrafter, int]] = []
         for at, (offer, choice, k) in enumerate(zip(offers, choices, lengths, strict=True)):
@@ -236,6 +236,15 @@ class Scheduler:
             return []
         at = self._turn % len(sessions)
         return sessions[at:] + sessions[:at]
+
+
+def _paces(decoding: list[Generation]) -> list[float]:
+    """The pace of every answer; one that begins is taken to be as fast as the others."""
+    known = [generation.pace for generation in decoding if generation.pace]
+    usual = sum(known) / len(known) if known else 1.0
+    for generation in decoding:
+        generation.pace = generation.pace or usual
+    return [generation.pace for generation in decoding]
 
 
 def _block(session: Session, size: int) -> Row:

@@ -178,9 +178,14 @@ CHANCES = st.lists(st.sampled_from([0.05, 0.3, 0.5, 0.8, 0.95]), min_size=1, max
 
 
 @settings(max_examples=60, deadline=None)
-@given(chances=CHANCES, limit=st.integers(1, 3), bend=st.floats(0.01, 1.0))
+@given(
+    chances=CHANCES,
+    limit=st.integers(1, 3),
+    bend=st.floats(0.01, 1.0),
+    paces=st.lists(st.sampled_from([1.0, 1.5, 4.0]), min_size=3, max_size=3),
+)
 def test_sharing_out_is_as_good_as_trying_every_division(
-    chances: list[float], limit: int, bend: float
+    chances: list[float], limit: int, bend: float, paces: list[float]
 ) -> None:
     costs = Costs(
         CostCurve(((1, 1.0), (4, 1.0 + bend / 4), (5, 1.0 + bend), (16, 1.0 + 12 * bend)))
@@ -188,17 +193,20 @@ def test_sharing_out_is_as_good_as_trying_every_division(
     rows = len(chances)
     choices = [Choice(candidate(limit), a) for a in chances]
 
+    def expected(lengths: tuple[int, ...]) -> list[float]:
+        return [sum(a**j for j in range(k + 1)) for a, k in zip(chances, lengths, strict=True)]
+
     def rate(lengths: tuple[int, ...]) -> float:
-        gains = sum(a**j for a, k in zip(chances, lengths, strict=True) for j in range(k + 1))
-        return gains / costs.verify.seconds(rows + sum(lengths))
+        worth = sum(e / pace for e, pace in zip(expected(lengths), paces, strict=False))
+        return worth / costs.verify.seconds(rows + sum(lengths))
 
     def fair(lengths: tuple[int, ...]) -> bool:
-        expected = [sum(a**j for j in range(k + 1)) for a, k in zip(chances, lengths, strict=True)]
-        plain = costs.verify.seconds(rows)
-        return min(expected) / costs.verify.seconds(rows + sum(lengths)) >= FLOOR / plain
+        longer = costs.verify.seconds(rows + sum(lengths)) / costs.verify.seconds(rows)
+        got = expected(lengths)
+        return min(got) >= FLOOR * longer and sum(got) >= rows * longer
 
     every = list(itertools.product(range(limit + 1), repeat=rows))
-    got = tuple(share_out(list(choices), costs))
+    got = tuple(share_out(list(choices), costs, paces[:rows]))
     assert rate(got) >= rate((0,) * rows)
     # The floor: nobody gets a second token at the price of another's first.
     single = (lengths for lengths in every if max(lengths) <= 1)
@@ -244,6 +252,14 @@ def test_the_more_answers_the_shorter_their_drafts_and_none_where_none_pays() ->
     assert share_out([Choice(candidate(), 0.9)] * 2, STEEP) == [0, 0]
     probed = share_out([Choice(candidate(), 0.1, owed=PROBE), None], STEEP)
     assert probed == [PROBE, 0]
+
+
+def test_whoever_got_least_comes_first() -> None:
+    """Room for one draft each of some: those behind are served, equals in their order."""
+    costs = Costs(CostCurve(((1, 10.0), (6, 10.1), (7, 40.0))))
+    equal = [Choice(candidate(1), 0.9)] * 4
+    assert share_out(equal, costs) == [1, 1, 0, 0]
+    assert share_out(equal, costs, [3.0, 1.0, 2.0, 1.5]) == [0, 1, 0, 1]
 
 
 # --- in the operator -------------------------------------------------------------------------
