@@ -68,6 +68,18 @@ def test_json_goes_to_a_file_too(tmp_path: Any) -> None:
     assert json.loads(file.read_text()) == result
 
 
+def test_every_setting_runs_in_every_round() -> None:
+    result = quick("streams", "--rounds", "2")
+    assert (result["rounds"], len(result["ratio_16_rounds"]), len(result["jain_rounds"])) == (
+        2,
+        2,
+        2,
+    )
+    speeds = [found for row in result["tokens_s_rounds"].values() for found in row.values()]
+    assert {len(found) for found in speeds} == {2}
+    assert min(result["ratio_16_rounds"]) <= result["ratio_16"] <= max(result["ratio_16_rounds"])
+
+
 def test_texts_do_not_depend_on_the_drafter() -> None:
     assert quick("speculation")["identical_text"] is True
 

@@ -13,6 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from operators.config import OperatorConfig
 from operators.draft_control import Costs, DraftControl
 from operators.draft_model import DraftModel
@@ -61,6 +64,16 @@ class Answered:
     decoding_from: float = 0.0
     """When the last prompt of all that run together was through."""
     turns: list[Turn] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ReadPrompt:
+    """A prompt as it lies on an answer's branch: ``keys`` and ``values`` ``[layers, kv_heads, tokens,
+    dim]`` and the logits ``[1, vocab]`` behind it. An answer can be begun from it again and again."""
+
+    keys: Tensor
+    values: Tensor
+    logits: Tensor
 
 
 class Desk:
@@ -165,13 +178,32 @@ class Desk:
         """A stream that stands at ``place`` and has learned ``controls`` about its drafters."""
         return dataclasses.replace(place, draft_controls=controls, due=deque(), running=[])
 
+    def read_prompt(self, place: Session, generation: Generation) -> ReadPrompt:
+        """Read an answer's prompt at that place; stream and answer stay as they are."""
+        slot = self.cache.allocate()
+        assert place.parked is not None
+        self.cache.restore(slot, place.parked, place.parked_length)
+        branch = self.cache.fork(slot)
+        row = Row(slot, generation.prompt, branch, want=1)
+        logits = self.model.forward("ingest", self.cache, [row])
+        pools = (self.cache.branch_keys, self.cache.branch_values)
+        keys, values = (
+            torch.stack([layer[branch.region, :, : branch.length] for layer in pool])
+            for pool in pools
+        )
+        self.cache.release(slot)
+        return ReadPrompt(keys, values, logits)
+
     # --- answers -----------------------------------------------------------------------------
 
     def run(
-        self, scheduler: Scheduler, asked: Sequence[tuple[Session, Generation]]
+        self,
+        scheduler: Scheduler,
+        asked: Sequence[tuple[Session, Generation]],
+        prompts: Sequence[ReadPrompt] = (),
     ) -> list[Answered]:
         """Run the answers together until all are complete, each on a branch of its stream. Streams
-        that stand at a place get a slot for that time."""
+        that stand at a place get a slot for that time. ``prompts``: what was read of each before."""
         sessions = [session for session, _ in asked]
         answers = [Answered(generation) for _, generation in asked]
         held = [session.slot is not None for session in sessions]
@@ -180,6 +212,12 @@ class Desk:
         scheduler.admit(sessions)
         if any(session.due for session in sessions):
             raise ConfigError(f"{len(asked)} answers do not fit: raise slots and branches")
+        for answer, prompt in zip(answers, prompts, strict=bool(prompts)):
+            self._put(answer.generation, prompt)
+        self._tidy(sessions)
+        began = time.perf_counter()
+        for answer in answers:
+            answer.decoding_from = began
         while any(session.running for session in sessions):
             if any(generation.prefilling for _, generation in asked):
                 self._prefill(sessions, answers)
@@ -190,6 +228,15 @@ class Desk:
                 self.cache.release(session.slot)
                 session.slot = None
         return answers
+
+    def _put(self, generation: Generation, prompt: ReadPrompt) -> None:
+        branch, used = generation.branch, prompt.keys.shape[2]
+        assert branch is not None
+        for layer in range(len(prompt.keys)):
+            self.cache.branch_keys[layer][branch.region, :, :used] = prompt.keys[layer]
+            self.cache.branch_values[layer][branch.region, :, :used] = prompt.values[layer]
+        branch.length = used
+        generation.prompt_done(used, prompt.logits)
 
     def _prefill(self, sessions: list[Session], answers: list[Answered]) -> None:
         """One forward of prompt tokens; no answer goes on before all prompts are through, so that

@@ -27,7 +27,8 @@ def run(run: Run) -> Result:
     for kind in kinds:
         step = _block_step(run.load("bf16", kind), layout)
         steps |= {f"{kind} {n}": _of(step, n) for n in blocks}
-    times = medians(interleaved(steps, 2 if run.quick else ROUNDS, run.say))
+    rounds = run.rounds or (2 if run.quick else ROUNDS)
+    times = medians(interleaved(steps, rounds, run.say))
     rows = {n: {k: times[f"{k} {n}"] * 1000 for k in kinds} for n in blocks}
     return {
         "ms_per_forward": {

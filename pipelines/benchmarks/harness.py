@@ -35,7 +35,7 @@ class Run:
     ``model``: an alias, folder, file or hub name, or ``toy``. ``quick``: the smallest sizes at which
     every number is still computed; says nothing about speed. ``text``: a book to read.
     ``tokens``: another length of the stream or text. ``places``: at how many tokens of the text two
-    sides are compared. ``rounds``: how often every side runs (peers).
+    sides are compared. ``rounds``: another number of them.
     """
 
     model: str

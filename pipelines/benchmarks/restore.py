@@ -52,7 +52,7 @@ def run(run: Run) -> Result:
                     "restore": lambda: _restore(there, file, talk),
                     "prefill": lambda: _prefill(there, state, talk),
                 },
-                2 if run.quick else 7,
+                run.rounds or (2 if run.quick else 7),
                 run.say,
             )
         )

@@ -54,6 +54,7 @@ def run(run: Run) -> Result:
     lengths as measured (``fixed``) and, for every length, by the cost curve (``by_drafter``);
     ``acceptance_by_position``."""
     sizes = QUICK if run.quick else LONG if run.long else Sizes()
+    sizes = dataclasses.replace(sizes, rounds=run.rounds or sizes.rounds)
     result = _timed(run, sizes)
     gc.collect()  # one pass's weights at a time
     return {**result, "identical_text": _exact(run, sizes if run.quick else EXACT)}

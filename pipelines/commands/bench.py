@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from operators.errors import ConfigError, LongstreamError
-from pipelines.benchmarks import BENCHMARKS, find
+from pipelines.benchmarks import BENCHMARKS, TAKES, find
 from pipelines.benchmarks.harness import TOY, Result, Run, measure, set_threads
 from pipelines.benchmarks.plots import plot_all
 from pipelines.benchmarks.report import read_results, render, tables, verdicts
@@ -50,7 +50,8 @@ def _command(names: list[str]) -> Callable[..., None]:
             int | None, typer.Option(min=16, help="Tokens to compare at (perplexity).")
         ] = None,
         rounds: Annotated[
-            int | None, typer.Option(min=1, help="How often every side runs (peers).")
+            int | None,
+            typer.Option(min=1, help="Rounds (forward, restore, speculation, streams, peers)."),
         ] = None,
         threads: Annotated[int, typer.Option(help="torch threads; at most the cores.")] = 2,
     ) -> None:
@@ -104,7 +105,7 @@ def _show(name: str, measured: Result, screen: Console) -> None:
 
 
 for _name, _help in BENCHMARKS.items():
-    app.command(_name, help=_help)(_command([_name]))
+    app.command(_name, help=f"{_help} {TAKES.get(_name, '')}".strip())(_command([_name]))
 app.command("all", help="All of them, one after the other. Takes hours.")(_command([*BENCHMARKS]))
 
 
