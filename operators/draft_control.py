@@ -24,8 +24,8 @@ PROBE = 2
 PROBE_SHARE = 0.01
 """Share of the time that may go into probing arms that do not pay, all together."""
 MARGIN = 1.03
-"""How much more than plain decoding drafts must promise: of several estimates the best is mostly one
-that is too high."""
+"""How much more than plain decoding drafts must promise an answer: of several estimates the best is
+mostly one that is too high."""
 FLOOR = 0.75
 """Share of its speed without drafts that every answer of a step keeps, whatever its neighbours draft."""
 PACE_MEMORY = 0.8
@@ -180,7 +180,9 @@ class DraftControl:
         """The candidate worth most in a step of ``rows`` answers, or one whose probe is due, or None
         when plain decoding is best. Mutates the probe credits of the arms not taken."""
         plain = costs.verify.seconds(rows)
-        best, taken = MARGIN * rows / plain, None
+        # The margin is on this answer's token alone: on all of the step's, the more answers there are
+        # the more each one's drafts would have to promise, and 16 would hardly ever draft.
+        best, taken = (rows - 1 + MARGIN) / plain, None
         for candidate in candidates:
             worth = self._worth(candidate, rows, costs)
             if worth > best:

@@ -14,6 +14,7 @@ from operators.draft_control import (
     FLOOR,
     PROBE,
     TYPICAL,
+    Arm,
     Candidate,
     Choice,
     CostCurve,
@@ -252,6 +253,16 @@ def test_the_more_answers_the_shorter_their_drafts_and_none_where_none_pays() ->
     assert share_out([Choice(candidate(), 0.9)] * 2, STEEP) == [0, 0]
     probed = share_out([Choice(candidate(), 0.1, owed=PROBE), None], STEEP)
     assert probed == [PROBE, 0]
+
+
+@pytest.mark.parametrize("rows", [1, 4, 16, 32])
+def test_what_a_draft_must_promise_does_not_grow_with_the_number_of_answers(rows: int) -> None:
+    """A draft takes half the time that a token does in plain decoding: it must stand in half of all
+    cases and a little more."""
+    costs = Costs(CostCurve(((rows, float(rows)), (rows + 64, rows + 32.0))))
+    for acceptance, pays in ((0.6, True), (0.5, False)):
+        control = DraftControl({"ngram3": Arm(100 * acceptance, 100)})
+        assert (control.choose([candidate(1)], rows, costs) is not None) is pays
 
 
 def test_whoever_got_least_comes_first() -> None:
