@@ -170,11 +170,16 @@ class KvCache:
     def fork(self, stream: StreamSlot) -> Branch:
         """Open a branch at the stream's frontier; raises :class:`CapacityError` when none is free.
 
-        The stream itself is not touched, now or by anything the branch does later.
+        The stream itself is not touched, now or by anything the branch does later. The region has the
+        slot's number where that is free: branches of neighbouring streams then lie side by side and
+        are read where they are, without a copy.
         """
         if not self._free_regions:
             raise CapacityError(f"all {self.branches} branch regions are in use; wait for one")
-        branch = Branch(stream, self._free_regions.pop(), fork=stream.length)
+        own = stream.index
+        region = own if own in self._free_regions else max(self._free_regions)
+        self._free_regions.remove(region)
+        branch = Branch(stream, region, fork=stream.length)
         self._wipe(branch.region, self.branch_keys, self.branch_values)
         self._open[stream].append(branch)
         return branch

@@ -56,6 +56,7 @@ def stream_and_branch_rows(driver: Driver) -> list[Row]:
     for slot in (slots[0], slots[3]):
         for seed in range(4):
             driver.run([Row(slot, random_tokens(long, seed))])
+    driver.cache.fork(slots[0])  # has the region beside its neighbour's
     branches = [driver.cache.fork(slots[at]) for at in (1, 0, 2, 3, 4)]
     driver.append(branches[3], [1, 2])
     sizes = (4, 3, 1, long, 2)
