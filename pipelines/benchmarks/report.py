@@ -133,18 +133,18 @@ def _group(name: str, group: Result) -> Grid | None:
     if not group:
         return None
     if all(not isinstance(v, (dict, list)) for v in group.values()):
-        return (name, ""), [(k, _cell(v)) for k, v in group.items()]
+        return (name, ""), [(str(k), _cell(v)) for k, v in group.items()]
     if all(isinstance(v, list) for v in group.values()):
         length = max(len(v) for v in group.values())
         heads = (name, *(str(i + 1) for i in range(length)))
-        return heads, [(k, *map(_cell, v)) for k, v in group.items()]
+        return heads, [(str(k), *map(_cell, v)) for k, v in group.items()]
     rows = {k: v for k, v in group.items() if isinstance(v, dict)}
     deep = {k for row in rows.values() for k, v in row.items() if isinstance(v, (dict, list))}
     columns = [k for k in dict.fromkeys(k for row in rows.values() for k in row) if k not in deep]
     if not columns:
         return None
-    cells = [(k, *(_cell(row.get(column)) for column in columns)) for k, row in rows.items()]
-    return (name, *columns), cells
+    cells = [(str(k), *(_cell(row.get(column)) for column in columns)) for k, row in rows.items()]
+    return (name, *map(str, columns)), cells
 
 
 def _markdown(grid: Grid) -> str:
