@@ -337,7 +337,12 @@ class Worker:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+        if task.cancelled():
+            if (
+                not task.cancelling()
+            ):  # nobody asked for it: some library's own cancelled task did it
+                self._fail(LongstreamError(f"{task.get_coro()} was cut off"))
+        elif isinstance(error := task.exception(), Exception):
             self._fail(error)
 
 

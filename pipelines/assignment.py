@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 FLUSH_ON_REVOKE_SECONDS = 3.0
 REOPEN_SECONDS = 2.0
 REBALANCE_POLL_SECONDS = 0.5
+CUT_OFF = "a Kafka client's own cancelled task cut off what was under way"
 
 
 class Assignment:
@@ -110,6 +111,12 @@ class Assignment:
             await asyncio.shield(partition.committer.failed)
         except (Fenced, CommitError, RecoveryError, KafkaError) as error:
             await self._take_up_again(partition, error)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            if self.partitions.get(number) is partition:  # else it was closed, and its committer
+                await self._take_up_again(partition, RecoveryError(CUT_OFF))
         except Exception as error:
             self._fail(partition, error)
 

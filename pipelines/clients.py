@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from typing import Any
 
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.conn import create_conn
 from aiokafka.errors import (
     IllegalSaslStateError,
@@ -19,6 +20,7 @@ from operators.errors import ConfigError
 from pipelines.settings import Settings
 
 DIAGNOSIS_SECONDS = 5.0
+STOP_SECONDS = 3.0
 _OTHER_LANGUAGE = (ssl.SSLError, ConnectionResetError, IllegalSaslStateError, KafkaConnectionError)
 
 
@@ -139,3 +141,25 @@ def _sentence(settings: Settings, server: str, error: Exception) -> str | None:
             "check the port and security_protocol"
         )
     return None
+
+
+_stopping: set[asyncio.Task[None]] = set()
+
+
+async def disconnect(client: AIOKafkaProducer | AIOKafkaConsumer) -> None:
+    """Stop a client that is needed no more, in a task of its own.
+
+    With its broker away a client stops when the broker is back: after STOP_SECONDS that is not waited
+    for. Nor may it cut us off: a consumer that stops cancels its fetches, and where one of them was
+    just waiting to try again the cancellation comes through to whoever stops it.
+    """
+    task = asyncio.get_running_loop().create_task(client.stop())
+    _stopping.add(task)
+    task.add_done_callback(_forget)
+    await asyncio.wait({task}, timeout=STOP_SECONDS)
+
+
+def _forget(task: asyncio.Task[None]) -> None:
+    _stopping.discard(task)
+    if not task.cancelled():
+        task.exception()  # looked at: nothing is left to be done about it

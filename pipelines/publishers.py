@@ -21,7 +21,7 @@ from aiokafka.errors import IllegalOperation, KafkaError, ProducerFenced
 
 from operators.errors import LongstreamError
 from operators.types import SessionState
-from pipelines.clients import client_options
+from pipelines.clients import client_options, disconnect
 from pipelines.codec import encode_state
 from pipelines.dead_letters import size_of
 from pipelines.exits import in_words
@@ -31,7 +31,6 @@ TRANSACTION_TIMEOUT_MS = 20_000
 """How long readers wait for a transaction whose worker vanished and that nobody takes over."""
 REQUEST_ROOM = 1 << 20
 BATCH_BYTES = 256 << 10
-STOP_SECONDS = 3.0
 MESSAGE_ROOM = 1 << 10
 """For what Kafka puts around a batch of one message (a topic's limit is one on batches), and for the
 headers of a state."""
@@ -148,7 +147,7 @@ class TransactionalPublisher:
             with contextlib.suppress(KafkaError, IllegalOperation, AssertionError, TimeoutError):
                 async with asyncio.timeout(2.0):
                     await self._producer.abort_transaction()
-        await _stop(self._producer)
+        await disconnect(self._producer)
         self._producer = None
 
     async def _write(self, group: Group) -> None:
@@ -233,7 +232,7 @@ class OutboxPublisher:
     async def close(self) -> None:
         self._pulse.stop()
         if self._producer is not None:
-            await _stop(self._producer)
+            await disconnect(self._producer)
             self._producer = None
 
 
@@ -338,21 +337,3 @@ async def _send_all(
     if not isinstance(reason, KafkaError) or isinstance(reason, ProducerFenced):
         raise reason
     raise Retriable(f"{message.topic}: {in_words(reason)}") from reason
-
-
-_stopping: set[asyncio.Task[None]] = set()
-
-
-async def _stop(producer: aiokafka.AIOKafkaProducer) -> None:
-    """Disconnect. With its broker away a producer stops when it is back: that is not waited for,
-    and harmless, because whoever opens the partition next locks it out."""
-    task = asyncio.get_running_loop().create_task(producer.stop())
-    _stopping.add(task)
-    task.add_done_callback(_forget)
-    await asyncio.wait({task}, timeout=STOP_SECONDS)
-
-
-def _forget(task: asyncio.Task[None]) -> None:
-    _stopping.discard(task)
-    if not task.cancelled():
-        task.exception()  # looked at: nothing is left to be done about it

@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError
 
 from operators.errors import ConfigError, LongstreamError, SegmentError
 from operators.types import SessionState
-from pipelines.clients import client_options
+from pipelines.clients import client_options, disconnect
 from pipelines.codec import decode_state
 from pipelines.exits import Waited
 from pipelines.forgetting import SCHEMA as REMNANT_SCHEMA
@@ -225,7 +225,7 @@ async def recover(settings: Settings, partition: int, timeout: float) -> Recover
     except KafkaError as error:
         raise RecoveryError(f"{topic}[{partition}] cannot be read: {error}") from error
     finally:
-        await consumer.stop()
+        await disconnect(consumer)
 
 
 async def _read(

@@ -88,7 +88,9 @@ def last_words(worker: WorkerProcess) -> str:
 # --- away, and back ------------------------------------------------------------------------------
 
 
-def outage(own_kafka: ProcessBroker, topics: Any, folder: Path, seconds: float) -> None:
+def outage(
+    own_kafka: ProcessBroker, topics: Any, folder: Path, seconds: float, after: float = 1.5
+) -> None:
     """The only broker is killed with work under way and comes back: same worker, nothing missing."""
     topics.create(2)
     with workers(topics, folder, commit_interval_s=0.05) as start:
@@ -98,7 +100,7 @@ def outage(own_kafka: ProcessBroker, topics: Any, folder: Path, seconds: float) 
                 say(made, topics.segments, "b", f"b-{number} SLEEP 0.05")
         worker = start()
         worker.wait_for_log("assigned partitions")
-        time.sleep(1.5)  # a few transactions
+        time.sleep(after)  # a few transactions
         own_kafka.kill()
         time.sleep(seconds)
         assert worker.process.poll() is None, worker.log
@@ -133,6 +135,13 @@ def test_a_broker_away_for_a_minute(
 ) -> None:
     """Longer than a transaction may last: the broker ends it, and the worker begins anew."""
     outage(own_kafka, topics_at(own_kafka.bootstrap), tmp_path, 60)
+
+
+@pytest.mark.slow
+def test_a_broker_that_goes_away_while_states_are_read(
+    own_kafka: ProcessBroker, topics_at: TopicsAt, tmp_path: Path
+) -> None:
+    outage(own_kafka, topics_at(own_kafka.bootstrap), tmp_path, 30, after=0.0)
 
 
 @pytest.mark.slow
