@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -12,6 +14,35 @@ QUIET = dict.fromkeys(
     ("faust", "mode", "aiokafka", "kafka", "asyncio", "pipelines.transport"), logging.WARNING
 )
 """Libraries that narrate their work; their warnings stay. Level debug lets them all speak."""
+REPEATING = ("aiokafka", "kafka")
+REPEAT_SECONDS = 10.0
+MANY = 256
+
+
+class Repeats(logging.Filter):
+    """Lets the same complaint of a Kafka client through once in ``REPEAT_SECONDS``; the next one says
+    how many were left out. With a broker away a worker's clients complain a hundred times a second."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._seen: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] not in REPEATING:
+            return True
+        key, now = (record.name, str(record.msg)), self._clock()
+        since, left_out = self._seen.get(key, (float("-inf"), 0))
+        if now - since < REPEAT_SECONDS:
+            self._seen[key] = since, left_out + 1
+            return False
+        if len(self._seen) >= MANY:  # some texts have a name in them
+            self._seen.clear()
+        self._seen[key] = now, 0
+        if left_out:
+            record.msg = f"{record.getMessage()} (and {left_out} more like it before)"
+            record.args = ()
+        return True
 
 
 def configure_logging(log_format: str, level: str) -> None:
@@ -36,5 +67,6 @@ def configure_logging(log_format: str, level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     if level != "debug":
+        handler.addFilter(Repeats())
         for name, quiet in QUIET.items():
             logging.getLogger(name).setLevel(max(quiet, root.level))
