@@ -338,9 +338,7 @@ class Worker:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if task.cancelled():
-            if (
-                not task.cancelling()
-            ):  # nobody asked for it: some library's own cancelled task did it
+            if not task.cancelling():  # nobody asked: a library's own cancelled task came through
                 self._fail(LongstreamError(f"{task.get_coro()} was cut off"))
         elif isinstance(error := task.exception(), Exception):
             self._fail(error)

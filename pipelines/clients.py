@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Any
+from typing import Any, Protocol
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.conn import create_conn
 from aiokafka.errors import (
     IllegalSaslStateError,
@@ -146,7 +145,13 @@ def _sentence(settings: Settings, server: str, error: Exception) -> str | None:
 _stopping: set[asyncio.Task[None]] = set()
 
 
-async def disconnect(client: AIOKafkaProducer | AIOKafkaConsumer) -> None:
+class Client(Protocol):
+    """A consumer or producer of aiokafka."""
+
+    async def stop(self) -> None: ...
+
+
+async def disconnect(client: Client) -> None:
     """Stop a client that is needed no more, in a task of its own.
 
     With its broker away a client stops when the broker is back: after STOP_SECONDS that is not waited

@@ -31,16 +31,16 @@ class Repeats(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name.partition(".")[0] not in REPEATING:
             return True
-        key, now = (record.name, str(record.msg)), self._clock()
+        key, now = (record.name, record.getMessage()), self._clock()
         since, left_out = self._seen.get(key, (float("-inf"), 0))
         if now - since < REPEAT_SECONDS:
             self._seen[key] = since, left_out + 1
             return False
-        if len(self._seen) >= MANY:  # some texts have a name in them
+        if len(self._seen) >= MANY:  # some texts have a number in them
             self._seen.clear()
         self._seen[key] = now, 0
         if left_out:
-            record.msg = f"{record.getMessage()} (and {left_out} more like it before)"
+            record.msg = f"{key[1]} (and {left_out} more like it before)"
             record.args = ()
         return True
 

@@ -17,6 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from operators.drafting import Draft
 from operators.generation import Generation
@@ -40,7 +41,7 @@ def model(device: str) -> DecoderModel:
 
 
 @functools.cache
-def plain_model():  # type: ignore[no-untyped-def]
+def plain_model() -> PreTrainedModel:
     return toy_model()
 
 

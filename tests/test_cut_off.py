@@ -42,7 +42,7 @@ def test_disconnecting_cuts_nobody_off() -> None:
     async def body() -> str:
         with pytest.raises(asyncio.CancelledError):
             await Away().stop()
-        await disconnect(Away())  # type: ignore[arg-type]
+        await disconnect(Away())
         return "went on"
 
     assert asyncio.run(body()) == "went on"
@@ -95,7 +95,8 @@ def test_a_partition_that_is_cut_off_is_taken_up_again(monkeypatch: pytest.Monke
         host: Any = SimpleNamespace(
             settings=Settings(), metrics=SimpleNamespace(forget_partition=lambda *_: None)
         )
-        owner = Assignment(app, host, SimpleNamespace(), worker._spawn, worker._fail)  # type: ignore[arg-type]
+        readiness: Any = SimpleNamespace()
+        owner = Assignment(app, host, readiness, worker._spawn, worker._fail)
         owner._gain(0)
         await asyncio.wait_for(Partition.again.wait(), 5)
         assert Partition.made[1].broken_since is not None

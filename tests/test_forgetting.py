@@ -23,7 +23,7 @@ from pipelines.sessions import SessionTable
 from pipelines.settings import load_settings
 from pipelines.snapshot_store import SnapshotStore, folder_of
 from pipelines.spill import idle_store
-from tests.test_committer import World, with_world
+from tests.test_partition import World, with_world
 
 with warnings.catch_warnings():  # kafka-python reads its resources in a deprecated way on import
     warnings.filterwarnings("ignore", "(read|open)_text is deprecated", DeprecationWarning)

@@ -22,7 +22,8 @@ from pipelines.partition import Partition
 from pipelines.publishers import Message
 from pipelines.sessions import Recovered, SessionTable
 from pipelines.settings import Settings
-from tests.test_committer import Event, FakePublisher
+from tests.test_committer import FakePublisher
+from tests.test_partition import Event
 
 
 @pytest.fixture(autouse=True)

@@ -31,6 +31,8 @@ def test_other_complaints_and_other_voices_are_not_held_back() -> None:
     repeats = Repeats(lambda: 0.0)
     assert repeats.filter(record("one"))
     assert repeats.filter(record("another"))
+    assert repeats.filter(record("cannot reach node %s", 1))
+    assert repeats.filter(record("cannot reach node %s", 2)), "another broker is another complaint"
     assert not repeats.filter(record("one"))
     for _ in range(3):
         assert repeats.filter(record("one", name="pipelines.app"))

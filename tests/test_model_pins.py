@@ -156,9 +156,9 @@ def test_a_gguf_file_is_compared_before_it_is_read(tmp_path: Path) -> None:
 
 
 def test_a_hub_s_model_is_fetched_only_with_a_pin_or_by_pull(folder: Path, hub: list[str]) -> None:
-    for needed in ("hub", "always"):
+    for pin in (Pin(needed="hub"), Pin(needed="always")):
         with pytest.raises(ModelError, match=r"longstream model pull owner/model.*model_sha256"):
-            resolve("owner/model", pin=Pin(needed=needed))  # type: ignore[arg-type]
+            resolve("owner/model", pin=pin)
     assert hub == []
     assert resolve("owner/model", pin=Pin(needed="never")) == folder
     assert resolve("owner/model", pin=Pin(digest(folder))) == folder

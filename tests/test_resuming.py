@@ -16,7 +16,7 @@ from pipelines.outputs import now_ms
 from pipelines.publishers import Message
 from pipelines.sessions import SessionTable, compare_with_input
 from pipelines.settings import Settings
-from tests.test_committer import World, with_world
+from tests.test_partition import World, with_world
 
 BY_TIME = {"update_interval_s": 60.0}
 BY_TOKENS = {"update_tokens": 100}

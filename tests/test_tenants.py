@@ -9,7 +9,7 @@ from operators.types import Segment
 from pipelines import tenants
 from pipelines.settings import Settings
 from pipelines.tenants import Rate, Tenants
-from tests.test_committer import World, with_world
+from tests.test_partition import World, with_world
 
 
 def segment(stream: str = "a", tenant: str | None = "t", text: str = "x") -> Segment:

@@ -23,7 +23,9 @@ BENCHMARKS: dict[str, str] = {
     "peers": "The whole job beside Hugging Face generate and llama.cpp (extra: peers).",
 }
 """Name → one line of help."""
-TAKES = {"streams": "Takes about 2 minutes and 4 for each of 3 rounds on two cores."}
+TAKES = {
+    "streams": "Takes about 2 minutes, and 4 for each of its rounds (usually 3), on two cores."
+}
 """Name → how long a run is, where that is known beforehand."""
 
 

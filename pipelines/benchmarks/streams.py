@@ -30,6 +30,7 @@ from operators.generation import Generation
 from operators.quantization import runs_w8a8
 from operators.session import Session
 from operators.tasks.drafts import decoding
+from pipelines.benchmarks import TAKES
 from pipelines.benchmarks.desk import Answered, Desk, ReadPrompt, Tasks, ignore
 from pipelines.benchmarks.harness import TOY, Result, Run
 from pipelines.calibration import VERIFY, cost_curve
@@ -40,8 +41,6 @@ MODEL = "qwen2.5-coder-0.5b"
 RATIO_AT = 16
 FAIR_STREAMS = 8
 DRAFTERS = ("none", "auto")
-BEFORE, ROUND = 2, 4
-"""Minutes with the default model on two cores: until the first round, and of a round."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,7 @@ def run(run: Run) -> Result:
     sizes = QUICK if run.quick else Sizes()
     rounds = run.rounds or sizes.rounds
     if not run.quick:
-        run.say(f"about {BEFORE + ROUND * rounds} minutes: {rounds} rounds of {ROUND}")
+        run.say(TAKES["streams"])
     sides = list(_sides(run, sizes))
     streams = list(_streams(sides[0].desk, sizes, run.say))
     resident = psutil.Process().memory_info().rss / 2**30

@@ -168,7 +168,7 @@ def _resolve_file(path: Path, tell: Progress, cache: Path, pin: Pin) -> Path:
     pin.demand(str(path), of_hub=False)
     tell(f"reading {path.name}", None)
     pin.check(str(path), path)
-    sha256 = sources.sha256_of(path)
+    sha256 = pin.sha256 or sources.sha256_of(path)
 
     def fill(work: Path) -> dict[str, Any]:
         # Most files are quantized to about a quarter of bf16; unquantized ones need less.
