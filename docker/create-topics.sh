@@ -1,6 +1,6 @@
 #!/bin/sh
 # Creates longstream's topics where they do not exist yet; run by the compose file in the Kafka image.
-# The same topics, policies and limits as pipelines/broker/topics.py (a test compares them).
+# The same topics, policies and limits as pipelines/kafka/topics.py (a test compares them).
 set -eu
 
 : "${KAFKA_BIN:=/opt/kafka/bin}" "${BOOTSTRAP:?host:port of a broker}"

@@ -48,7 +48,7 @@ class Sampling:
     """Logits of tokens already in the answer are divided (if negative: multiplied) by this."""
     seed: int = 0
     acceptance: str = "coupled"
-    """See :mod:`operators.verify`."""
+    """See :mod:`operators.decoding.verify`."""
 
     def __post_init__(self) -> None:
         def need(ok: bool, name: str, what: str) -> None:
@@ -72,7 +72,7 @@ class OperatorConfig:
     """Everything the engine needs to know besides the model.
 
     All sizes are tokens. Memory per stream is a function of ``window``, ``slack``, the prefix length
-    and the model's shape only: see :func:`operators.kv_cache.bytes_per_stream`.
+    and the model's shape only: see :func:`operators.cache.kv_cache.bytes_per_stream`.
     """
 
     window: int = 1024

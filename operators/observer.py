@@ -1,7 +1,7 @@
 """Hooks through which the engine is measured. The default does nothing; Prometheus is one reader.
 
 Names are those of the metrics without the ``longstream_`` prefix and the ``_total`` suffix
-(see ``pipelines/metrics.py``). Seconds for times, tokens for sizes.
+(see ``pipelines/observability/metrics.py``). Seconds for times, tokens for sizes.
 """
 
 from __future__ import annotations

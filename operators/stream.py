@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from operators.errors import CapacityError, LongstreamError
-from operators.types import (
+from operators.events import (
     AnswerEvent,
     Emission,
     Failure,

@@ -25,31 +25,31 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from operators.archive import Archive
+from operators.cache.batch import Row
+from operators.cache.kv_cache import KvLayout, bytes_per_stream
 from operators.config import OperatorConfig
-from operators.draft_control import Costs
-from operators.draft_model import DraftModel
-from operators.drafting import NgramIndex
+from operators.decoding.acceptance import Costs
+from operators.decoding.draft_model import DraftModel
+from operators.decoding.drafters import NgramIndex
+from operators.engine.archive import Archive
+from operators.engine.intake import Intake, begins_again
+from operators.engine.partials import Partials
+from operators.engine.requests import Requests
+from operators.engine.residency import KvStore, Parking
+from operators.engine.runner import Runner
+from operators.engine.scheduler import Scheduler
+from operators.engine.session import Session
+from operators.engine.snapshot import draft_identity, identity, settings_hash
+from operators.engine.update_policy import UpdatePolicy
 from operators.errors import CapacityError, ConfigError
-from operators.intake import Intake, begins_again
-from operators.kv_cache import KvLayout, bytes_per_stream
-from operators.model import DecoderModel
+from operators.events import Emission, ModelInfo, Segment, SessionState
+from operators.model.loader import DecoderModel
 from operators.observer import Observer
-from operators.parking import KvStore, Parking
-from operators.partials import Partials
-from operators.plan import Row
-from operators.requests import Requests
-from operators.runner import Runner
-from operators.scheduler import Scheduler
-from operators.session import Session
-from operators.snapshot import draft_identity, identity, settings_hash
 from operators.stream import Stream
 from operators.tasks.answer import AnswerTask
 from operators.tasks.prompts import Prompts, check_branch_size
 from operators.tasks.summary import SummaryTask
 from operators.tasks.translation import TranslationTask
-from operators.types import Emission, ModelInfo, Segment, SessionState
-from operators.updates import UpdatePolicy
 
 
 def no_clock() -> float:

@@ -26,11 +26,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where the toy decoders of a test are. Their blocks are short, so rows of more than eight tokens
     count as long: both ways of attending are tested."""
-    from operators import plan
+    from operators.cache import batch
     from tests.engine import toys
 
     with toys(device=request.param), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "GROUP_TOKENS", 8)
+        patch.setattr(batch, "GROUP_TOKENS", 8)
         yield request.param
 
 

@@ -24,10 +24,10 @@ import msgspec
 
 from operators.config import OperatorConfig
 from operators.errors import ModelError
+from operators.events import Emission, Failure, Segment, SessionState
 from operators.observer import Observer
-from operators.types import Emission, Failure, Segment, SessionState
-from pipelines import protocol
-from pipelines.chaos.operators import Echo, echo_ready
+from pipelines.device import protocol
+from pipelines.lab.chaos.operators import Echo, echo_ready
 
 
 class EchoOperator(Echo):
@@ -93,8 +93,8 @@ def make_engine(
     import torch
 
     from operators.stream_operator import StreamOperator
-    from pipelines.device_model import describe
-    from pipelines.spill import idle_store
+    from pipelines.device.loader import describe
+    from pipelines.storage.idle import idle_store
     from tests.engine import toy_decoder
 
     torch.set_num_threads(1)

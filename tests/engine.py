@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from operators.kv_cache import Branch, KvCache, KvLayout, StreamSlot
-from operators.model import DecoderModel
-from operators.plan import Row
+from operators.cache.batch import Row
+from operators.cache.kv_cache import Branch, KvCache, KvLayout, StreamSlot
+from operators.model.loader import DecoderModel
 from tests.toy import ByteTokenizer, toy_model
 
 SINKS = [3, 1, 4, 1, 5]

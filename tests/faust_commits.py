@@ -16,7 +16,7 @@ from typing import Any
 
 import faust
 
-from pipelines.transport import LongstreamApp
+from pipelines.kafka.transport import LongstreamApp
 
 COMMIT_SECONDS = 0.2
 

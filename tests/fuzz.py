@@ -29,10 +29,10 @@ import aiokafka
 import msgspec
 
 from operators.errors import LongstreamError, SegmentError
-from operators.types import Segment, SessionState
-from pipelines import codec
-from pipelines.dead_letters import CUT, HEADER_BYTES
-from pipelines.outputs import DEAD_LETTER_ROOM
+from operators.events import Segment, SessionState
+from pipelines.wire import codec
+from pipelines.wire.dead_letters import CUT, HEADER_BYTES
+from pipelines.wire.messages import DEAD_LETTER_ROOM
 
 MAX_TEXT = 2000
 MAX_MESSAGE = 512 << 10
@@ -352,7 +352,7 @@ def through_kafka(
     Creates the topics. Returns the counts; raises AssertionError for a record that is nowhere, or in
     two places, or whose dead letter is not what was sent.
     """
-    from pipelines import broker
+    from pipelines.dev import broker
     from tests.worker_process import Records, wait_until, workers
 
     specs = [replace(spec, max_message_bytes=MAX_MESSAGE) for spec in topics.specs]
@@ -462,7 +462,7 @@ def _run(seed: int, inputs: int, records: int) -> Iterator[tuple[str, Any]]:
     yield "codec_seconds", round(time.monotonic() - started, 1)
     if not records:
         return
-    from pipelines import broker
+    from pipelines.dev import broker
     from tests.topics import Topics
 
     started = time.monotonic()

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from kafka.admin import ScramMechanism, UserScramCredentialUpsertion
 
-from pipelines import broker
-from pipelines.broker.base import free_ports
-from pipelines.broker.jvm import JvmBroker, start_jvm
+from pipelines.dev import broker
+from pipelines.dev.broker.base import free_ports
+from pipelines.dev.broker.jvm import JvmBroker, start_jvm
 
 USER = "ana"
 PASSWORD = "Marked-Secret-9f31"

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.http import Readiness, serve
-from pipelines.metrics import Metrics
-from pipelines.settings import describe, load_settings
-from pipelines.settings_fields import Settings
+from pipelines.config.fields import Settings
+from pipelines.config.load import describe, load_settings
+from pipelines.observability.http import Readiness, serve
+from pipelines.observability.metrics import Metrics
 
 with warnings.catch_warnings():  # kafka-python reads its resources in a deprecated way on import
     warnings.filterwarnings("ignore", "(read|open)_text is deprecated", DeprecationWarning)
-    from pipelines.broker.topics import DEFAULT_PARTITIONS, TOPICS
+    from pipelines.kafka.topics import DEFAULT_PARTITIONS, TOPICS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKER = ROOT / "docker"

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.http import Readiness, serve
-from pipelines.metric_catalogue import SPECS
-from pipelines.metrics import EXPORTED, Metrics
+from pipelines.observability.catalogue import SPECS
+from pipelines.observability.http import Readiness, serve
+from pipelines.observability.metrics import EXPORTED, Metrics
 from tests.promql import labels_in, series_in
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from operators.errors import SegmentError
-from pipelines import codec
+from pipelines.wire import codec
 from tests import fuzz
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pipelines import broker
+from pipelines.dev import broker
 
 
 @dataclass(frozen=True)

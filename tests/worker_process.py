@@ -19,10 +19,10 @@ from typing import Any
 import psutil
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from operators.types import Event, SummaryEvent, TranslationEvent
-from pipelines.codec import decode_event
-from pipelines.outputs import task_of
-from tests.test_schemas import validate
+from operators.events import Event, SummaryEvent, TranslationEvent
+from pipelines.wire.codec import decode_event
+from pipelines.wire.messages import task_of
+from tests.pipelines.test_schemas import validate
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,7 +57,7 @@ class WorkerProcess:
         env |= {f"LONGSTREAM_{k}": str(v) for k, v in values.items()}
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pipelines.cli", "worker"],
+                [sys.executable, "-m", "pipelines.cli.main", "worker"],
                 cwd=ROOT,
                 env=env,
                 stdout=log,

@@ -3,16 +3,16 @@ a scheduler: tests say themselves what happens next."""
 
 from __future__ import annotations
 
-from operators.archive import Archive
 from operators.config import OperatorConfig
-from operators.drafting import NgramIndex
-from operators.model import DecoderModel
+from operators.decoding.drafters import NgramIndex
+from operators.engine.archive import Archive
+from operators.engine.residency import Parking
+from operators.engine.session import Session
+from operators.engine.snapshot import identity, settings_hash
+from operators.model.loader import DecoderModel
 from operators.observer import Observer
-from operators.parking import Parking
-from operators.session import Session
-from operators.snapshot import identity, settings_hash
 from tests.engine import SINKS, Driver, layout
-from tests.test_parking import MemoryStore
+from tests.operators.test_offload import MemoryStore
 
 WINDOW = 24
 

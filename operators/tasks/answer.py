@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from operators.config import OperatorConfig
+from operators.decoding.generation import Generation
+from operators.engine.drafting import decoding
+from operators.engine.session import Session
 from operators.errors import SegmentError
-from operators.generation import Generation
-from operators.session import Session
+from operators.events import AnswerEvent, KvInfo, LedgerItem, ModelInfo, event_id
+from operators.model.tokenizer import Tokenizer
 from operators.tasks import ledger
-from operators.tasks.drafts import decoding
 from operators.tasks.prompts import Prompts
-from operators.text import Tokenizer
-from operators.types import AnswerEvent, KvInfo, LedgerItem, ModelInfo, event_id
 
 TASK = "answer"
 SHORTEST_ANSWER = 8

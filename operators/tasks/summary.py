@@ -11,13 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from operators.config import OperatorConfig
-from operators.generation import Generation
-from operators.session import Session
-from operators.tasks import ledger
-from operators.tasks.drafts import decoding
-from operators.tasks.prompts import Prompts
-from operators.text import Tokenizer, normalized_erasure
-from operators.types import (
+from operators.decoding.generation import Generation
+from operators.engine.drafting import decoding
+from operators.engine.session import Session
+from operators.events import (
     Covers,
     Evidence,
     KvInfo,
@@ -30,6 +27,9 @@ from operators.types import (
     Usage,
     event_id,
 )
+from operators.model.tokenizer import Tokenizer, normalized_erasure
+from operators.tasks import ledger
+from operators.tasks.prompts import Prompts
 
 TASK = "summary"
 COMPACTION = "compaction"

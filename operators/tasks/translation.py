@@ -13,12 +13,10 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from operators.config import LANGUAGES, OperatorConfig
-from operators.generation import Generation
-from operators.session import Part, Session, Work
-from operators.tasks.drafts import decoding
-from operators.tasks.prompts import Prompts
-from operators.text import Tokenizer, normalized_erasure
-from operators.types import (
+from operators.decoding.generation import Generation
+from operators.engine.drafting import decoding
+from operators.engine.session import Part, Session, Work
+from operators.events import (
     ModelInfo,
     Segment,
     Source,
@@ -27,6 +25,8 @@ from operators.types import (
     Usage,
     event_id,
 )
+from operators.model.tokenizer import Tokenizer, normalized_erasure
+from operators.tasks.prompts import Prompts
 
 _SENTENCE_END = re.compile(r"(?<=[.!?…。！？])\s+")
 

@@ -21,10 +21,10 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "(read|open)_text is deprecated", DeprecationWarning)
     import kafka as _  # noqa: F401
 
-from pipelines import broker
-from pipelines.broker.cluster import Cluster, start_cluster
-from pipelines.broker.jvm import FAST_RESTART, java, start_jvm
-from pipelines.broker.process import ProcessBroker
+from pipelines.dev import broker
+from pipelines.dev.broker.cluster import Cluster, start_cluster
+from pipelines.dev.broker.jvm import FAST_RESTART, java, start_jvm
+from pipelines.dev.broker.process import ProcessBroker
 from tests.kafka_settings import no_kafka
 from tests.secure_broker import SecureBroker, secure_broker
 from tests.topics import Topics

@@ -17,13 +17,13 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from kafka import KafkaConsumer, KafkaProducer
 
-from pipelines import broker
-from pipelines.broker import find
-from pipelines.broker.base import free_ports, listens
-from pipelines.broker.cache import cached_folder
-from pipelines.broker.docker import container_environment, knock
-from pipelines.broker.process import ProcessBroker
-from pipelines.settings import Settings
+from pipelines.config.load import Settings
+from pipelines.dev import broker
+from pipelines.dev.broker import find
+from pipelines.dev.broker.base import free_ports, listens
+from pipelines.dev.broker.cache import cached_folder
+from pipelines.dev.broker.docker import container_environment, knock
+from pipelines.dev.broker.process import ProcessBroker
 
 ROOT = Path(__file__).parents[2]
 
@@ -196,8 +196,8 @@ def test_a_killed_broker_comes_back_with_its_data_on_its_port(own_kafka):
 
 OWNER_OF_A_JVM = """
 import sys, time
-from pipelines.broker.find import default_cache
-from pipelines.broker.jvm import start_jvm
+from pipelines.dev.broker.find import default_cache
+from pipelines.dev.broker.jvm import start_jvm
 started = start_jvm(default_cache(), lambda line: None)
 print(started.pid, started.folder, flush=True)
 time.sleep(600)
@@ -219,8 +219,8 @@ def test_the_jvm_and_its_folder_go_when_the_owner_is_sigkilled():
 OWNER_OF_A_SMALL_SERVER = """
 import sys, tempfile, time
 from pathlib import Path
-from pipelines.broker.base import free_ports
-from pipelines.broker.process import ProcessBroker
+from pipelines.dev.broker.base import free_ports
+from pipelines.dev.broker.process import ProcessBroker
 port = free_ports(1)[0]
 folder = Path(tempfile.mkdtemp(prefix="longstream-test-"))
 command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]

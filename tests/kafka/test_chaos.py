@@ -19,7 +19,7 @@ SHORT = ("--kills", "3", "--between", "1,3", "--session-timeout", "6", "--rate",
     [("exactly_once", 1), pytest.param("at_least_once", 0, marks=pytest.mark.slow)],
 )
 def test_nothing_is_lost(tmp_path: Path, delivery: str, restarts: int) -> None:
-    command = [sys.executable, "-m", "pipelines.cli", "chaos", "--model", "echo", *SHORT]
+    command = [sys.executable, "-m", "pipelines.cli.main", "chaos", "--model", "echo", *SHORT]
     command += ["--delivery", delivery, "--broker-restarts", str(restarts)]
     command += ["--max-stall", "120"]  # how long anything takes here says nothing
     done = subprocess.run(

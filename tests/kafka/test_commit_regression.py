@@ -1,7 +1,7 @@
 """Faust commits past messages still in work (its issue #606); our transport does not.
 
 The stock half is the alarm of this test: when an upgrade of faust-streaming mends it, that half fails
-and the override in pipelines/transport.py can be reconsidered.
+and the override in pipelines/kafka/transport.py can be reconsidered.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from operators.types import SessionState, SummaryEvent
-from pipelines.codec import decode_event, encode_event
-from pipelines.outputs import complete
-from pipelines.publishers import Message
+from operators.events import SessionState, SummaryEvent
+from pipelines.kafka.publishers import Message
+from pipelines.wire.codec import decode_event, encode_event
+from pipelines.wire.messages import complete
 from tests.worker_process import (
     Records,
     assert_all_reflected,

@@ -28,7 +28,7 @@ def start(kafka) -> Iterator:
             "LONGSTREAM_TEST_OPERATOR": "tests.echo_device:make",
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cli", "demo", *args],
+            [sys.executable, "-m", "pipelines.cli.main", "demo", *args],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -16,8 +16,8 @@ import aiokafka
 import pytest
 
 from operators.errors import ConfigError
-from pipelines.commands.dlq import Letter, moment, printable
-from pipelines.dead_letters import dead_letter
+from pipelines.cli.dlq import Letter, moment, printable
+from pipelines.wire.dead_letters import dead_letter
 from tests.worker_process import Records, producer, say, wait_until, workers
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def dlq(topics: Any, *args: str) -> subprocess.CompletedProcess[str]:
         "COLUMNS": "200",
     }
     return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "dlq", *args],
+        [sys.executable, "-m", "pipelines.cli.main", "dlq", *args],
         capture_output=True,
         text=True,
         timeout=90,

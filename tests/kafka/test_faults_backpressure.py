@@ -15,7 +15,7 @@ import psutil
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 
-from pipelines.codec import decode_event
+from pipelines.wire.codec import decode_event
 from tests.worker_process import (
     Records,
     WorkerProcess,

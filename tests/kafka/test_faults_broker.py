@@ -24,13 +24,13 @@ from kafka.admin import (
 )
 
 from operators.errors import ConfigError
-from pipelines import broker
-from pipelines.broker.base import free_ports
-from pipelines.broker.cluster import Cluster
-from pipelines.broker.jvm import FAST_RESTART, JvmBroker, start_jvm
-from pipelines.broker.process import ProcessBroker
-from pipelines.broker_watch import Brokers
-from pipelines.settings import Settings
+from pipelines.config.load import Settings
+from pipelines.dev import broker
+from pipelines.dev.broker.base import free_ports
+from pipelines.dev.broker.cluster import Cluster
+from pipelines.dev.broker.jvm import FAST_RESTART, JvmBroker, start_jvm
+from pipelines.dev.broker.process import ProcessBroker
+from pipelines.kafka.health import Brokers
 from tests.kafka_settings import no_kafka
 from tests.worker_process import (
     Records,

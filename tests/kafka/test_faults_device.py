@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.model_store import digest
+from pipelines.models import digest
 from tests.worker_process import (
     Records,
     assert_revisions_sound,

@@ -9,7 +9,7 @@ from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 
-from pipelines.snapshot_store import folder_of
+from pipelines.storage.snapshots import folder_of
 from tests.kafka_settings import ENGINE, environment_of
 from tests.worker_process import (
     Records,
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 def forget(topics: Any, *args: str, **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "forget", *args],
+        [sys.executable, "-m", "pipelines.cli.main", "forget", *args],
         cwd=ROOT,
         env=environment_of(topics, **settings),
         stdin=subprocess.DEVNULL,

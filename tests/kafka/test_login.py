@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipelines.exits import CONFIG, DENIED
+from pipelines.worker.exit_codes import CONFIG, DENIED
 from tests.kafka_settings import environment_of
 from tests.secure_broker import PASSWORD, USER, SecureBroker, certificates
 from tests.worker_process import Records, WorkerProcess, producer, wait_until, workers
@@ -34,7 +34,7 @@ def login(secure: SecureBroker, mechanism: str = "SCRAM-SHA-512") -> dict[str, s
 def command(topics: Any, settings: dict[str, str], *args: str) -> subprocess.Popen[str]:
     """A longstream command with these settings in its environment."""
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", *args],
+        [sys.executable, "-m", "pipelines.cli.main", *args],
         cwd=ROOT,
         env=environment_of(topics, partitions="1", **settings),
         stdout=subprocess.PIPE,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from kafka import KafkaProducer
 
-from pipelines import broker
+from pipelines.dev import broker
 from tests.worker_process import (
     Records,
     assert_all_reflected,

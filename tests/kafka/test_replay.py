@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
-from pipelines.codec import decode_segment, read_transcript
-from pipelines.demo.plan import meeting_files
-from pipelines.tool_clients import partition_for
+from pipelines.dev.demo.plan import meeting_files
+from pipelines.kafka.tools import partition_for
+from pipelines.wire.codec import decode_segment, read_transcript
 
 ROOT = Path(__file__).parents[2]
 
 
 def longstream(*args: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *args],
+        [sys.executable, "-m", "pipelines.cli.main", *args],
         input=stdin,
         capture_output=True,
         text=True,

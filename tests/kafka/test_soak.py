@@ -20,7 +20,7 @@ def soak(kafka: str, path: Path, *args: str) -> subprocess.CompletedProcess[str]
         "LONGSTREAM_COMMIT_INTERVAL_S": "0.1",
     }
     return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "soak", str(path), "--every", "0.5", *args],
+        [sys.executable, "-m", "pipelines.cli.main", "soak", str(path), "--every", "0.5", *args],
         capture_output=True,
         text=True,
         timeout=180,

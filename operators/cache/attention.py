@@ -1,0 +1,171 @@
+"""The arithmetic of attention over sinks, ring and branch scratch; operators.cache.batch says over what.
+
+Why the query is used twice: positions must count *inside the cache* (StreamingLLM, section 3.2).
+Window keys keep their absolute rotation and RoPE is relative, so for them the query at t is right
+as it is. Sinks sit at 0…S-1 while the query, once the window is full, sits at S+W: against the sinks
+it is rotated on by ``min(t, S + W) - t``. One softmax over both.
+
+Short rows on neighbouring slots (decode and verify of many streams) are attended together, as one
+batched product over a view of their slots, with explicit scores. Of a long row, sinks, ring and
+scratch are attended one after the other without ever holding its scores, and weighed by the sums of
+their exponentials.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from operators.cache.kv_cache import KvCache
+
+_HIDDEN = -1e30
+"""Stands for -inf where a query may see no key at all: a softmax of nothing but -inf is NaN."""
+
+
+@dataclass
+class Group:
+    """Short rows attended as one batch: ``r`` rows on consecutive slots, padded to ``n`` tokens."""
+
+    slots: slice
+    used: int  # keys of each slot; all of them where that is not much more than are needed
+    picked: (
+        Tensor | slice
+    )  # [r * n]: which packed token each query is; short rows repeat their last
+    real: tuple[Tensor, Tensor] | None
+    """Long, equally many: which queries are not repeats, and their packed tokens; None for all."""
+    shape: tuple[int, int]  # r, n
+    mask: Tensor  # additive [r, 1, 1, n, used (+ scratch)]
+    rotate_sinks: bool
+    regions: Tensor | slice | None  # of branches; None for rows of the streams themselves
+    scratch: int
+
+
+@dataclass
+class Part:
+    """A stretch of keys that a long row attends to on its own."""
+
+    keys: slice
+    rotate_sinks: bool
+    own: bool  # in the branch's region, not in the slot
+    mask: Tensor | None  # additive [1, 1, n, keys]; None where all is seen
+    blind: Tensor | None  # [n] bool: tokens that see none of it, if there are any
+
+
+@dataclass
+class Long:
+    """A row attended by itself, part by part: packed tokens ``span`` on slot ``slot`` and, of a
+    branch, on region ``region``."""
+
+    span: slice
+    slot: int
+    region: int
+    parts: list[Part]
+
+
+@dataclass
+class Writes:
+    """Where new keys and values go: packed token ``tokens[i]`` to ``[rows[i], :, places[i]]``."""
+
+    tokens: Tensor
+    rows: Tensor
+    places: Tensor
+
+
+def write(
+    keys: list[Tensor], values: list[Tensor], layer: int, writes: Writes, k: Tensor, v: Tensor
+) -> None:
+    """Put new keys and values ``[T, kv_heads, dim]`` of one layer in their places of a pool."""
+    at = (writes.rows, slice(None), writes.places)
+    every = len(writes.rows) == len(k)
+    keys[layer][at] = k if every else k[writes.tokens]
+    values[layer][at] = v if every else v[writes.tokens]
+
+
+def attend_group(
+    cache: KvCache, layer: int, group: Group, q: Tensor, sink_q: Tensor, scaling: float
+) -> Tensor:
+    """Attention of all rows of a group, explicitly. ``q``, ``sink_q`` ``[T, heads, dim]`` →
+    ``[r * n, heads * dim]``."""
+    s = cache.layout.sinks
+    kv_heads, dim = cache.shape.kv_heads, cache.shape.head_dim
+    r, n = group.shape
+
+    def grouped(x: Tensor) -> Tensor:  # → [r, kv_heads, query heads of one KV head * n, dim]
+        split = (x[group.picked] * scaling).view(r, n, kv_heads, -1, dim)
+        return split.permute(0, 2, 3, 1, 4).reshape(r, kv_heads, -1, dim)
+
+    query = grouped(q)
+    key = cache.keys[layer][group.slots, :, : group.used].transpose(2, 3)
+    value = cache.values[layer][group.slots, :, : group.used]
+    scores = query @ key
+    if group.rotate_sinks:
+        scores[..., :s] = grouped(sink_q) @ key[..., :s]
+    if group.regions is not None:
+        own_key = cache.branch_keys[layer][group.regions, :, : group.scratch]
+        scores = torch.cat((scores, query @ own_key.transpose(2, 3)), dim=-1)
+    scores.view(r, kv_heads, -1, n, scores.shape[-1]).add_(group.mask)
+    probs = torch.softmax(scores, dim=-1)
+    if group.regions is None:
+        out = probs @ value
+    else:
+        own_value = cache.branch_values[layer][group.regions, :, : group.scratch]
+        out = probs[..., : group.used] @ value + probs[..., group.used :] @ own_value
+    return out.view(r, kv_heads, -1, n, dim).permute(0, 3, 1, 2, 4).reshape(r * n, -1)
+
+
+def attend_long(
+    cache: KvCache, layer: int, row: Long, q: Tensor, sink_q: Tensor, scaling: float
+) -> Tensor:
+    """Attention of one long row. ``q``, ``sink_q`` ``[n, heads, dim]`` → ``[n, heads * dim]``."""
+    n, heads, dim = q.shape
+    kv_heads = cache.shape.kv_heads
+    group = heads // kv_heads
+    outs, sums = [], []
+    for part in row.parts:
+        pools = (cache.keys, cache.values)
+        at = row.slot
+        if part.own:
+            pools, at = (cache.branch_keys, cache.branch_values), row.region
+        key, value = (pool[layer][None, at, :, part.keys] for pool in pools)
+        # Query heads of one KV head stand one behind the other, as more queries of the same keys.
+        query = (sink_q if part.rotate_sinks else q).view(n, kv_heads, group, dim)
+        query = query.permute(1, 2, 0, 3).reshape(1, kv_heads, group * n, dim)
+        mask = part.mask.repeat(1, 1, group, 1) if part.mask is not None else None
+        out, total = _attend_part(query, key, value, mask, scaling)
+        if part.blind is not None:
+            total = total.masked_fill(part.blind.repeat(group), -torch.inf)
+        outs.append(out)
+        sums.append(total)
+    merged = outs[0]
+    if len(outs) > 1:
+        weights = torch.softmax(torch.stack(sums), dim=0)[..., None]
+        merged = sum(w * out for w, out in zip(weights, outs, strict=True)).to(q.dtype)
+    # [1, kv_heads, group * n, dim], to what one token's heads say side by side
+    return merged.view(kv_heads, group, n, dim).permute(2, 0, 1, 3).reshape(n, heads * dim)
+
+
+def _attend_part(
+    q: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention and the logarithm of its sum of exponentials (fp32): ``q``
+    ``[batch, heads, n, dim]``, ``key``/``value`` ``[batch, heads, keys, dim]``."""
+    if q.device.type == "cpu":
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, key, value, 0.0, False, attn_mask=mask, scale=scaling
+        )
+        return found[0], found[1]
+    return _attend_explicitly(q, key, value, mask, scaling)
+
+
+def _attend_explicitly(
+    q: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """The same in plain operations, for devices without that kernel; holds the scores."""
+    scores = (q * scaling @ key.transpose(2, 3)).float()
+    if mask is not None:
+        scores = scores + mask.clamp(min=_HIDDEN)
+    total = torch.logsumexp(scores, dim=-1)
+    probs = torch.softmax(scores, dim=-1).to(value.dtype)
+    return probs @ value, total

@@ -1,0 +1,192 @@
+"""Drafters: cheap guesses at the next tokens. A bad guess costs time, never correctness.
+
+* n-gram: what followed the longest recent match of the text's tail, in the transcript window, the
+  prompt and the output so far (prompt lookup, Saxena 2023);
+* previous output: the last answer of the same kind as a draft for this one.
+
+How many tokens are drafted, and by whom, is decided in :mod:`operators.decoding.acceptance`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Protocol
+
+from torch import Tensor
+
+
+class NgramIndex:
+    """Where each n-gram of the last ``window`` tokens last began; expires with the window.
+
+    An n-gram enters the index once a token follows it, so every hit has something to draft.
+    Memory is bounded: at most ``window`` tokens and, per n, ``window`` entries. ``extend`` and
+    ``lookup`` cost O(sizes) per token.
+    """
+
+    def __init__(self, window: int, sizes: Sequence[int] = (4, 3, 2)) -> None:
+        self.window = window
+        self.sizes = tuple(sorted((n for n in sizes if n < window), reverse=True))
+        self._tokens: deque[int] = deque()
+        self._first = 0  # absolute position of _tokens[0]
+        self._recent: tuple[int, ...] = ()  # the last ones, as many as the longest n-gram has
+        self._longest = max(self.sizes, default=1)
+        self._last_seen: dict[int, dict[tuple[int, ...], int]] = {n: {} for n in self.sizes}
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens it knows, oldest first: extending an empty index by them gives it back."""
+        return list(self._tokens)
+
+    @property
+    def entries(self) -> int:
+        """Stored n-grams, for the memory bound's test."""
+        return sum(len(table) for table in self._last_seen.values())
+
+    def extend(self, tokens: Iterable[int]) -> None:
+        for token in tokens:
+            end = self._first + len(self._tokens)
+            recent = self._recent
+            for n, table in self._last_seen.items():
+                if len(recent) >= n:
+                    table[recent[-n:]] = end - n
+            self._recent = (*recent, token)[-self._longest :]
+            self._tokens.append(token)
+            if len(self._tokens) > self.window:
+                self._expire()
+
+    def _expire(self) -> None:
+        """Forget the oldest token and the n-grams that began with it and did not recur."""
+        for n, table in self._last_seen.items():
+            if len(self._tokens) <= n:
+                continue
+            gram = tuple(islice(self._tokens, n))
+            if table.get(gram) == self._first:
+                del table[gram]
+        self._tokens.popleft()
+        self._first += 1
+
+    def lookup(self, tail: Sequence[int], k: int) -> tuple[int, list[int]]:
+        """(match length, up to ``k`` tokens) that followed the most recent longest match of ``tail``."""
+        end = self._first + len(self._tokens)
+        for n in self.sizes:
+            if len(tail) < n:
+                continue
+            start = self._last_seen[n].get(tuple(tail[-n:]))
+            if start is not None:
+                base = start + n - self._first
+                return n, [self._tokens[i] for i in range(base, min(end - self._first, base + k))]
+        return 0, []
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """Guessed tokens: who guessed, and under which ``arm`` its successes are counted (the drafter, or
+    one of its states of confidence). ``probs`` ``[k, vocab]`` float64: what each token was drawn
+    from, where the drafter drew with chance of its own; None for one that did not."""
+
+    tokens: list[int] = field(default_factory=list)
+    drafter: str = "none"
+    arm: str = ""
+    probs: Tensor | None = None
+
+    def cut(self, k: int) -> Draft:
+        """Its first ``k`` tokens."""
+        if k >= len(self.tokens):
+            return self
+        probs = self.probs[:k] if self.probs is not None else None
+        return Draft(self.tokens[:k], self.drafter, self.arm, probs)
+
+
+class Drafter(Protocol):
+    """Proposes up to ``k`` tokens to follow (or none); told of every token that became final."""
+
+    def propose(self, k: int) -> Draft: ...
+    def accept(self, tokens: Sequence[int]) -> None: ...
+
+
+class NgramDrafter:
+    """Longest match over the stream's window (shared, read only), this prompt and this output."""
+
+    def __init__(self, window: NgramIndex, prompt: Sequence[int], room: int) -> None:
+        self._window = window
+        self._own = NgramIndex(max(1, room))
+        self._own.extend(prompt)
+        self._tail: deque[int] = deque(prompt[-8:], maxlen=8)
+
+    def propose(self, k: int) -> Draft:
+        tail = list(self._tail)
+        own_length, own = self._own.lookup(tail, k)
+        window_length, window = self._window.lookup(tail, k)
+        length, tokens = max((own_length, own), (window_length, window), key=lambda hit: hit[0])
+        return Draft(tokens, "ngram", f"ngram{length}")
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        self._own.extend(tokens)
+        self._tail.extend(tokens)
+
+
+STEADY = 4
+"""Tokens in a row after which following the previous answer counts as steady."""
+
+
+class PreviousOutputDrafter:
+    """Follows the previous answer of the same kind; finds its place again after a divergence."""
+
+    def __init__(self, previous: Sequence[int], resync: int = 2) -> None:
+        self._previous = list(previous)
+        self._resync = resync
+        self._at: int | None = 0
+        self._followed = 0  # tokens in a row that were the previous answer's
+        self._recent: deque[int] = deque(maxlen=resync)
+
+    def propose(self, k: int) -> Draft:
+        tokens = self._previous[self._at : self._at + k] if self._at is not None else []
+        arm = "previous" if self._followed < STEADY else "previous+"
+        return Draft(tokens, "previous", arm)
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            self._recent.append(token)
+            at = self._at
+            if at is not None and at < len(self._previous) and self._previous[at] == token:
+                self._at = at + 1
+                self._followed += 1
+            else:
+                self._at = self._find(at or 0)
+                self._followed = 0
+
+    def _find(self, near: int) -> int | None:
+        """Place behind the match of the recent tokens closest to where we were, if any."""
+        want = list(self._recent)
+        if len(want) < self._resync:
+            return None
+        places = [
+            i + len(want)
+            for i in range(len(self._previous) - len(want) + 1)
+            if self._previous[i : i + len(want)] == want
+        ]
+        return min(places, key=lambda i: abs(i - near), default=None)
+
+
+class CombinedDrafter:
+    """The first of several drafters that has something to say."""
+
+    def __init__(self, drafters: Sequence[Drafter]) -> None:
+        self._drafters = list(drafters)
+
+    def propose(self, k: int) -> Draft:
+        for drafter in self._drafters:
+            draft = drafter.propose(k)
+            if draft.tokens:
+                return draft
+        return Draft()
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        for drafter in self._drafters:
+            drafter.accept(tokens)

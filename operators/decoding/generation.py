@@ -1,0 +1,191 @@
+"""One answer in the making: a branch, its prompt, its drafts, its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from operators.cache.batch import Row
+from operators.cache.kv_cache import Branch, KvCache
+from operators.decoding.acceptance import Candidate, DraftControl, paced
+from operators.decoding.drafters import Draft, Drafter
+from operators.decoding.sampling import Sampler
+from operators.decoding.verify import Verdict, accept_greedy, accept_sampled
+from operators.events import Usage
+
+_LOOP_TOKENS = 24
+NO_DRAFT = Draft()
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an answer's tokens are chosen and guessed. ``sampler`` None: the most likely token.
+    ``by_model``: a draft model may be used. Only ``sampler`` has a say in the text."""
+
+    control: DraftControl = field(default_factory=DraftControl)
+    make_drafters: Callable[[], list[Drafter]] = list
+    by_model: bool = False
+    sampler: Sampler | None = None
+
+
+@dataclass(eq=False)
+class Generation:
+    """An answer on a branch; lives from the fork until ``finish_reason`` is set.
+
+    Each turn is either a stretch of prompt (role ingest) or a verify block ``[pending, *drafts]``
+    (role generation). ``output`` never holds a token the target model did not choose itself.
+    """
+
+    task: str
+    prompt: Sequence[int]
+    max_tokens: int
+    eos_ids: frozenset[int]
+    decoding: Decoding = field(default_factory=Decoding)
+    ends: Callable[[Sequence[int]], bool] | None = None
+    """Whether the answer is complete with this output, asked after every token (besides EOS)."""
+    number: int = 0
+    """Place among the pieces of one text."""
+    due_at: float = 0.0
+    on_finish: Callable[[Generation], None] | None = None
+
+    branch: Branch | None = None
+    prefilled: int = 0
+    pending: int | None = None
+    output: list[int] = field(default_factory=list)
+    finish_reason: str = ""
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    drafted: int = 0
+    accepted: int = 0
+    verifies: int = 0
+    pace: float = 0.0
+    """Tokens per verify, fading; 0 before the first. Decides who drafts in a step, never the text."""
+    drafters: list[Drafter] = field(default_factory=list)
+    _draft: Draft = NO_DRAFT
+
+    @property
+    def drafter_name(self) -> str:
+        """Who made the drafts of the last verify block."""
+        return self._draft.drafter
+
+    @property
+    def prefilling(self) -> bool:
+        return self.prefilled < len(self.prompt)
+
+    def start(self, branch: Branch) -> None:
+        self.branch = branch
+        self.drafters = self.decoding.make_drafters()
+
+    def prompt_row(self, budget: int) -> Row:
+        """The next stretch of prompt; asks for logits only when it is the last."""
+        assert self.branch is not None
+        tokens = self.prompt[self.prefilled : self.prefilled + budget]
+        last = self.prefilled + len(tokens) == len(self.prompt)
+        return Row(self.branch.stream, tokens, self.branch, want=1 if last else 0)
+
+    def draft_room(self, cache: KvCache) -> int:
+        """How many draft tokens the branch and the answer still have room for."""
+        assert self.branch is not None
+        return max(0, min(cache.branch_room(self.branch), self.max_tokens - len(self.output)) - 1)
+
+    def candidates(self, limit: int) -> dict[Candidate, Draft]:
+        """What the drafters would propose now, at most ``limit`` tokens each."""
+        found = {}
+        for drafter in self.drafters if limit > 0 else ():
+            draft = drafter.propose(limit)
+            if draft.tokens:
+                found[Candidate(draft.arm, len(draft.tokens))] = draft
+        return found
+
+    def verify_row(self, draft: Draft = NO_DRAFT) -> Row:
+        """``[pending, *drafts]`` with logits at every place. Remembers the draft for judging.
+        ``draft`` must fit :meth:`draft_room`."""
+        assert self.branch is not None
+        assert self.pending is not None
+        self._draft = draft
+        tokens = [self.pending, *draft.tokens]
+        return Row(self.branch.stream, tokens, self.branch, want=len(tokens))
+
+    def prompt_done(self, tokens: int, logits: Tensor | None) -> int:
+        """Take note of a prefilled stretch; with its logits the first token follows. Returns how
+        many tokens were generated (0 or 1)."""
+        self.prefilled += tokens
+        if logits is None:
+            return 0
+        return len(self._judge(NO_DRAFT, logits))
+
+    def verified(self, logits: Tensor) -> tuple[int, list[int]]:
+        """Judge the last verify block by ``logits`` ``[k+1, vocab]``: roll the rejected part of the
+        branch back, extend the output. Returns (accepted drafts, new tokens)."""
+        assert self.branch is not None
+        draft, before = self._draft, self.accepted
+        tokens = self._judge(draft, logits)
+        accepted = self.accepted - before
+        self.pace = paced(self.pace or 1.0, len(tokens))
+        # Rollback: the block wrote pending + k tokens, pending + accepted of them stand.
+        self.branch.length -= len(draft.tokens) - accepted
+        if draft.tokens and self.finish_reason != "nonfinite":
+            self.decoding.control.update(draft.arm, len(draft.tokens), accepted)
+        return accepted, tokens
+
+    def _judge(self, draft: Draft, logits: Tensor) -> list[int]:
+        if not bool(torch.isfinite(logits).all()):
+            self.finish_reason = "nonfinite"
+            return []
+        verdict = self._verdict(draft, logits)
+        self.verifies += 1
+        self.drafted += len(draft.tokens)
+        self.accepted += verdict.accepted
+        tokens, self.finish_reason = self._extend(verdict.tokens)
+        if verdict.stopped and not self.finish_reason:
+            self.finish_reason = "stop"
+        for drafter in self.drafters:
+            drafter.accept(tokens)
+        self.pending = tokens[-1] if tokens else None
+        return tokens
+
+    def _verdict(self, draft: Draft, logits: Tensor) -> Verdict:
+        sampler = self.decoding.sampler
+        if sampler is None:
+            return accept_greedy(logits, draft.tokens, self.eos_ids)
+        return accept_sampled(logits, draft.tokens, self.eos_ids, sampler, self.output, draft.probs)
+
+    def _extend(self, tokens: list[int]) -> tuple[list[int], str]:
+        """Append tokens one by one until the answer is complete; returns those appended, and why it
+        ended, if it did. Asking after every single token keeps the end, whatever its reason, where
+        plain decoding would have put it."""
+        for count, token in enumerate(tokens, start=1):
+            self.output.append(token)
+            reason = self._why_complete()
+            if reason:
+                return tokens[:count], reason
+        return tokens, ""
+
+    def _why_complete(self) -> str:
+        if self.ends is not None and self.ends(self.output):
+            return "stop"
+        if len(self.output) >= self.max_tokens:
+            return "length"
+        return "repetition" if is_looping(self.output) else ""
+
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=len(self.prompt),
+            output_tokens=len(self.output),
+            drafted=self.drafted,
+            accepted=self.accepted,
+            verifies=self.verifies,
+            finish_reason=self.finish_reason,
+        )
+
+
+def is_looping(output: Sequence[int]) -> bool:
+    """Whether the output ends in a stretch of ``_LOOP_TOKENS`` tokens that repeats with a period of
+    at most half of it: greedy decoding never leaves such a loop, so going on is pointless."""
+    if len(output) < _LOOP_TOKENS:
+        return False
+    tail = output[-_LOOP_TOKENS:]
+    return any(tail[p:] == tail[:-p] for p in range(1, _LOOP_TOKENS // 2 + 1))

@@ -1,0 +1,251 @@
+"""A causal language model ready to run packed rows: loading, roles, weights per role.
+
+``DecoderModel.forward`` is the only way a token gets through the network. It has two *roles*:
+
+* ``ingest``: transcript and prompt tokens, many per forward (compute bound);
+* ``generation``: decode and verify, a few per forward (bound by reading the weights).
+
+Each role has its own weights (fp32 or bf16; for generation also int8, w8a8 and int4, see
+operators.model.quantization), fixed at load. A token's weights depend on its role only, never on block
+length or neighbours, so that draft length cannot change the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from operators.cache.batch import AttentionPlan, Row
+from operators.cache.kv_cache import KvCache, KvLayout, KvShape
+from operators.cache.rope import Rope
+from operators.errors import ModelError
+from operators.model import quantization
+from operators.model.network import Network, check_compiler, from_transformers
+from operators.model.tokenizer import HubTokenizer, Tokenizer
+
+Role = Literal["ingest", "generation"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "phi3")
+"""Architectures (``model_type``) with a conformity test against the slow reference."""
+
+
+class DecoderModel:
+    """One causal LM on one device, run through :class:`AttentionPlan` rows.
+
+    Attributes of interest: ``shape`` (what the KV cache needs), ``dtype`` (of activations and KV),
+    ``max_context`` (trained positions), ``tokenizer``, ``name``, ``dtypes`` per role.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        tokenizer: Tokenizer,
+        *,
+        name: str,
+        dtype_ingest: str = "fp32",
+        dtype_generation: str = "fp32",
+        device: str = "cpu",
+        compile: bool = False,
+    ) -> None:
+        config: Any = network.config
+        check_supported(config)
+        self.name, self.tokenizer, self.device = name, tokenizer, torch.device(device)
+        self.dtypes = {"ingest": dtype_ingest, "generation": dtype_generation}
+        self.dtype = DTYPES["fp32" if dtype_ingest == "fp32" else "bf16"]
+        self.max_context = int(config.max_position_embeddings)
+        heads = config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        self.shape = KvShape(config.num_hidden_layers, kv_heads, head_dim)
+        self.vocab_size = int(config.vocab_size)
+        self._config = config
+        network = network.to(self.dtype).eval()
+        network.requires_grad_(False)
+        self._fingerprint = _fingerprint(network)  # of the weights where they were loaded
+        ingest = from_transformers(network.to(self.device))
+        if compile:
+            check_compiler(self.device)
+            ingest = ingest.compiled()
+        self._networks: dict[str, Network] = {"ingest": ingest, "generation": ingest}
+        if dtype_ingest not in DTYPES:
+            raise ModelError(
+                f"dtype_ingest={dtype_ingest} is slower than bf16 for blocks: use bf16"
+            )
+        self.use_for_generation(dtype_generation)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output matrix is the embedding itself, held once."""
+        ingest = self._networks["ingest"]
+        head = ingest.head.weight
+        return isinstance(head, Tensor) and head.data_ptr() == ingest.embedding.data_ptr()
+
+    def use_for_generation(self, dtype: str) -> None:
+        """Make this the weights of generation: int8, w8a8 or int4 beside bf16, or ingest's own type.
+
+        Takes seconds to a minute for the quantised ones. To be called before anything is generated:
+        what tokens are made with must not change while a stream lives. Raises ModelError for types
+        that do not go together.
+        """
+        ingest, own = self._networks["ingest"], self.dtypes["ingest"]
+        self._networks["generation"] = ingest  # free the old ones before making others
+        if dtype == "w8a8" and not quantization.runs_w8a8(self.device):
+            raise ModelError("dtype_generation=w8a8 needs a CPU with VNNI instructions: use bf16")
+        if dtype in quantization.BODY and own == "bf16":
+            self._networks["generation"] = ingest.requantised(
+                quantization.BODY[dtype], quantization.HEAD[dtype]
+            )
+        elif dtype != own:
+            raise ModelError(
+                f"dtype_generation={dtype} does not go with dtype_ingest={own}:"
+                " use the same, or int8, w8a8 or int4 beside bf16"
+            )
+        self.dtypes["generation"] = dtype
+
+    def new_cache(self, layout: KvLayout, *, slots: int, branches: int) -> KvCache:
+        """Allocate a cache for this model; freezes length-dependent RoPE at the cache's size.
+
+        Raises ModelError when S + W + B exceeds the context the model was trained for.
+        """
+        size = layout.sinks + layout.window + layout.branch_tokens
+        if size > self.max_context:
+            raise ModelError(
+                f"sinks {layout.sinks} + window {layout.window} + branch {layout.branch_tokens} = "
+                f"{size} tokens, but {self.name} was trained for {self.max_context}: lower `window`"
+            )
+        self.rope = make_rope(self._config, size)
+        return KvCache(
+            self.shape,
+            layout,
+            slots=slots,
+            branches=branches,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    @torch.inference_mode()
+    def forward(self, role: Role, cache: KvCache, rows: Sequence[Row]) -> Tensor:
+        """Append all rows' tokens; return logits fp32 ``[sum of want, vocab]`` in row order.
+
+        Mutates the cache and, only after the network ran through, the rows' frontiers: if this
+        raises, nothing has been appended.
+        """
+        plan = AttentionPlan(cache, rows, self.rope)
+        logits = self._networks[role].forward(plan).float()
+        plan.commit()
+        return logits
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of the architecture and of samples of every weight: equal for equal models."""
+        return self._fingerprint
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights held, shared ones once."""
+        held: dict[int, int] = {}
+        for network in self._networks.values():
+            for tensor in network.tensors():
+                if tensor.is_mkldnn:  # laid out by a library, never shared with another tensor
+                    held[id(tensor)] = tensor.numel() * tensor.element_size()
+                else:
+                    storage = tensor.untyped_storage()
+                    held[storage.data_ptr()] = storage.nbytes()
+        return sum(held.values())
+
+
+def _fingerprint(network: Any) -> str:
+    unlike = {"_name_or_path", "transformers_version", "dtype"}  # may differ for equal models
+    config = {k: v for k, v in network.config.to_dict().items() if k not in unlike}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in network.named_parameters():
+        flat = tensor.detach().flatten()
+        middle = flat[flat.numel() // 2 :]
+        sample = torch.cat((flat[:64], middle[:64], flat[-64:])).float().cpu()
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_supported(config: Any) -> None:
+    """Refuse what cannot be run exactly; one sentence says why (raises ModelError)."""
+    kind = config.model_type
+    if kind not in SUPPORTED:
+        raise ModelError(
+            f"model type {kind!r} is not supported; known to run exactly: {', '.join(SUPPORTED)}"
+        )
+    types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    sliding = getattr(config, "sliding_window", None)
+    if types != {"full_attention"} or (kind in ("mistral", "phi3") and sliding):
+        raise ModelError(
+            f"this {kind} model has sliding-window layers of its own ({sliding} tokens), which the "
+            "fixed-size cache does not reproduce; use a model with full attention in every layer"
+        )
+
+
+def make_rope(config: Any, cache_size: int) -> Rope:
+    """The model's rotary frequencies, frozen at ``cache_size`` tokens where they depend on length."""
+    parameters = config.rope_parameters
+    kind = parameters.get("rope_type", "default") if parameters else "default"
+    if kind == "default":
+        heads = config.num_attention_heads
+        dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        rot = int(dim * parameters.get("partial_rotary_factor", 1.0))
+        exponent = torch.arange(0, rot, 2, dtype=torch.float32) / rot
+        return Rope(1.0 / (parameters["rope_theta"] ** exponent), 1.0)
+    if kind not in ROPE_INIT_FUNCTIONS:
+        raise ModelError(f"rope type {kind!r} is not known to this transformers version")
+    inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), seq_len=cache_size)
+    return Rope(inv_freq, scaling)
+
+
+def load_model(
+    path: Path | str,
+    *,
+    name: str = "",
+    device: str = "auto",
+    dtype_ingest: str = "auto",
+    dtype_generation: str = "auto",
+    compile: bool = False,
+) -> DecoderModel:
+    """Load a local folder (or hub name) of safetensors + tokenizer.
+
+    ``device`` auto: CUDA where there is one, else CPU. Types auto: bf16, for generation the same as
+    for ingest (a measured choice is up to the caller: :meth:`DecoderModel.use_for_generation`).
+    ``compile``: see :meth:`Network.compiled`; unmeasured.
+    Raises ModelError with what to do when the model is missing or cannot be run exactly.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype_ingest == "auto":
+        dtype_ingest = "fp32" if dtype_generation == "fp32" else "bf16"
+    if dtype_generation == "auto":
+        dtype_generation = dtype_ingest
+    dtype = DTYPES["fp32" if dtype_ingest == "fp32" else "bf16"]
+    try:
+        config = AutoConfig.from_pretrained(path)
+        check_supported(config)
+        network = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(
+            f"cannot load a model from {path}: {error}. Run `longstream model list` to see what "
+            "is available by name"
+        ) from error
+    return DecoderModel(
+        network,
+        HubTokenizer(tokenizer, network.config, network.generation_config),
+        name=name or Path(path).name,
+        dtype_ingest=dtype_ingest,
+        dtype_generation=dtype_generation,
+        device=device,
+        compile=compile,
+    )

@@ -1,0 +1,93 @@
+"""Prompts are plain files (``prompts/*.txt``), each replaceable by a setting of the same name.
+
+Placeholders in braces are filled with *tokens*, encoded as ordinary text: nothing a speaker says can
+act as a special token. All tokens around the transcript come from the model's own chat template.
+``{answer}`` marks where the assistant's turn begins; what follows it opens the answer, which holds a
+small model to the form asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+
+from operators.config import OperatorConfig
+from operators.errors import ConfigError
+from operators.model.tokenizer import Tokenizer
+
+NAMES = ("system", "user", "summary", "compact", "translate", "answer")
+_FIELDS = {
+    "system": set[str](),
+    "user": {"window"},
+    "summary": {"limit"},
+    "compact": {"ledger", "limit"},
+    "translate": {"language", "text"},
+    "answer": {"question"},
+}
+_OPTIONAL = {"summary": {"ledger", "since"}, "answer": {"ledger"}}
+"""``ledger``: the notes so far. The default prompt leaves it out: a 1.5B model that sees its notes
+writes them down again instead of new ones. ``since``: the first words nobody has summarised yet."""
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+class Prompts:
+    """All prompts of one operator, tokenised for one model.
+
+    ``prefix``: the tokens pinned as attention sinks at the start of every stream. ``render``: the
+    tokens of a branch, up to and including the assistant's header.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, overrides: dict[str, str] | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._texts = {name: _load(name) for name in NAMES}
+        for name, text in (overrides or {}).items():
+            if name not in _FIELDS:
+                raise ConfigError(f"prompts: no prompt {name!r}; there are {', '.join(NAMES)}")
+            found = set(_PLACEHOLDER.findall(text)) - {"answer"}
+            if not _FIELDS[name] <= found <= _FIELDS[name] | _OPTIONAL.get(name, set()):
+                want = ", ".join(f"{{{f}}}" for f in sorted(_FIELDS[name])) or "no placeholder"
+                raise ConfigError(f"prompts: {name!r} must contain {want} and no other placeholder")
+            self._texts[name] = text
+        self.prefix, self._suffix = tokenizer.chat(
+            self._texts["system"].strip(), self._texts["user"].strip()
+        )
+
+    def render(self, name: str, **fields: str) -> list[int]:
+        """Tokens of prompt ``name`` with its placeholders filled by ``fields``, up to and including
+        the opening of the answer."""
+        question, _, opening = self._texts[name].rstrip("\n").partition("{answer}")
+        encode = self._tokenizer.encode
+        opened = encode(_fill(opening, fields)) if opening else []
+        return encode(_fill(question.rstrip("\n"), fields)) + self._suffix + opened
+
+    def opening(self, name: str, **fields: str) -> str:
+        """The words the answer to prompt ``name`` is made to begin with; often empty."""
+        return _fill(self._texts[name].rstrip("\n").partition("{answer}")[2], fields)
+
+
+def _fill(text: str, fields: dict[str, str]) -> str:
+    return _PLACEHOLDER.sub(lambda match: fields[match.group(1)], text)
+
+
+def _load(name: str) -> str:
+    return (resources.files("operators.tasks") / "prompts" / f"{name}.txt").read_text("utf-8")
+
+
+def check_branch_size(config: OperatorConfig, prompts: Prompts) -> None:
+    """Refuse sizes with which an update or a translation would not fit a branch: ConfigError."""
+    b = config.branch_tokens
+    empty = len(prompts.render("summary", ledger="", limit="4", since="x" * 80))
+    need = empty + config.ledger_tokens + config.summary_tokens
+    if need > b:
+        raise ConfigError(
+            f"branch_tokens={b}: a summary update needs {need} (instruction {empty} + "
+            f"ledger_tokens {config.ledger_tokens} + summary_tokens {config.summary_tokens})"
+        )
+    if config.targets:
+        empty = len(prompts.render("translate", language="", text=""))
+        need = empty + 4 * config.translation_unit_tokens + 24
+        if need > b:
+            raise ConfigError(
+                f"branch_tokens={b}: a translation needs {need} (instruction {empty} + "
+                f"4 x translation_unit_tokens {config.translation_unit_tokens} + 24)"
+            )

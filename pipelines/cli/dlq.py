@@ -1,0 +1,263 @@
+"""``longstream dlq``: what was refused, why, and putting it back once the cause is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import aiokafka
+import typer
+from aiokafka.errors import KafkaError
+from rich.console import Console
+from rich.table import Table
+
+from operators.errors import ConfigError, LongstreamError
+from pipelines.config.fields import Settings
+from pipelines.config.load import load_settings
+from pipelines.kafka.clients import client_options
+from pipelines.kafka.tools import Reader
+from pipelines.wire.dead_letters import CUT, header, original_headers, pairs
+
+MARK = "longstream.dlq.replayed"
+"""Header of a record on the dead-letter topic that says which letter was put back."""
+SHOWN_CHARS = 4000
+REQUEST_ROOM = 1 << 20
+SINCE_HELP = "Only those refused since then: 15m, 2h, 3d (ago), or a time in ISO form."
+
+app = typer.Typer(help="Dead letters: list, show, put back.", no_args_is_help=True)
+Config = Annotated[Path | None, typer.Option(help="Settings file (TOML or YAML).")]
+Bootstrap = Annotated[str | None, typer.Option(help="Kafka brokers, host:port,…")]
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A dead letter as it lies on the topic; ``id`` is "partition:offset" there."""
+
+    record: Any
+    replayed: bool
+
+    @property
+    def id(self) -> str:
+        return place_of(self.record)
+
+    def said(self, name: str) -> str:
+        """A header's text, "" if it is missing."""
+        return printable((header(self.record.headers, name) or b"").decode(errors="replace"))
+
+    @property
+    def failed_at(self) -> int:
+        """Unix milliseconds at which it was refused; without that header, when it was written."""
+        failed = self.said("longstream.dlq.failed_at")
+        plain = failed.isascii() and failed.isdigit() and len(failed) < 15
+        return int(failed) if plain else int(self.record.timestamp)
+
+    @property
+    def cut(self) -> dict[str, str]:
+        """What was cut of the record ("truncated", "truncated_key" …), each with size and sha256."""
+        names = {name for name, _ in pairs(self.record.headers) if name.startswith(CUT)}
+        return {name.removeprefix("longstream.dlq."): self.said(name) for name in sorted(names)}
+
+    def row(self) -> dict[str, str | int | bool]:
+        when = datetime.datetime.fromtimestamp(self.failed_at / 1000, datetime.UTC)
+        return {
+            "id": self.id,
+            "when": when.isoformat(timespec="seconds"),
+            "reason": self.said("longstream.dlq.reason"),
+            "stage": self.said("longstream.dlq.stage"),
+            "stream": printable((self.record.key or b"").decode(errors="replace"))[:80],
+            "bytes": len(self.record.value or b""),
+            "source": f"{self.said('__streams.errors.topic')} "
+            f"{self.said('__streams.errors.partition')}:{self.said('__streams.errors.offset')}",
+            "replayed": self.replayed,
+        }
+
+
+@app.callback()
+def dlq() -> None:
+    """Dead letters: list, show, put back."""
+
+
+@app.command("ls")
+def list_letters(
+    reason: Annotated[str | None, typer.Option(help="Only those refused for this.")] = None,
+    since: Annotated[str | None, typer.Option(help=SINCE_HELP)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    config: Config = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """List all dead letters, oldest first."""
+    with complaints():
+        settings = load_settings(config, bootstrap=bootstrap)
+        rows = [x.row() for x in chosen(read_letters(settings), reason, since)]
+    if as_json:
+        for row in rows:
+            typer.echo(json.dumps(row, ensure_ascii=False))
+        return
+    table = Table(*("id", "when", "reason", "stage", "stream", "bytes", "source", "replayed"))
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table if rows else f"no dead letters on {settings.topic_dlq}")
+
+
+@app.command()
+def show(
+    letter: Annotated[str, typer.Argument(help="Its id, partition:offset, from `dlq ls`.")],
+    config: Config = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Show a dead letter: why it was refused, its headers, its value."""
+    with complaints():
+        (found,) = choose(read_letters(load_settings(config, bootstrap=bootstrap)), [letter])
+    for name, value in (*found.row().items(), ("message", found.said("__streams.errors.message"))):
+        typer.echo(f"{name}: {value}")
+    for name, told in found.cut.items():
+        typer.echo(f"{name}: {told}")
+    for name, raw in original_headers(found.record.headers):
+        typer.echo(f"header {printable(name)}: {printable((raw or b'').decode(errors='replace'))}")
+    text = printable((found.record.value or b"").decode(errors="replace"))
+    more = f" … ({len(text)} characters)" if len(text) > SHOWN_CHARS else ""
+    typer.echo(f"value: {text[:SHOWN_CHARS]}{more}")
+
+
+@app.command()
+def replay(
+    letters: Annotated[
+        list[str] | None, typer.Argument(metavar="ID...", help="Ids from `dlq ls`.")
+    ] = None,
+    reason: Annotated[str | None, typer.Option(help="All that were refused for this.")] = None,
+    since: Annotated[str | None, typer.Option(help=SINCE_HELP)] = None,
+    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Also those put back before.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    config: Config = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Put dead letters back on the topic and partition they came from, as they were sent.
+
+    They join the end of their stream. What was put back is marked, and not put back twice.
+    """
+    with complaints():
+        if sum((bool(letters), reason is not None or since is not None, every)) != 1:
+            raise ConfigError("say which: ids, or --reason and --since, or --all")
+        settings = load_settings(config, bootstrap=bootstrap)
+        found = list(read_letters(settings))
+        found = choose(found, letters) if letters else chosen(found, reason, since)
+        wanted = [x for x in found if again or not x.replayed]
+        cut = [x for x in wanted if x.cut]
+        wanted = [x for x in wanted if x not in cut]
+        if not dry_run:
+            put_back(wanted, settings)
+    for x in cut:
+        typer.echo(f"{x.id}: not put back, it was cut; the whole is at {x.row()['source']}")
+    verb = "would be put back" if dry_run else "put back"
+    typer.echo(f"{len(wanted)} {verb}, {len(found) - len(wanted) - len(cut)} were before")
+
+
+def read_letters(settings: Settings) -> Iterable[Letter]:
+    """All dead letters the topic holds now. Raises LongstreamError without a broker or topic."""
+    reader = Reader(settings, [settings.topic_dlq], [settings.topic_dlq])
+    try:
+        records = list(reader.read_to_end())
+    finally:
+        reader.close()
+    marks = {mark.decode() for r in records if (mark := header(r.headers, MARK)) is not None}
+    plain = [r for r in records if header(r.headers, MARK) is None]
+    plain.sort(key=lambda r: (r.timestamp, r.partition, r.offset))
+    return [Letter(r, place_of(r) in marks) for r in plain]
+
+
+def put_back(letters: Iterable[Letter], settings: Settings) -> None:
+    """Send each record, and behind it its mark. A crash in between sends it once more next time,
+    which a stream takes as the repetition it is if it has an id. Raises LongstreamError.
+
+    By aiokafka: kafka-python refuses headers without a value, which a record may well have."""
+    asyncio.run(_put_back(letters, settings))
+
+
+async def _put_back(letters: Iterable[Letter], settings: Settings) -> None:
+    client = aiokafka.AIOKafkaProducer(
+        **client_options(settings),
+        enable_idempotence=True,
+        max_request_size=settings.max_message_bytes + REQUEST_ROOM,
+    )
+    place = "the first"
+    try:
+        await client.start()
+        for letter in letters:
+            place = letter.id
+            await client.send_and_wait(
+                letter.said("__streams.errors.topic"),
+                key=letter.record.key,
+                value=letter.record.value,
+                headers=original_headers(letter.record.headers),
+                partition=int(letter.said("__streams.errors.partition")),
+            )
+            await client.send_and_wait(
+                settings.topic_dlq,
+                key=letter.record.key,
+                value=b"",
+                headers=[(MARK, letter.id.encode())],
+                partition=letter.record.partition,
+            )
+    except (KafkaError, ValueError, AssertionError) as error:
+        raise LongstreamError(f"dead letter {place} was not put back: {error}") from error
+    finally:
+        await client.stop()
+
+
+def chosen(letters: Iterable[Letter], reason: str | None, since: str | None) -> list[Letter]:
+    """Those refused for ``reason`` and not before ``since``. Raises ConfigError."""
+    after = moment(since) if since is not None else 0.0
+    return [
+        x
+        for x in letters
+        if x.failed_at / 1000 >= after and reason in (None, x.said("longstream.dlq.reason"))
+    ]
+
+
+def moment(text: str) -> float:
+    """Unix seconds of "90s", "15m", "2h", "3d" (so long ago) or an ISO time (UTC unless it says
+    otherwise). Raises ConfigError."""
+    now = datetime.datetime.now(datetime.UTC)
+    if ago := re.fullmatch(r"(\d{1,9})([smhd])", text.strip()):
+        seconds = int(ago[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[ago[2]]
+        return now.timestamp() - seconds
+    try:
+        when = datetime.datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ConfigError(f"--since {text!r}: 15m, 2h, 3d, or a time as 2026-01-31T12:00") from None
+    return (when if when.tzinfo else when.replace(tzinfo=datetime.UTC)).timestamp()
+
+
+def choose(letters: Iterable[Letter], ids: list[str]) -> list[Letter]:
+    """Those with the ids. Raises ConfigError for one that does not exist."""
+    by_id = {letter.id: letter for letter in letters}
+    if missing := [name for name in ids if name not in by_id]:
+        raise ConfigError(f"no dead letter {', '.join(missing)}; see `longstream dlq ls`")
+    return [by_id[name] for name in ids]
+
+
+def place_of(record: Any) -> str:
+    return f"{record.partition}:{record.offset}"
+
+
+def printable(text: str) -> str:
+    """Safe for a terminal: what is not printable shows as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextmanager
+def complaints() -> Iterator[None]:
+    """Errors as one sentence and an exit code."""
+    try:
+        yield
+    except (LongstreamError, OSError) as error:
+        typer.echo(f"longstream dlq: {error}", err=True)
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None

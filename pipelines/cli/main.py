@@ -1,0 +1,70 @@
+"""The ``longstream`` program: one subcommand per module of ``COMMANDS``.
+
+A module offers either ``app`` (a Typer of its own, with subcommands) or a function of its own name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+
+import typer
+
+from pipelines.device.torch_env import TORCH
+
+COMMANDS = {
+    "demo": "pipelines.dev.demo.command",
+    "run": "pipelines.cli.run",
+    "worker": "pipelines.cli.worker",
+    "replay": "pipelines.cli.replay",
+    "watch": "pipelines.cli.watch",
+    "topics": "pipelines.cli.topics",
+    "dlq": "pipelines.cli.dlq",
+    "forget": "pipelines.cli.forget",
+    "kafka": "pipelines.dev.broker.command",
+    "model": "pipelines.cli.model",
+    "bench": "pipelines.lab.benchmarks.command",
+    "soak": "pipelines.lab.soak.command",
+    "chaos": "pipelines.lab.chaos.command",
+}
+"""Name → module. Named here and imported late: dev and lab are known to nothing else."""
+
+
+def make_cli() -> typer.Typer:
+    """The program with all commands that this installation has."""
+    cli = typer.Typer(
+        help="Rolling summaries and translations of endless text on Kafka.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_show_locals=False,  # locals may hold credentials
+    )
+
+    @cli.callback()
+    def longstream() -> None:
+        """Rolling summaries and translations of endless text on Kafka."""
+
+    for name, path in COMMANDS.items():
+        if importlib.util.find_spec(path) is not None:
+            _mount(cli, name, path)
+    return cli
+
+
+def _mount(cli: typer.Typer, name: str, path: str) -> None:
+    module = importlib.import_module(path)
+    if isinstance(app := getattr(module, "app", None), typer.Typer):
+        cli.add_typer(app, name=name)
+        return
+    epilog = module.settings_help() if hasattr(module, "settings_help") else None
+    cli.command(name, epilog=epilog)(getattr(module, name))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    for name, value in TORCH.items():
+        os.environ.setdefault(name, value)
+    make_cli()()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""``longstream replay``: transcript files to the segments topic, at the pace of speech or faster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from operators.errors import ConfigError, LongstreamError
+from pipelines.cli.replaying import Due, Pacer, Replay, merged, parse_speed, timeline
+from pipelines.config.fields import Settings
+from pipelines.config.load import load_settings
+from pipelines.kafka.tools import partition_count, producer
+from pipelines.wire.codec import read_transcript
+
+
+def replay(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="JSON lines or plain text; - is stdin.")
+    ],
+    speed: Annotated[str, typer.Option(help="20x: twenty times real time. max: at once.")] = "max",
+    stream: Annotated[
+        str | None, typer.Option(help="Stream id; default: the one in the lines, or file name.")
+    ] = None,
+    bootstrap: Annotated[str | None, typer.Option(help="Kafka brokers, host:port,…")] = None,
+    topic: Annotated[str | None, typer.Option(help="Topic; default: the segments topic.")] = None,
+    end: Annotated[
+        bool, typer.Option("--end/--no-end", help="Close each stream with a session_end.")
+    ] = True,
+    config: Annotated[Path | None, typer.Option(help="Settings file (TOML or YAML).")] = None,
+) -> None:
+    """Produce transcripts to Kafka. Several files run in parallel, as streams of their own."""
+    try:
+        factor = parse_speed(speed)
+        settings = load_settings(config, bootstrap=bootstrap, topic_segments=topic)
+        run(files, factor, stream, settings, end)
+    except (LongstreamError, OSError) as error:
+        typer.echo(f"longstream replay: {error}", err=True)
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+
+
+def run(
+    files: Sequence[str], speed: float, stream: str | None, settings: Settings, end: bool
+) -> None:
+    """Replay ``files`` and print how many segments the broker acknowledged.
+
+    Files are read to their end before anything is sent, so a broken line is found first; standard
+    input is sent as it comes. Raises ``LongstreamError`` or ``OSError``.
+    """
+    total = _count(files, stream)
+    started = time.monotonic()
+    with producer(settings) as client:
+        partitions = partition_count(client, settings.topic_segments, settings)
+        with _bar() as bar:
+            task = bar.add_task("replay", total=total)
+            sender = Replay(
+                client,
+                settings.topic_segments,
+                partitions,
+                on_sent=lambda sent: bar.advance(task, sent.segment.type == "segment"),
+            )
+            lines = [timeline(read_transcript(file, stream), end) for file in files]
+            interrupted = _send(sender, merged(lines), Pacer(speed))
+    seconds = time.monotonic() - started
+    typer.echo(
+        f"{'stopped: ' if interrupted else ''}{sender.acked} segments of {len(sender.streams)} "
+        f"streams acknowledged on {settings.topic_segments} at {settings.bootstrap}"
+        f" ({sender.marks} marks, {seconds:.1f} s)"
+    )
+    if interrupted:
+        raise typer.Exit(130)
+
+
+def _send(sender: Replay, dues: Iterator[Due], pacer: Pacer) -> bool:
+    """True if the user stopped it; what was handed over is acknowledged in either case."""
+    try:
+        sender.run(dues, pacer)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _count(files: Sequence[str], stream: str | None) -> int | None:
+    """Segments in all files, None if standard input is among them."""
+    if files.count("-") > 1:
+        raise ConfigError("- (standard input) can be given once")
+    counts = [sum(1 for _ in read_transcript(file, stream)) for file in files if file != "-"]
+    return None if "-" in files else sum(counts)
+
+
+def _bar() -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )

@@ -1,0 +1,131 @@
+"""``longstream run``: the operator on a file or a pipe, no broker needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import msgspec
+import typer
+
+from operators.errors import ConfigError, LongstreamError
+from operators.events import Failure, Segment
+from pipelines.wire.codec import read_transcript
+
+if TYPE_CHECKING:
+    from operators.stream import Stream
+    from operators.stream_operator import StreamOperator
+
+
+def run(
+    file: Annotated[str, typer.Argument(help="JSON lines or plain text; - is standard input.")],
+    model: Annotated[
+        str, typer.Option(help="Model alias, hub name, folder or GGUF file.")
+    ] = "qwen2.5-coder-1.5b",
+    model_sha256: Annotated[
+        str, typer.Option(help="What a model that is no alias must be; needed for a hub's.")
+    ] = "",
+    translate: Annotated[str, typer.Option(help="Language codes, e.g. fr,de.")] = "",
+    ask: Annotated[
+        list[str] | None, typer.Option(help="Ask every stream this before it ends; repeatable.")
+    ] = None,
+    window: Annotated[int, typer.Option(help="Tokens of transcript that stay visible.")] = 1024,
+    update_tokens: Annotated[int, typer.Option(help="A summary after this many new tokens.")] = 384,
+    stream: Annotated[
+        str | None, typer.Option(help="Stream id; default: the one in the lines, or file name.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on from this snapshot (its stream only).")
+    ] = None,
+    snapshot: Annotated[
+        Path | None, typer.Option(help="Keep the stream open at the end and save it here.")
+    ] = None,
+) -> None:
+    """Summarise, translate and answer on a transcript; events go to standard output as JSON lines.
+
+    Input is read as it comes, so a pipe without end works: `tail -f talk.txt | longstream run -`.
+    """
+    try:
+        from pipelines.local import load_operator  # imports torch
+
+        typer.echo(f"loading {model} …", err=True)
+        operator = load_operator(
+            model,
+            model_sha256=model_sha256.lower(),
+            device=device,
+            window=window,
+            update_tokens=min(update_tokens, window),
+            targets=tuple(code for code in translate.split(",") if code),
+        )
+        resumed = resume.read_bytes() if resume is not None else None
+        follow(operator, read_transcript(file, stream), sys.stdout, ask or [], resumed, snapshot)
+    except (LongstreamError, OSError) as error:
+        typer.echo(f"longstream run: {error}", err=True)
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+
+
+def follow(
+    operator: StreamOperator,
+    segments: Iterable[Segment],
+    out: TextIO,
+    questions: list[str],
+    resume: bytes | None = None,
+    snapshot: Path | None = None,
+) -> None:
+    """Feed every segment and write what comes of it, a JSON object a line, as soon as it is there.
+
+    At the end of the input each stream is asked the questions and closed; with ``snapshot`` the one
+    stream is saved instead. Raises LongstreamError, OSError.
+    """
+    streams: dict[str, Stream] = {}
+    ended: set[str] = set()
+    for segment in segments:
+        name = segment.stream_id
+        if name not in streams:
+            if streams and (snapshot is not None or resume is not None):
+                raise ConfigError("--snapshot and --resume take a transcript of one stream")
+            streams[name] = operator.open(name, snapshot=resume)
+        if segment.type == "session_end":
+            _ask(streams[name], questions, out)
+        ended = ended | {name} if segment.type == "session_end" else ended - {name}
+        streams[name].feed_segment(segment)
+        _write(streams.values(), out)
+    for name, stream in streams.items():
+        if name in ended:
+            continue
+        _ask(stream, questions, out)
+        if snapshot is not None:
+            _save(snapshot, stream.snapshot())
+        else:
+            stream.close()
+        _write(streams.values(), out)
+
+
+def _ask(stream: Stream, questions: list[str], out: TextIO) -> None:
+    for question in questions:
+        answer = stream.ask(question)
+        _write([stream], out)
+        out.write(msgspec.json.encode(answer).decode() + "\n")
+
+
+def _write(streams: Iterable[Stream], out: TextIO) -> None:
+    for stream in streams:
+        for event in stream.results():
+            if isinstance(event, Failure):
+                what = f"segment {event.ticket} was not worked off: {event.message}"
+                typer.echo(f"{stream.id}: {what}", err=True)
+                continue
+            out.write(msgspec.json.encode(event).decode() + "\n")
+            out.flush()
+
+
+def _save(path: Path, data: bytes) -> None:
+    """Whole or not at all."""
+    half = path.with_name(path.name + ".part")
+    half.write_bytes(data)
+    os.replace(half, path)
+    typer.echo(f"saved {path} ({len(data)} bytes)", err=True)

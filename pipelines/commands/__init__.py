@@ -1,1 +1,0 @@
-"""The commands of the ``longstream`` program, one module each."""

@@ -1,0 +1,313 @@
+"""The settings themselves: names, defaults, limits, and what two of them can get wrong together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from operators.config import OperatorConfig
+
+OPERATOR_FIELDS = tuple(field.name for field in dataclasses.fields(OperatorConfig))
+TOPIC_FIELDS = (
+    "topic_segments",
+    "topic_summaries",
+    "topic_summaries_latest",
+    "topic_translations",
+    "topic_sessions",
+    "topic_dlq",
+)
+_SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_SERVER = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^\s,:@/\[\]]+):\d{1,5}")
+
+
+def _threads() -> int:
+    """Cores this process may use (where the system tells, a container's share), at most 16."""
+    if hasattr(os, "sched_getaffinity"):
+        return min(len(os.sched_getaffinity(0)), 16)
+    return min(os.cpu_count() or 1, 16)
+
+
+def _operator_input(value: object) -> object:
+    """Accept what an environment can say: lists as "fr,de" and prompts as a JSON object."""
+    if not isinstance(value, dict):
+        return value
+    values = dict(value)
+    for name in ("targets", "sampled_tasks"):
+        if isinstance(listed := values.get(name), str):
+            values[name] = tuple(item.strip() for item in listed.split(",") if item.strip())
+    if isinstance(prompts := values.get("prompts"), str):
+        try:
+            values["prompts"] = json.loads(prompts)
+        except ValueError:
+            raise ValueError("prompts: expected a JSON object of name and text") from None
+    return values
+
+
+class Settings(BaseSettings):
+    """All settings; :func:`pipelines.config.load.load_settings` builds it from every source.
+
+    The constructor itself looks at its arguments only, so no test is coloured by the environment.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="LONGSTREAM_",
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
+
+    bootstrap: str = "127.0.0.1:9092"
+    """Kafka brokers, "host:port" with commas between several."""
+    app_id: str = Field("longstream", pattern=r"^[A-Za-z0-9._-]{1,100}$")
+    """Consumer group; with the partition it also names the transactional producers."""
+    worker: str = Field(default_factory=socket.gethostname, min_length=1, max_length=100)
+    """This worker's name in metrics and logs; default: the host's name."""
+
+    topic_segments: str = "transcripts.segments.v1"
+    """Input: transcript segments, keyed by stream."""
+    topic_summaries: str = "insights.summaries.v1"
+    """Output: every revision of every summary."""
+    topic_summaries_latest: str = "insights.summaries.latest.v1"
+    """Output, compacted: the latest summary of each stream."""
+    topic_translations: str = "insights.translations.v1"
+    """Output: translations of segments."""
+    topic_sessions: str = "insights.sessions.v1"
+    """Recovery state, compacted."""
+    topic_dlq: str = "insights.dlq.v1"
+    """Dead letters: refused records with their reason."""
+    partitions: int = Field(4, ge=1, le=10_000)
+    """Partitions of every topic when longstream creates it (all topics need the same number)."""
+    replication: int = Field(1, ge=1, le=10)
+    """Replicas of every topic when longstream creates it; 3 in production."""
+
+    delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
+    """exactly_once needs a broker with transactions."""
+    commit_interval_s: float = Field(1.0, gt=0, le=60)
+    """Results and offsets are committed after this many seconds…"""
+    commit_max_events: int = Field(100, ge=1)
+    """…or after this many segments."""
+    in_flight_per_partition: int = Field(64, ge=1)
+    """Segments of one partition under way at once; beyond it the consumer pauses."""
+    in_flight_per_key: int = Field(8, ge=1)
+    """Segments of one stream under way at once."""
+    session_timeout_s: float = Field(10.0, ge=6, le=1800)
+    """A worker silent for so many seconds loses its partitions (brokers want 6 at least)."""
+    broker_patience_s: float = Field(300.0, gt=0)
+    """How long a worker waits for Kafka to come back, or to take what it refused, before it ends."""
+    stop_deadline_s: float = Field(30.0, gt=0)
+    """Seconds a stopping worker may take to finish what is under way."""
+    broker_max_poll_records: int = Field(100, ge=1)
+    """Records fetched per poll."""
+    stream_buffer_maxsize: int = Field(128, ge=1)
+    """Records waiting inside the worker per stream processor."""
+    max_message_bytes: int = Field(8 << 20, ge=1024)
+    """Largest Kafka message read or written; topics are created with this limit."""
+
+    model: str = Field("qwen2.5-coder-1.5b", min_length=1)
+    """Model alias, hub name, folder or GGUF file."""
+    model_sha256: str = ""
+    """sha256 of a model that is no alias, as `longstream model sha256 NAME` says it. With another, or
+    with none, it is not loaded."""
+    draft_model_sha256: str = ""
+    """The same for operator.draft_model."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    threads: int = Field(default_factory=_threads, ge=1, le=1024)
+    """CPU threads of the model; default: the cores it may use, at most 16."""
+    device_stall_s: float = Field(120.0, gt=0)
+    """The model's process is hung when it works so long without finishing a step."""
+    device_restarts: int = Field(8, ge=2)
+    """The worker ends after so many restarts of the model's process with nothing done in between."""
+    device_attempts: int = Field(3, ge=2)
+    """A segment with which the model's process failed so often becomes a dead letter."""
+    cache: Path = Path("~/.cache/longstream")
+    """Folder for models and the local Kafka."""
+    gguf_dir: Path | None = None
+    """Folder with GGUF files that stand for a model alias (same bytes, checked)."""
+    snapshot_url: str = ""
+    """Where streams' memories are kept: a folder, s3://… (needs longstream[s3]), any fsspec URL. Empty:
+    no snapshots, a stream that moves is restored from its window's text."""
+    snapshot_interval_s: float = Field(60.0, ge=0)
+    """Least seconds between two snapshots of a stream; taken when it has caught up."""
+    tenant_max_streams: int | None = Field(None, ge=1)
+    """Streams one tenant (the segments' field) may have open at once on a worker; segments of one too
+    many become dead letters. Empty: no limit."""
+    tenant_segments_per_s: float | None = Field(None, gt=0)
+    """Segments a second of one tenant on a worker. Empty: no limit."""
+    tenant_bytes_per_s: float | None = Field(None, gt=0)
+    """Bytes of text a second of one tenant on a worker. Empty: no limit."""
+    tenant_burst_s: float = Field(10.0, ge=0, le=3600)
+    """Seconds' worth of both that may come at once."""
+    tenant_excess: Literal["delay", "dead_letter"] = "delay"
+    """What exceeds a rate waits its turn, or becomes a dead letter at once."""
+    text_retention_h: float | None = Field(None, gt=0)
+    """Hours the topics keep text and results; set by `longstream topics create`. Kafka deletes whole
+    files: a record goes within twice this time. Empty: the broker's default, usually a week."""
+    dlq_retention_h: float = Field(720.0, gt=0)
+    """The same for dead letters."""
+    state_retention_h: float | None = Field(None, gt=0)
+    """Hours after its end for which a stream's state is kept. Empty: for ever."""
+    snapshot_retention_h: float | None = Field(None, gt=0)
+    """Hours for which snapshots, and KV under spill_url, are kept; a stream that was silent for longer
+    is restored from its window's text. Empty: until the stream ends."""
+    spill_url: str = ""
+    """Where the KV of streams goes that have no work, beyond operator.host_streams: a folder, s3://…,
+    any fsspec URL. Each worker makes a folder of its own there. Empty: host memory holds them all."""
+    operator: Annotated[OperatorConfig, BeforeValidator(_operator_input)] = OperatorConfig()
+    """Settings of the engine itself."""
+
+    http_host: str = Field("127.0.0.1", min_length=1)
+    """Address of /metrics, /live and /ready; 0.0.0.0 opens them to the network."""
+    http_port: int = Field(6066, ge=0, le=65535)
+    """Port of /metrics, /live and /ready; 0 takes a free one."""
+    http_token: SecretStr | None = None
+    """/metrics wants this as a bearer token; better kept in a file."""
+    http_token_file: Path | None = None
+    """File that holds the token."""
+    log_format: Literal["plain", "json"] = "plain"
+    """Log lines for people or for machines."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level that is logged."""
+
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """How to talk to the brokers."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    """How to log in, with security_protocol SASL_…"""
+    sasl_username: str | None = None
+    """Login name, with security_protocol SASL_…"""
+    sasl_password: SecretStr | None = None
+    """Password; better kept in a file."""
+    sasl_password_file: Path | None = None
+    """File that holds the password."""
+    ssl_cafile: Path | None = None
+    """Certificate authorities (PEM) the brokers are checked against; default: the system's."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+    @field_validator("bootstrap")
+    @classmethod
+    def _check_bootstrap(cls, value: str) -> str:
+        servers = [server.strip() for server in value.split(",")]
+        if not all(_SERVER.fullmatch(server) for server in servers):
+            raise ValueError('expected "host:port", several with commas between, no login in it')
+        return ",".join(servers)
+
+    @field_validator(*TOPIC_FIELDS)
+    @classmethod
+    def _check_topic(cls, value: str) -> str:
+        if not _TOPIC.fullmatch(value) or value in (".", ".."):
+            raise ValueError("a topic name has 1 to 249 of A-Z a-z 0-9 . _ -")
+        if "." in value and "_" in value:
+            raise ValueError("Kafka confuses . and _ in metric names: use one of them")
+        return value
+
+    @field_validator("snapshot_url", "spill_url")
+    @classmethod
+    def _check_store_url(cls, value: str) -> str:
+        if "@" in value:
+            raise ValueError("no login in the URL: the store's own environment variables hold it")
+        return value
+
+    @field_validator("model_sha256", "draft_model_sha256")
+    @classmethod
+    def _check_sha256(cls, value: str) -> str:
+        if not _SHA256.fullmatch(value.lower()):
+            raise ValueError("expected 64 hexadecimal digits, or nothing")
+        return value.lower()
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, value: str) -> str:
+        if not _DEVICE.fullmatch(value):
+            raise ValueError("expected auto, cpu, cuda or cuda:N")
+        return value
+
+    @field_validator("cache", "gguf_dir", "http_token_file", "sasl_password_file", "ssl_cafile")
+    @classmethod
+    def _expand_home(cls, value: Path | None) -> Path | None:
+        return value and value.expanduser()
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_secrets(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A secret's file stands for the secret; it is read here, once."""
+        values = dict(values)
+        for name in ("sasl_password", "http_token"):
+            path = values.get(f"{name}_file")
+            if not path:
+                continue
+            if values.get(name):
+                raise ValueError(f"set {name} or {name}_file, not both")
+            try:
+                values[name] = Path(path).expanduser().read_text().rstrip("\r\n")
+            except (OSError, UnicodeDecodeError, TypeError):
+                raise ValueError(f"{name}_file: cannot read {path}") from None
+        return values
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Settings:
+        """What only two settings together can get wrong."""
+        names = [getattr(self, field) for field in TOPIC_FIELDS]
+        if len(set(names)) < len(names):
+            raise ValueError("two of the topic_… settings name the same topic")
+        if self.in_flight_per_key > self.in_flight_per_partition:
+            raise ValueError("in_flight_per_key must not exceed in_flight_per_partition")
+        if self.in_flight_per_key > self.operator.max_queue:
+            raise ValueError("in_flight_per_key must not exceed operator.max_queue")
+        if self.operator.max_text_bytes >= self.max_message_bytes:
+            raise ValueError("operator.max_text_bytes must be below max_message_bytes")
+        if self.device_attempts > self.device_restarts:
+            raise ValueError("device_attempts must not exceed device_restarts")
+        if self.ssl_cafile is not None and not self.ssl_cafile.is_file():
+            raise ValueError(f"ssl_cafile: no such file: {self.ssl_cafile}")
+        self._check_login()
+        return self
+
+    def _check_login(self) -> None:
+        uses_sasl = self.security_protocol.startswith("SASL_")
+        has_login = bool(self.sasl_username), bool(self.sasl_password)
+        if uses_sasl and not all(has_login):
+            raise ValueError(
+                f"security_protocol {self.security_protocol} needs sasl_username and "
+                "sasl_password_file (or sasl_password)"
+            )
+        if not uses_sasl and any(has_login):
+            raise ValueError(
+                "a login is set but not used: security_protocol must be SASL_SSL or SASL_PLAINTEXT"
+            )
+
+    def operator_config(self) -> OperatorConfig:
+        """The engine's own settings."""
+        return self.operator
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """All topic names, the input first."""
+        return tuple(getattr(self, field) for field in TOPIC_FIELDS)

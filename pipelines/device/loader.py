@@ -1,0 +1,124 @@
+"""From a model's name to a running engine; imported in the device process only (it needs torch)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from operators.config import OperatorConfig
+from operators.errors import ModelError
+from operators.model.loader import DecoderModel
+from operators.observer import Observer
+from operators.stream_operator import StreamOperator
+from pipelines import models
+from pipelines.device import protocol
+from pipelines.device.calibration import load_calibrated, measured_costs
+from pipelines.storage.idle import idle_store
+
+PROGRESS_SECONDS = 5.0
+
+
+def load_operator(
+    load: protocol.Load,
+    config: OperatorConfig,
+    observer: Observer,
+    progress: Callable[[str], None],
+) -> tuple[StreamOperator, protocol.Ready]:
+    """Find (fetch, convert) the model, load it, allocate the cache.
+
+    Raises ModelError or ConfigError.
+    """
+    started = time.monotonic()
+    draft_name = config.draft_model
+    pin = models.Pin(load.model_sha256, "model_sha256", "always")
+    draft_pin = models.Pin(load.draft_model_sha256, "draft_model_sha256", "always")
+    path = _find(load.model, load, pin, progress)
+    draft_path = _find(draft_name, load, draft_pin, progress) if draft_name else None
+    model = _load(load.model, path, load, config, progress)
+    progress(f"{load.model}: {weights(model)}")
+    draft = _load(draft_name, draft_path, load, config, progress) if draft_path else None
+    operator = StreamOperator(
+        model,
+        config,
+        clock=time.monotonic,
+        observer=observer,
+        draft=draft,
+        costs=measured_costs(model, draft, config, models.default_cache(), progress),
+        store=idle_store(load.spill_url, load.again),
+    )
+    return operator, describe(operator, time.monotonic() - started)
+
+
+def _find(name: str, load: protocol.Load, pin: models.Pin, progress: Callable[[str], None]) -> Path:
+    progress(f"looking for {name}")
+    gguf_dir = Path(load.gguf_dir) if load.gguf_dir else None
+    return models.resolve(name, _throttled(progress), gguf_dir=gguf_dir, pin=pin)
+
+
+def _load(
+    name: str,
+    path: Path,
+    load: protocol.Load,
+    config: OperatorConfig,
+    progress: Callable[[str], None],
+) -> DecoderModel:
+    progress(f"loading {name} from {path}")
+    with _corrupt(name):
+        cache = models.default_cache()
+        return load_calibrated(path, config, cache, name=name, device=load.device, say=progress)
+
+
+@contextmanager
+def _corrupt(name: str) -> Iterator[None]:
+    """What the libraries say of files they cannot read becomes a ModelError: trying again would not
+    help. Too little memory stays what it is: another time there may be more."""
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        if "memory" in str(error).lower():
+            raise
+        raise ModelError(
+            f"{name} cannot be loaded, its files may be torn: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _throttled(tell: Callable[[str], None]) -> Callable[[str, float | None], None]:
+    """Pass on every new message, and its percentage at most every few seconds."""
+    said, said_at = "", 0.0
+
+    def progress(message: str, fraction: float | None) -> None:
+        nonlocal said, said_at
+        now = time.monotonic()
+        if message != said or now - said_at >= PROGRESS_SECONDS:
+            said, said_at = message, now
+            tell(message if fraction is None else f"{message} ({fraction:.0%})")
+
+    return progress
+
+
+def describe(operator: StreamOperator, seconds: float) -> protocol.Ready:
+    """The report that says what was loaded and what it costs."""
+    model, slots = operator.model, operator.config.slots
+    per_stream, draft = operator.bytes_per_stream, operator.config.draft_model
+    loaded = f"loaded in {seconds:.1f} s, {weights(model)}"
+    return protocol.Ready(
+        model=model.name,
+        device=str(model.device),
+        dtype_ingest=model.dtypes["ingest"],
+        dtype_generation=model.dtypes["generation"],
+        slots=slots,
+        bytes_per_stream=per_stream,
+        bytes_total=per_stream * slots,
+        description=loaded + (f", drafts by {draft}" if draft else ""),
+    )
+
+
+def weights(model: DecoderModel) -> str:
+    """Bytes of all weights held, every one counted once, and their types."""
+    kinds = " + ".join(dict.fromkeys(model.dtypes.values()))
+    tied = ", output tied to the embedding" if model.tied else ""
+    return f"{model.weight_bytes / 1e9:.2f} GB of weights ({kinds}{tied})"

@@ -1,0 +1,339 @@
+"""Writing one group of results to Kafka: in a transaction, or with the state as an outbox.
+
+A group is what a partition finished since the last one. Both publishers raise :class:`Fenced` when
+another worker has taken the partition, :class:`Retriable` when nothing of the group counts and the
+same group may be published again, and let every other error through: then it is unknown what counts,
+and only a restart, which reads it back, can tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import aiokafka
+import msgspec
+from aiokafka.errors import IllegalOperation, KafkaError, ProducerFenced
+
+from operators.errors import LongstreamError
+from operators.events import SessionState
+from pipelines.config.load import Settings
+from pipelines.kafka.clients import client_options, disconnect
+from pipelines.wire.codec import encode_state
+from pipelines.wire.dead_letters import size_of
+from pipelines.worker.exit_codes import in_words
+
+TRANSACTION_TIMEOUT_MS = 20_000
+"""How long readers wait for a transaction whose worker vanished and that nobody takes over."""
+REQUEST_ROOM = 1 << 20
+BATCH_BYTES = 256 << 10
+MESSAGE_ROOM = 1 << 10
+"""For what Kafka puts around a batch of one message (a topic's limit is one on batches), and for the
+headers of a state."""
+
+
+class Fenced(LongstreamError):
+    """Another worker owns this partition now. Nothing of the group counts."""
+
+
+class Retriable(LongstreamError):
+    """The group was not published; publishing the same group again is safe."""
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One record to write; its partition is that of the input."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes on the wire, at most; :data:`MESSAGE_ROOM` is left for what holds it there."""
+        return size_of(self.key, self.value, self.headers)
+
+
+@dataclass
+class Group:
+    """What is committed together, for one input partition."""
+
+    messages: list[Message] = field(default_factory=list)
+    """Results and dead letters, in order."""
+    states: dict[str, SessionState | None] = field(default_factory=dict)
+    """The newest state of every stream in the group; None = forgotten, a tombstone."""
+    outbox: dict[str, list[Message]] = field(default_factory=dict)
+    """The results by stream (the same objects as in ``messages``)."""
+    offset: int | None = None
+    """Where a restart goes on reading; None = unchanged."""
+
+
+class Publisher(Protocol):
+    async def open(self) -> None:
+        """Connect, and lock out any other writer of this partition where that is possible."""
+
+    def fits(self, group: Group) -> bool:
+        """Whether the group can be written as it is promised; a smaller one may be."""
+
+    async def publish(self, group: Group) -> None:
+        """Write a group; returns when all of it counts."""
+
+    async def close(self) -> None:
+        """Disconnect. A transaction under way is abandoned."""
+
+
+class TransactionalPublisher:
+    """Results, states and the input offset in one transaction; all of it is seen, or none.
+
+    The transactional id belongs to the input partition: opening fences whoever wrote it before, so
+    a worker that was presumed dead cannot write any more.
+    """
+
+    def __init__(self, settings: Settings, partition: int) -> None:
+        self._settings = settings
+        self._partition = partition
+        self._producer: aiokafka.AIOKafkaProducer | None = None
+        self._in_transaction = False
+
+    async def open(self) -> None:
+        settings = self._settings
+        self._producer = aiokafka.AIOKafkaProducer(
+            **client_options(settings),
+            transactional_id=f"{settings.app_id}-{settings.topic_segments}-{self._partition}",
+            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+            max_request_size=settings.max_message_bytes + REQUEST_ROOM,
+            max_batch_size=BATCH_BYTES,
+        )
+        await self._producer.start()  # returns when the producer id is ours: others are fenced
+
+    def fits(self, group: Group) -> bool:
+        return True
+
+    async def publish(self, group: Group) -> None:
+        assert self._producer is not None
+        # 1. Everything below counts only if step 5 succeeds.
+        try:
+            await self._producer.begin_transaction()
+            self._in_transaction = True
+            # 2. Results and dead letters, 3. states: written and acknowledged by the broker.
+            await self._write(group)
+            # 4. The input offset, as part of the transaction.
+            if group.offset is not None:
+                source = aiokafka.TopicPartition(self._settings.topic_segments, self._partition)
+                await self._producer.send_offsets_to_transaction(
+                    {source: group.offset}, self._settings.app_id
+                )
+        except ProducerFenced as error:
+            raise Fenced(f"partition {self._partition} has a new owner") from error
+        except (KafkaError, Retriable) as error:
+            await self._abort()
+            raise Retriable(in_words(error)) from error
+        # 5. From here on an error means "unknown", except that a fenced commit never counts.
+        try:
+            await self._producer.commit_transaction()
+        except ProducerFenced as error:
+            raise Fenced(f"partition {self._partition} has a new owner") from error
+        self._in_transaction = False
+
+    async def close(self) -> None:
+        if self._producer is None:
+            return
+        if self._in_transaction:
+            # Else readers of committed records wait for the transaction's timeout.
+            with contextlib.suppress(KafkaError, IllegalOperation, AssertionError, TimeoutError):
+                async with asyncio.timeout(2.0):
+                    await self._producer.abort_transaction()
+        await disconnect(self._producer)
+        self._producer = None
+
+    async def _write(self, group: Group) -> None:
+        assert self._producer is not None
+        records = [
+            *group.messages,
+            *(_state_message(self._settings, name, s) for name, s in group.states.items()),
+        ]
+        await _send_all(self._producer, records, self._partition)
+
+    async def _abort(self) -> None:
+        assert self._producer is not None
+        try:
+            await self._producer.abort_transaction()
+        except ProducerFenced as error:
+            raise Fenced(f"partition {self._partition} has a new owner") from error
+        self._in_transaction = False
+
+
+class OutboxPublisher:
+    """For brokers without transactions: at least once, and what was emitted is emitted again.
+
+    1. The states are written first, each with the results of its stream in the group (the outbox).
+    2. Then the results. 3. Then the caller acknowledges the input, which is committed later.
+    A crash after 1 leaves the results in the state: recovery publishes them again, word for word
+    (:func:`pending_results`), and skips the input they came from.
+
+    A state and its outbox are one message. Where even one emission's results do not fit into it they are
+    written before it, without an outbox: a crash in between loses nothing either, but the next owner
+    makes them anew, perhaps in other words.
+
+    Nobody fences a worker that was presumed dead. One that wakes up after standing still for longer
+    than its session notices that by its own clock and writes no more; what it had handed to the
+    network before may still arrive, so this is not claimed.
+    """
+
+    def __init__(self, settings: Settings, partition: int) -> None:
+        self._settings = settings
+        self._partition = partition
+        self._producer: aiokafka.AIOKafkaProducer | None = None
+        self._pulse = Pulse(settings.session_timeout_s)
+
+    async def open(self) -> None:
+        self._pulse.start()
+        self._producer = aiokafka.AIOKafkaProducer(
+            **client_options(self._settings),
+            acks="all",
+            max_request_size=self._settings.max_message_bytes + REQUEST_ROOM,
+            max_batch_size=BATCH_BYTES,
+        )
+        await self._producer.start()
+
+    def fits(self, group: Group) -> bool:
+        limit = self._settings.max_message_bytes - MESSAGE_ROOM
+        for name, state in group.states.items():
+            outbox = group.outbox.get(name)
+            if state is None or not outbox:
+                continue
+            size = len(encode_state(state)) + len(msgspec.json.encode(outbox)) + len(name.encode())
+            if size > limit:
+                return False
+        return True
+
+    async def publish(self, group: Group) -> None:
+        assert self._producer is not None
+        if self._pulse.missed():
+            raise Fenced(
+                f"partition {self._partition} may have a new owner: this worker stood still"
+            )
+        whole = self.fits(group)
+        states = [
+            _state_message(self._settings, name, state, group.outbox.get(name) if whole else None)
+            for name, state in group.states.items()
+        ]
+        first, second = (states, group.messages) if whole else (group.messages, states)
+        try:
+            await _send_all(self._producer, first, self._partition)  # 1.
+            await _send_all(self._producer, second, self._partition)  # 2.
+        except KafkaError as error:
+            raise Retriable(in_words(error)) from error
+
+    async def close(self) -> None:
+        self._pulse.stop()
+        if self._producer is not None:
+            await disconnect(self._producer)
+            self._producer = None
+
+
+class Pulse:
+    """Notices, afterwards, that this process did not run for more than ``limit_s`` seconds."""
+
+    def __init__(self, limit_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit_s, self._clock = limit_s, clock
+        self._last = clock()
+        self._missed = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Beat from now on, in the running event loop."""
+        self._last = self._clock()
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def missed(self) -> bool:
+        """Whether it ever stood still since the start."""
+        now = self._clock()
+        self._missed |= now - self._last > self._limit_s
+        self._last = now
+        return self._missed
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._limit_s / 8)
+            self.missed()
+
+
+class _Outbox(msgspec.Struct):
+    outbox: list[Message] = []
+
+
+def pending_results(raw_state: bytes) -> list[Message]:
+    """Results in a state record that may not have been published (empty without an outbox)."""
+    return msgspec.json.decode(raw_state, type=_Outbox).outbox
+
+
+def make_publisher(settings: Settings, partition: int) -> Publisher:
+    if settings.delivery == "exactly_once":
+        return TransactionalPublisher(settings, partition)
+    return OutboxPublisher(settings, partition)
+
+
+def _state_message(
+    settings: Settings,
+    stream_id: str,
+    state: SessionState | None,
+    outbox: list[Message] | None = None,
+) -> Message:
+    if state is None:
+        return Message(settings.topic_sessions, stream_id.encode(), None)
+    value = encode_state(state)
+    if outbox:
+        # The reader of a state skips fields it does not know, so the outbox can ride along.
+        fields = msgspec.json.decode(value)
+        value = msgspec.json.encode({**fields, "outbox": outbox})
+    headers: list[tuple[str, bytes | None]] = [
+        ("content-type", b"application/json"),
+        ("schema", state.schema.encode()),
+    ]
+    return Message(settings.topic_sessions, stream_id.encode(), value, headers)
+
+
+async def _send_all(
+    producer: aiokafka.AIOKafkaProducer, messages: list[Message], partition: int
+) -> None:
+    """Send in order and wait until the broker has acknowledged each.
+
+    Raises ProducerFenced, or Retriable with the topic that refused.
+    """
+    acks: list[asyncio.Future[object]] = []
+    failed: tuple[Message, BaseException] | None = None
+    for message in messages:
+        try:
+            acks.append(
+                await producer.send(
+                    message.topic,
+                    value=message.value,
+                    key=message.key,
+                    partition=partition,
+                    headers=[(k, v) for k, v in message.headers],
+                )
+            )
+        except (KafkaError, IllegalOperation) as error:
+            # IllegalOperation only says that the transaction is over: an earlier record knows why.
+            failed = message, error
+            break
+    results = await asyncio.gather(*acks, return_exceptions=True)
+    for message, result in zip(messages, results, strict=False):
+        if isinstance(result, BaseException):
+            failed = message, result
+            break
+    if failed is None:
+        return
+    message, reason = failed
+    if not isinstance(reason, KafkaError) or isinstance(reason, ProducerFenced):
+        raise reason
+    raise Retriable(f"{message.topic}: {in_words(reason)}") from reason

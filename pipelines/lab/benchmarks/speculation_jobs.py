@@ -1,0 +1,125 @@
+"""The answers that speculation is measured on, each at its place in a real meeting."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from operators.decoding.acceptance import Costs
+from operators.decoding.generation import Generation
+from operators.engine.session import Session
+from operators.events import Segment
+from pipelines.dev.demo.plan import meeting_files
+from pipelines.lab.benchmarks.desk import Desk, Make, Tasks, ignore
+from pipelines.wire.codec import read_transcript
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tokens, and how often things are done."""
+
+    window: int = 512
+    answer: int = 64
+    ledger: int = 200
+    """Notes are written until they have outgrown this: then a compaction is due."""
+    most_updates: int = 12
+    translations: int = 2
+    rounds: int = 3
+    lengths: tuple[int, ...] = (4,)
+    drafters: tuple[str, ...] = ()
+    """Run with drafts of these lengths, besides the draft model."""
+    utterances: int = 2
+    growing: tuple[int, ...] = tuple(range(6, 25, 3))
+    """Words heard so far of an utterance that is translated while it grows. A recogniser's partial
+    results come every few words."""
+
+
+QUICK = Sizes(
+    window=256,
+    answer=12,
+    ledger=40,
+    most_updates=2,
+    translations=1,
+    rounds=1,
+    lengths=(4,),
+    utterances=1,
+    growing=(3, 5),
+    drafters=("ngram", "previous"),
+)
+LONG = dataclasses.replace(
+    Sizes(),
+    answer=96,
+    rounds=3,
+    translations=3,
+    lengths=tuple(range(1, 17)),
+    drafters=("ngram", "previous", "combined"),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """An answer that can be asked for again and again: made at ``place`` of the stream."""
+
+    task: str
+    place: Session
+    make: Make
+
+
+def jobs(desk: Desk, sizes: Sizes, costs: Costs) -> Iterator[Job]:
+    """Follow the meeting, writing real summaries on the way; yields what is asked for where."""
+    meeting = [s for s in read_transcript(meeting_files()[0]) if len(s.text.split()) > 3]
+    heard = iter(meeting)
+    session = desk.open("meeting")
+    config = dataclasses.replace(desk.config, drafter="auto")
+    tasks, scheduler = desk.tasks(config), desk.scheduler(config, costs)
+
+    def summarise() -> None:
+        view = tasks.summary.view(session, "request")
+        generation = tasks.summary.update(session, ignore)
+        desk.run(scheduler, [(session, generation)])
+        tasks.summary.finish(session, view, generation)
+
+    desk.listen(session, heard, sizes.window)
+    yield Job(
+        "first summary", desk.place(session), lambda tasks, at: tasks.summary.update(at, ignore)
+    )
+    place = desk.place(session)
+    for segment in _utterances(meeting, sizes.translations):
+        yield Job("translation", place, partial(_translation, text=segment.text))
+    for segment in _utterances(meeting, sizes.utterances, max(sizes.growing)):
+        yield from _growing(desk, sizes, place, segment, costs)
+    for _ in range(sizes.most_updates):
+        summarise()
+        desk.listen(session, heard, sizes.window // 3)
+        if tasks.summary.needs_compaction(session):
+            break
+    yield Job("update", desk.place(session), lambda tasks, at: tasks.summary.update(at, ignore))
+    yield Job(
+        "compaction", desk.place(session), lambda tasks, at: tasks.summary.compaction(at, ignore)
+    )
+
+
+def _utterances(meeting: Sequence[Segment], count: int, words: int = 18) -> list[Segment]:
+    """The shortest segments of at least so many words."""
+    enough = [s for s in meeting if len(s.text.split()) >= words]
+    return sorted(enough, key=lambda s: len(s.text.split()))[:count]
+
+
+def _translation(tasks: Tasks, at: Session, text: str, previous: str = "") -> Generation:
+    return tasks.translation.generation(at, "fr", text, ignore, previous=previous)
+
+
+def _growing(
+    desk: Desk, sizes: Sizes, place: Session, segment: Segment, costs: Costs
+) -> Iterator[Job]:
+    """An utterance translated again and again while it grows."""
+    tasks, scheduler = desk.tasks(desk.config), desk.scheduler(desk.config, costs)
+    words, previous = segment.text.split(), ""
+    for count in sizes.growing:
+        make = partial(_translation, text=" ".join(words[:count]), previous=previous)
+        yield Job("retranslation", place, make)
+        at = desk.at(place, {})
+        (answered,) = desk.run(scheduler, [(at, make(tasks, at))])
+        previous = tasks.translation.text([answered.generation])

@@ -1,0 +1,66 @@
+"""The operator without Kafka, on a model by its name.
+
+    from pipelines.local import load_operator
+
+    operator = load_operator("smollm2-135m", targets=("fr",))  # a StreamOperator
+    meeting = operator.open("meeting")
+    meeting.feed("The review moves to Friday at ten.", speaker="Ana")
+    for event in meeting.results():
+        print(event)
+    print(meeting.summarize(), meeting.translate("See you on Friday.", "de"))
+    print(meeting.ask("When is the review?").text)
+    snapshot = meeting.snapshot()  # operator.open("meeting", snapshot=snapshot) goes on from it
+    meeting.close()
+
+See :class:`operators.stream.Stream` for what a stream can do. With a loaded model, a store
+or an observer of your own: :class:`operators.stream_operator.StreamOperator`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from operators.config import OperatorConfig
+from operators.model.loader import DecoderModel
+from operators.stream_operator import StreamOperator
+from pipelines import models
+from pipelines.device.calibration import load_calibrated, measured_costs
+from pipelines.storage.idle import idle_store
+
+
+def load_operator(
+    model: str,
+    *,
+    device: str = "auto",
+    spill_url: str = "",
+    model_sha256: str = "",
+    draft_model_sha256: str = "",
+    **settings: Any,
+) -> StreamOperator:
+    """An operator on ``model`` (whatever ``longstream model pull`` takes), ready for streams.
+
+    ``settings`` are those of OperatorConfig. ``model_sha256``: what a model that is no alias must be, as
+    ``longstream model sha256`` says it; needed for one of a model hub. ``draft_model_sha256``: the same
+    for ``draft_model``. ``spill_url``: a folder or object store (fsspec) for streams that have nothing
+    to do, beyond ``host_streams``. Measures what the model costs on this machine on first use (some
+    seconds). Raises ModelError or ConfigError.
+    """
+    config = OperatorConfig.from_dict(settings)
+    pin = models.Pin(model_sha256, "model_sha256")
+    draft_pin = models.Pin(draft_model_sha256, "draft_model_sha256")
+    loaded = _load(model, config, device, pin)
+    draft = _load(config.draft_model, config, device, draft_pin) if config.draft_model else None
+    return StreamOperator(
+        loaded,
+        config,
+        clock=time.monotonic,
+        draft=draft,
+        costs=measured_costs(loaded, draft, config, models.default_cache()),
+        store=idle_store(spill_url),
+    )
+
+
+def _load(name: str, config: OperatorConfig, device: str, pin: models.Pin) -> DecoderModel:
+    path, cache = models.resolve(name, pin=pin), models.default_cache()
+    return load_calibrated(path, config, cache, name=name, device=device)

@@ -1,0 +1,224 @@
+"""Groups what a partition finished and has it published, in order, one group at a time.
+
+1. Entries are collected until ``commit_interval_s`` after the first, or ``commit_max_events`` of
+   them, or somebody asks (:meth:`Committer.flush`). Where they would be too large for the publisher
+   only the first of them are taken, the others at once after these.
+2. They become one :class:`~pipelines.kafka.publishers.Group`: messages in order, the newest state per
+   stream, and the partition's watermark with their offsets finished.
+3. The group is published. If nothing of it counts the *same* group is tried again, a few times,
+   unless Kafka's reason is one that waiting cannot mend.
+4. Only then are the entries reported as committed (their input is acknowledged).
+
+When 3 fails for good the committer stops, ``failed`` says why, and nothing is acknowledged: who takes
+the partition up again, here or elsewhere, finds the input where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from operators.errors import LongstreamError
+from operators.events import Event, SessionState
+from pipelines.kafka.publishers import Fenced, Group, Message, Publisher, Retriable
+from pipelines.worker.exit_codes import Waited, hopeless
+
+ATTEMPTS = 5
+BACKOFF_SECONDS = 0.2
+
+
+class CommitError(LongstreamError):
+    """Results could not be committed; what counts is unknown until a restart reads it back."""
+
+
+@dataclass
+class Entry:
+    """What one emission, dead letter or skipped record adds to a group."""
+
+    messages: list[Message] = field(default_factory=list)
+    state: SessionState | None = None
+    finished: Sequence[int] = ()
+    """Input offsets that are done once this is committed."""
+    forgotten: str | None = None
+    """A stream of which no state is to be left."""
+    events: Sequence[Event] = ()
+    """The events among the messages, for who measures them after the commit."""
+
+
+class Committer:
+    """The commit loop of one partition.
+
+    ``finish`` marks offsets as finished and returns the partition's watermark; ``on_committed`` is
+    called with the entries after each commit and the seconds it took.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        finish: Callable[[Iterable[int]], int | None],
+        on_committed: Callable[[list[Entry], float], None],
+        *,
+        interval_s: float,
+        max_events: int,
+        patience_s: float = 300.0,
+        on_retry: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._publisher = publisher
+        self._finish = finish
+        self._on_committed = on_committed
+        self._on_retry = on_retry
+        self._interval_s = interval_s
+        self._max_events = max_events
+        self._patience_s = patience_s
+        self._pending: list[Entry] = []
+        self._arrived = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._allowed = asyncio.Event()
+        self._allowed.set()
+        self.committed_offset = 0
+        """What the partition is committed to; never committed backwards."""
+        self._task: asyncio.Task[None] | None = None
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def open(self) -> None:
+        """Connect; where the delivery is exactly once this locks out the previous owner.
+
+        Raises Waited when Kafka does not let it within ``patience_s``: the client would wait for ever.
+        """
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._publisher.open()
+        except TimeoutError:
+            raise Waited(
+                f"Kafka did not let the partition's producer begin within {self._patience_s:.0f} s "
+                "(broker_patience_s): is a broker away, or can an earlier transaction not be ended "
+                "because fewer replicas are in sync than min.insync.replicas?"
+            ) from None
+
+    def start(self) -> None:
+        """Begin committing. Entries may be added before."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def add(self, entry: Entry) -> None:
+        self._pending.append(entry)
+        self._idle.clear()
+        self._arrived.set()
+        if len(self._pending) >= self._max_events:
+            self._urgent.set()
+
+    async def flush(self) -> None:
+        """Commit what is pending now; returns when it is, or when the committer has failed."""
+        if self._task is None or self._task.done():
+            return
+        self._urgent.set()
+        idle = asyncio.ensure_future(self._idle.wait())
+        await asyncio.wait({idle, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+
+    def pause(self) -> None:
+        """Commit nothing more until :meth:`resume`; a commit under way is finished."""
+        self._allowed.clear()
+
+    def resume(self) -> None:
+        self._allowed.set()
+
+    async def close(self) -> None:
+        """Stop without committing what is pending."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await self._publisher.close()
+        if not self.failed.done():
+            self.failed.cancel()
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                # 1.
+                await self._arrived.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._urgent.wait(), self._interval_s)
+                await self._allowed.wait()
+                await self._commit()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self._fail(error)
+
+    async def _commit(self) -> None:
+        entries, self._pending = self._pending, []
+        self._arrived.clear()
+        self._urgent.clear()
+        started = time.monotonic()
+        group = self._group(entries)  # 2.
+        while len(entries) > 1 and not self._publisher.fits(group):
+            half = len(entries) // 2
+            self._pending[:0] = entries[half:]
+            entries = entries[:half]
+            group = self._group(entries)
+        if self._pending:
+            self._arrived.set()
+            self._urgent.set()
+        self._note_offset(group, entries)
+        if group.messages or group.states or group.offset is not None:
+            await self._publish_in_time(group)  # 3.
+        if group.offset is not None:
+            self.committed_offset = group.offset
+        self._on_committed(entries, time.monotonic() - started)  # 4.
+        if not self._pending:
+            self._idle.set()
+
+    def _group(self, entries: list[Entry]) -> Group:
+        group = Group()
+        for entry in entries:
+            group.messages += entry.messages
+            if entry.state is not None:
+                group.states[entry.state.stream_id] = entry.state
+                group.outbox.setdefault(entry.state.stream_id, []).extend(entry.messages)
+            if entry.forgotten is not None:
+                group.states[entry.forgotten] = None
+                group.outbox.pop(entry.forgotten, None)
+        return group
+
+    def _note_offset(self, group: Group, entries: list[Entry]) -> None:
+        offset = self._finish(o for entry in entries for o in entry.finished)
+        if offset is not None and offset > self.committed_offset:
+            group.offset = offset
+
+    async def _publish_in_time(self, group: Group) -> None:
+        """The client itself waits for brokers that are away, without end; we do not."""
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._publish(group)
+        except TimeoutError:
+            raise Waited(
+                f"Kafka did not take the results within {self._patience_s:.0f} s (broker_patience_s): "
+                "is a broker away, or are fewer replicas in sync than min.insync.replicas?"
+            ) from None
+
+    async def _publish(self, group: Group) -> None:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                await self._publisher.publish(group)
+                return
+            except Retriable as error:
+                if hopeless(error):
+                    raise CommitError(str(error)) from error
+                if attempt == ATTEMPTS:
+                    raise CommitError(f"gave up after {ATTEMPTS} attempts: {error}") from error
+                self._on_retry()
+                await asyncio.sleep(BACKOFF_SECONDS * 2**attempt)
+
+    def _fail(self, error: Exception) -> None:
+        if not isinstance(error, Fenced | CommitError | Waited):
+            wrapped = CommitError(f"commit failed: {type(error).__name__}: {error}")
+            wrapped.__cause__ = error
+            error = wrapped
+        if not self.failed.done():
+            self.failed.set_exception(error)

@@ -1,0 +1,289 @@
+"""The state of a partition's streams, read back from the compacted session topic.
+
+Read after the previous owner was fenced and before the partition's first segment is looked at
+(:mod:`pipelines.worker.partition.partition`), up to the end the partition has at that moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import zlib
+from typing import NamedTuple
+
+import aiokafka
+import msgspec
+from aiokafka.errors import KafkaError
+
+from operators.errors import ConfigError, LongstreamError, SegmentError
+from operators.events import SessionState
+from pipelines.config.load import Settings
+from pipelines.kafka.clients import client_options, disconnect
+from pipelines.kafka.publishers import Message, pending_results
+from pipelines.wire.codec import decode_state
+from pipelines.worker.exit_codes import Waited
+from pipelines.worker.partition.remnants import SCHEMA as REMNANT_SCHEMA
+from pipelines.worker.partition.remnants import epoch_of, remnant_key
+
+log = logging.getLogger(__name__)
+
+MAX_TABLE_BYTES = 512 << 20
+POLL_MS = 500
+
+
+class RecoveryError(LongstreamError):
+    """The session topic cannot be read; the worker must not start this partition."""
+
+
+class _Head(msgspec.Struct):
+    """What is looked at in every record. ``outbox``: see :mod:`pipelines.kafka.publishers`."""
+
+    ended: bool = False
+    schema: str = ""
+    uncovered_tokens: int = 0
+    outbox: msgspec.Raw = msgspec.Raw()
+
+    @property
+    def over(self) -> bool:
+        """Whether this is the state of an ended stream, or what was left of a forgotten one."""
+        return self.ended or self.schema == REMNANT_SCHEMA
+
+
+_head_decoder = msgspec.json.Decoder(_Head)
+
+
+def _head_of(value: bytes) -> _Head:
+    """Empty for a record that cannot be read: who wants its stream will be told."""
+    try:
+        return _head_decoder.decode(value)
+    except msgspec.DecodeError:
+        return _Head()
+
+
+class Uncovered(NamedTuple):
+    """Text of a live stream that no summary covers, and when its record was written (Unix ms)."""
+
+    tokens: int
+    at_ms: int
+
+
+class SessionTable:
+    """Latest state record per stream, compressed; decoded when the stream speaks again.
+
+    Raises ConfigError from ``put`` when all together exceed ``max_bytes``.
+    """
+
+    def __init__(self, max_bytes: int = MAX_TABLE_BYTES) -> None:
+        self._records: dict[str, bytes] = {}
+        self._cursors: dict[str, int] = {}
+        self._ended_ms: dict[str, int] = {}
+        self._uncovered: dict[str, Uncovered] = {}
+        self._outboxes: dict[str, None] = {}
+        self._bytes = 0
+        self._max_bytes = max_bytes
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def put(
+        self, stream_id: str, value: bytes | None, cursor: int | None = None, at_ms: int = 0
+    ) -> None:
+        """Remember the record of a stream, written at ``at_ms``; None (a tombstone) forgets it.
+
+        With a ``cursor`` a record behind the one that is held is passed over: a worker presumed dead
+        wrote it late, which only a delivery without transactions lets happen.
+        """
+        if cursor is not None:
+            if cursor < self._cursors.get(stream_id, -1):
+                return
+            self._cursors[stream_id] = cursor
+        elif value is None:
+            self._cursors.pop(stream_id, None)
+        self._bytes -= len(self._records.pop(stream_id, b""))
+        self._ended_ms.pop(stream_id, None)
+        self._uncovered.pop(stream_id, None)
+        self._outboxes.pop(stream_id, None)
+        if value is None:
+            return
+        self._note(stream_id, _head_of(value), at_ms)
+        packed = zlib.compress(value, level=1)
+        self._records[stream_id] = packed
+        self._bytes += len(packed)
+        if self._bytes > self._max_bytes:
+            raise ConfigError(
+                f"the states of {len(self._records)} streams exceed {self._max_bytes} bytes; "
+                "forget streams that have ended, or spread them over more partitions"
+            )
+
+    def _note(self, stream_id: str, head: _Head, at_ms: int) -> None:
+        if head.over:
+            self._ended_ms[stream_id] = at_ms
+        elif head.uncovered_tokens > 0:
+            self._uncovered[stream_id] = Uncovered(head.uncovered_tokens, at_ms)
+        if bytes(head.outbox) not in (b"", b"[]"):
+            self._outboxes[stream_id] = None
+
+    def take(self, stream_id: str) -> tuple[SessionState | None, bytes | None]:
+        """Remove and return a stream's state and its raw record; (None, None) if it is new, a state
+        that has nothing but its epoch if the stream was forgotten.
+
+        Raises SegmentError("state_unreadable") for a record this version cannot read: starting
+        over instead would give revisions that exist a second content.
+        """
+        packed = self._records.get(stream_id)
+        if packed is None:
+            return self._after_forgetting(stream_id), None
+        raw = zlib.decompress(packed)
+        state, problem = decode_state(raw)
+        if state is None:
+            raise SegmentError("state_unreadable", f"the stream's session record: {problem}")
+        self.put(stream_id, None)
+        return state, raw
+
+    def is_live(self, stream_id: str) -> bool:
+        """Whether there is a state of the stream that says it has not ended."""
+        return stream_id in self._records and stream_id not in self._ended_ms
+
+    def ended_before(self, at_ms: int) -> list[str]:
+        """Streams that ended, and remnants that were left, before ``at_ms``."""
+        return [name for name, ended in self._ended_ms.items() if ended < at_ms]
+
+    def uncovered(self, least: int) -> dict[str, Uncovered]:
+        """Live streams with at least so many tokens that no summary covers."""
+        return {name: text for name, text in self._uncovered.items() if text.tokens >= least}
+
+    def outboxes(self, most: int) -> list[tuple[SessionState, list[Message]]]:
+        """States whose results may not have been published, with these; at most so many at once,
+        each told once."""
+        found: list[tuple[SessionState, list[Message]]] = []
+        while self._outboxes and len(found) < most:
+            name, _ = self._outboxes.popitem()
+            raw = zlib.decompress(self._records[name])
+            state, _ = decode_state(raw)
+            if state is not None:  # else a later version's, which will know what to do with it
+                with contextlib.suppress(msgspec.DecodeError):
+                    found.append((state, pending_results(raw)))
+        return found
+
+    @property
+    def newest_cursor(self) -> int:
+        """The highest input offset that a state says is done; -1 for none."""
+        return max(self._cursors.values(), default=-1)
+
+    def _after_forgetting(self, stream_id: str) -> SessionState | None:
+        packed = self._records.get(remnant_key(stream_id))
+        if packed is None:
+            return None
+        try:
+            return SessionState(stream_id=stream_id, epoch=epoch_of(zlib.decompress(packed)))
+        except msgspec.DecodeError:
+            return None
+
+
+class _Cursor(msgspec.Struct):
+    cursor: int = -1
+
+
+def cursor_of(value: bytes | None) -> int | None:
+    """The cursor in a state record; None for a tombstone or a record that cannot be read."""
+    try:
+        return None if value is None else msgspec.json.decode(value, type=_Cursor).cursor
+    except msgspec.DecodeError:
+        return None
+
+
+class Recovered(NamedTuple):
+    sessions: SessionTable
+    committed: int
+    """The input offset the partition is committed to (0 if never)."""
+
+
+async def recover(settings: Settings, partition: int, timeout: float) -> Recovered:
+    """Read the partition's states and its committed offset.
+
+    Raises RecoveryError when it takes longer than ``timeout`` seconds or the broker refuses.
+    """
+    topic = settings.topic_sessions
+    consumer = aiokafka.AIOKafkaConsumer(
+        **client_options(settings),
+        group_id=settings.app_id,  # for `committed` only: an assigned consumer joins no group
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        max_partition_fetch_bytes=settings.max_message_bytes,
+    )
+    try:
+        async with asyncio.timeout(timeout):
+            await consumer.start()
+            return await _read(consumer, settings, partition)
+    except TimeoutError:
+        raise RecoveryError(
+            f"{topic}[{partition}] was not read within {timeout:.0f} s; is an unfinished transaction "
+            "in the way, or the broker slow or away?"
+        ) from Waited()
+    except KafkaError as error:
+        raise RecoveryError(f"{topic}[{partition}] cannot be read: {error}") from error
+    finally:
+        await disconnect(consumer)
+
+
+async def _read(
+    consumer: aiokafka.AIOKafkaConsumer, settings: Settings, partition: int
+) -> Recovered:
+    source = aiokafka.TopicPartition(settings.topic_segments, partition)
+    tp = aiokafka.TopicPartition(settings.topic_sessions, partition)
+    committed = await consumer.committed(source)
+    consumer.assign([tp])
+    await consumer.seek_to_beginning(tp)
+    end = (await consumer.end_offsets([tp]))[tp]
+    table = SessionTable()
+    while await consumer.position(tp) < end:
+        batches = await consumer.getmany(tp, timeout_ms=POLL_MS)
+        for record in batches.get(tp, ()):
+            if record.key is not None and record.offset < end:
+                table.put(
+                    record.key.decode(errors="replace"),
+                    record.value,
+                    cursor_of(record.value),
+                    record.timestamp,
+                )
+    # Last: an end asked for before could be behind states that an owner presumed dead still wrote.
+    start = (await consumer.beginning_offsets([source]))[source]
+    end = (await consumer.end_offsets([source]))[source]
+    compare_with_input(settings, partition, committed, table.newest_cursor, start=start, end=end)
+    return Recovered(table, committed or 0)
+
+
+def compare_with_input(
+    settings: Settings,
+    partition: int,
+    committed: int | None,
+    newest_cursor: int,
+    *,
+    start: int,
+    end: int,
+) -> None:
+    """Whether what is remembered belongs to the partition as it is: offsets ``start`` to before ``end``.
+
+    Raises ConfigError when the input ends before what was done of it; logs that input was deleted
+    unread.
+    """
+    topic, sessions = settings.topic_segments, settings.topic_sessions
+    done = max(newest_cursor + 1, committed or 0)
+    if done > end:
+        group = " and choose another app_id" if committed is not None and committed > end else ""
+        raise ConfigError(
+            f"{topic}[{partition}] ends at offset {end}, but was worked off to offset {done}: it was "
+            "made anew or cut short, and what is said there now would be passed over as done. To begin "
+            f"all streams anew delete {sessions}, make it with `longstream topics create`{group}"
+        )
+    if committed is not None and committed < start:
+        log.warning(
+            "%s[%d]: offsets %d to %d were deleted before they were read: its retention is too short "
+            "for how far behind the workers are",
+            topic,
+            partition,
+            committed,
+            start - 1,
+        )

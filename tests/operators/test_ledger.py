@@ -1,0 +1,192 @@
+"""The ledger: what a model's answer becomes, what is refused, and that it stays bounded."""
+
+from __future__ import annotations
+
+import pytest
+
+from operators.events import Evidence, LedgerItem
+from operators.model.tokenizer import normalized_erasure, repeated_trigram_share
+from operators.tasks.ledger import (
+    MAX_ITEM_CHARS,
+    add_notes,
+    copied,
+    merge_notes,
+    parse_notes,
+    render,
+)
+from operators.tasks.translation import split_text
+
+SAID = [
+    (
+        Evidence("s1", speaker="Ana"),
+        "I think the remote should have a rubber case, people drop it.",
+    ),
+    (
+        Evidence("s2", speaker="Bo"),
+        "Agreed, then we order rubber samples from the supplier on Monday.",
+    ),
+    (Evidence("s3", speaker="Ana"), "Does anybody know what the battery costs?"),
+]
+
+
+def item(number: int, text: str) -> LedgerItem:
+    return LedgerItem(id=f"i{number}", kind="topic", text=text, evidence=(Evidence(f"s{number}"),))
+
+
+def test_lines_of_all_kinds_are_read_and_others_dropped() -> None:
+    answer = """Sure, here are the notes:
+- TOPIC: The remote may get a rubber case.
+2. **DECISION:** They order rubber samples.
+ACTION (Bo): Bo orders samples on Monday.
+action (who): Somebody should look at it.
+QUESTION: None
+Something without a label."""
+    notes = parse_notes(answer, limit=9)
+    assert [n.kind for n in notes] == ["topic", "decision", "action_item", "action_item"]
+    assert notes[1].text == "They order rubber samples."
+    assert notes[2].owner == "Bo"
+    assert notes[3].owner is None
+    assert len(parse_notes(answer, limit=2)) == 2
+
+
+def test_loops_and_endless_lines_do_not_become_items() -> None:
+    loop = "TOPIC: " + "the button is red and " * 9
+    long = "TOPIC: " + " ".join(f"word{i}" for i in range(200))
+    notes = parse_notes(f"{loop}\n{long}", limit=9)
+    assert len(notes) == 1
+    assert len(notes[0].text) <= MAX_ITEM_CHARS
+
+
+def test_new_notes_get_evidence_ids_and_revision() -> None:
+    notes = parse_notes("DECISION: They order rubber samples from a supplier.", 4)
+    update = add_notes((), notes, SAID, revision=3, next_id=7)
+    (only,) = update.items
+    assert (only.id, only.kind, only.last_changed_revision) == ("i7", "decision", 3)
+    assert "s2" in [e.segment_id for e in only.evidence]
+
+
+def test_what_the_ledger_already_says_is_not_added_again() -> None:
+    have = (item(1, "The remote gets a rubber case because people drop it."),)
+    notes = parse_notes("TOPIC: People drop the remote, so a rubber case.", 4)
+    update = add_notes(have, notes, SAID, revision=2, next_id=2)
+    assert (update.items, update.added, update.duplicate) == (have, 0, 1)
+
+
+def test_a_sentence_told_again_with_another_end_is_refused() -> None:
+    said = [
+        (
+            Evidence("s1"),
+            "Members participating in person can watch the proceedings on the TV; when they have "
+            "finished presenting their petitions they will be able to sit down.",
+        )
+    ]
+    first = "TOPIC: Members participating in person will be able to watch the proceedings on TV."
+    again = (
+        "ACTION: Members will be able to watch the proceedings on TV once they have finished "
+        "presenting their petitions."
+    )
+    update = add_notes((), parse_notes(f"{first}\n{again}", 4), said, revision=1, next_id=1)
+    assert (update.added, update.duplicate) == (1, 1)
+    alone = add_notes((), parse_notes(again, 4), said, revision=1, next_id=1)
+    assert alone.added == 1
+
+
+def test_what_nobody_said_is_refused() -> None:
+    notes = parse_notes("TOPIC: Parliament debated fisheries and climate subsidies.", 4)
+    update = add_notes((), notes, SAID, revision=1, next_id=1)
+    assert (update.items, update.ungrounded) == ((), 1)
+
+
+def test_copied_transcript_does_not_pass_as_summary() -> None:
+    verbatim = "I think the remote should have a rubber case, people drop it."
+    assert copied(verbatim, SAID[0][1])
+    update = add_notes((), parse_notes(f"TOPIC: {verbatim}", 4), SAID, revision=1, next_id=1)
+    assert (update.items, update.copied) == ((), 1)
+    assert not copied("Ana wants rubber around the remote.", SAID[0][1])
+
+
+def test_old_items_stay_as_they_were() -> None:
+    have = (item(1, "Something entirely different was decided."),)
+    update = add_notes(
+        have, parse_notes("TOPIC: Battery costs are unknown.", 4), SAID, revision=9, next_id=2
+    )
+    assert update.items[0] is have[0]
+    assert update.added == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("TOPIC: The remote gets a rubber case, samples ordered Monday.", 1),  # a good merge
+        ("", 2),  # nothing usable: the older half goes
+        ("TOPIC: Parliament debated fisheries and climate subsidies.", 2),  # not grounded
+        ("\n".join(f"TOPIC: rubber case remote number{i} samples" for i in range(9)), 2),  # longer
+    ],
+)
+def test_compaction_always_shortens(answer: str, expected: int) -> None:
+    items = (
+        item(1, "The remote gets a rubber case."),
+        item(2, "Rubber samples are ordered on Monday."),
+        item(3, "People drop the remote."),
+        item(4, "The battery costs are open."),
+        item(5, "The newest item stays."),
+    )
+    merged = merge_notes(items, 4, parse_notes(answer, 9), revision=5, next_id=9)
+    assert len(merged) == expected + 1
+    assert merged[-1] is items[-1]
+    if expected == 1:
+        assert merged[0].evidence
+
+
+def test_rendering_reads_back() -> None:
+    items = (item(1, "The remote gets a rubber case."),)
+    assert render(items) == "TOPIC: The remote gets a rubber case."
+    assert parse_notes(render(items), 4)[0].text == items[0].text
+    assert render(()) == "(none)"
+
+
+def test_text_measures() -> None:
+    assert repeated_trigram_share("one two three four") == 0
+    assert repeated_trigram_share("a b c a b c a b c") == pytest.approx(4 / 7)
+    assert normalized_erasure("the red button", "the red remote is here") == (1, 1 / 5)
+    assert normalized_erasure("", "new") == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "text", ["One. Two is longer! Three?", "word " * 60, "x" * 300, "短い。文章。"]
+)
+def test_split_text_keeps_every_character_and_the_limit(text: str) -> None:
+    pieces = split_text(text.strip(), 20, len)
+    assert all(0 < len(p) <= 20 for p in pieces)
+    assert "".join("".join(pieces).split()) == "".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "owner"),
+    [
+        ("QUESTION: Huw Morris explained where the data comes from.", "topic", None),
+        ("QUESTION: Nobody knows yet who pays for the samples.", "open_question", None),
+        ("QUESTION: Who pays for the samples?", "open_question", None),
+        ("ACTION: The team is discussing the remote control.", "topic", None),
+        ("ACTION (Ben): call the supplier before Friday.", "action_item", "Ben"),
+        ("ACTION: The chair will ask the supplier.", "action_item", None),
+        ("TOPIC: The group agreed to use rubber buttons.", "decision", None),
+        ("TOPIC: Suzy asked what the committee agreed last year.", "topic", None),
+        ("DECISION: Rubber buttons instead of plastic ones.", "decision", None),
+    ],
+)
+def test_a_label_the_words_do_not_bear_out_is_a_topic(line: str, kind: str, owner: str) -> None:
+    (note,) = parse_notes(line, 4)
+    assert (note.kind, note.owner) == (kind, owner)
+
+
+def test_notes_run_together_on_one_line_are_told_apart() -> None:
+    notes = parse_notes(
+        "TOPIC: Ana showed the new case. ACTION (Ben): send the samples. QUESTION: Who pays for it?",
+        4,
+    )
+    assert [(n.kind, n.text) for n in notes] == [
+        ("topic", "Ana showed the new case."),
+        ("action_item", "send the samples."),
+        ("open_question", "Who pays for it?"),
+    ]

@@ -1,0 +1,132 @@
+"""The engine on a device that is not the CPU, as far as that can be checked without one.
+
+Torch's ``meta`` device has shapes and no memory: it refuses to be asked for a value, as a layer must
+not do on a GPU (it would wait for it), and shows which tensor was made where.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from operators.cache import attention, batch
+from operators.cache.batch import AttentionPlan, Row
+from operators.cache.kv_cache import KvLayout
+from tests.engine import SINKS, Driver, assert_same_logits, layout, random_tokens, toy_decoder
+from tests.reference import StreamReference
+from tests.toy import ARCHITECTURES, toy_model
+
+LONG = 32
+"""Rows beyond this are attended part by part."""
+
+
+@pytest.fixture(autouse=True)
+def long_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "GROUP_TOKENS", LONG)
+
+
+class OnlyOn(TorchDispatchMode):
+    """Fails at the first operation that reads or makes a tensor anywhere else."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device, self.seen = device, 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves((args, kwargs, out)):
+            if isinstance(leaf, Tensor):
+                assert leaf.device.type == self.device, f"{func} with a tensor on {leaf.device}"
+        self.seen += 1
+        return out
+
+
+def stream_and_branch_rows(driver: Driver) -> list[Row]:
+    """Short ones together and apart, unequal ones, long ones; windows that have wrapped and not."""
+    long, slots = driver.layout.slack, [driver.stream(SINKS) for _ in range(5)]
+    for slot in (slots[0], slots[3]):
+        for seed in range(4):
+            driver.run([Row(slot, random_tokens(long, seed))])
+    driver.cache.fork(slots[0])  # has the region beside its neighbour's
+    branches = [driver.cache.fork(slots[at]) for at in (1, 0, 2, 3, 4)]
+    driver.append(branches[3], [1, 2])
+    sizes = (4, 3, 1, long, 2)
+    rows = [
+        Row(b.stream, random_tokens(n, n), b, want=n) for b, n in zip(branches, sizes, strict=True)
+    ]
+    return [*rows, Row(slots[1], [5, 6], want=1), Row(slots[4], random_tokens(long, 9), want=2)]
+
+
+def roomy(device: str = "cpu", arch: str = "llama") -> Driver:
+    """With room for rows that are attended by themselves."""
+    shape = layout(window=30, slack=LONG + 8, branch=64)
+    return Driver(toy_decoder(arch, device=device), shape, slots=6, branches=6)
+
+
+@pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
+def test_from_the_first_layer_to_the_logits_all_stays_on_the_device(arch: str) -> None:
+    driver = roomy("meta", arch)
+    rows = stream_and_branch_rows(driver)
+    with torch.inference_mode():
+        laid_out = AttentionPlan(driver.cache, rows, driver.model.rope)
+        assert laid_out._long
+        assert any(group.real is not None for group in laid_out._groups)
+        assert {type(group.regions) for group in laid_out._groups} == {Tensor, slice, type(None)}
+        with OnlyOn("meta") as watch:
+            logits = driver.model._networks["generation"].forward(laid_out)
+    assert watch.seen > 100
+    assert logits.shape == (sum(row.want for row in rows), driver.model.vocab_size)
+
+
+@pytest.mark.parametrize(
+    "leak",
+    [
+        lambda x: x + torch.ones(3),
+        lambda x: x[torch.tensor([0, 2])],
+        lambda x: x[x > 0],
+        lambda x: bool(x.any()),
+    ],
+    ids=["host tensor", "host indices", "boolean indices", "value asked for"],
+)
+def test_the_check_notices(leak: Callable[[Tensor], object]) -> None:
+    with (
+        pytest.raises((AssertionError, NotImplementedError, RuntimeError)),
+        OnlyOn("meta"),
+    ):
+        leak(torch.ones(3, device="meta"))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        KvLayout(sinks=5, window=30, slack=40, branch_tokens=64),
+        KvLayout(sinks=5, window=3, slack=48, branch_tokens=64),
+    ],
+    ids=["window", "block beyond the window"],
+)
+def test_attention_without_the_cpus_kernel_equals_the_reference(
+    shape: KvLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gave NaN for a block whose first tokens see none of a stretch of keys."""
+    monkeypatch.setattr(attention, "_attend_part", attention._attend_explicitly)
+    driver, rng = Driver(toy_decoder(), shape), random.Random(2)
+    slot = driver.cache.allocate()
+    prefix = [*SINKS, *random_tokens(shape.slack - len(SINKS), seed=1)]  # sinks and more, at once
+    reference = StreamReference(toy_model(), SINKS, window=shape.window)
+    got = driver.run([Row(slot, prefix)])[0]
+    assert_same_logits(got[len(SINKS) :], reference.ingest(prefix[len(SINKS) :]))
+    for seed in range(4):
+        block = random_tokens(rng.randint(LONG + 1, shape.slack), seed)
+        assert_same_logits(driver.run([Row(slot, block)])[0], reference.ingest(block))
+    branch, fork = driver.cache.fork(slot), reference.fork()
+    block = random_tokens(LONG + 5, seed=7)
+    assert_same_logits(driver.append(branch, block), fork.append(block))

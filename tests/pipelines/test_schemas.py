@@ -1,0 +1,217 @@
+"""The published JSON schemas, their golden examples, and the structs say the same thing."""
+
+from __future__ import annotations
+
+import json
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator, ValidationError
+
+import pipelines
+from operators.errors import SegmentError
+from operators.events import Segment, SessionState, SummaryEvent, TranslationEvent
+from pipelines.wire import codec
+
+SCHEMAS = Path(pipelines.__file__).parent / "wire" / "schemas"
+EXAMPLES = sorted((SCHEMAS / "examples").glob("*.json"))
+STRUCTS = {
+    "transcript.segment.v1": Segment,
+    "insight.summary.v1": SummaryEvent,
+    "insight.translation.v1": TranslationEvent,
+    "insight.session.v1": SessionState,
+}
+
+
+def load_schema(name: str) -> dict[str, Any]:
+    return json.loads((SCHEMAS / f"{name}.json").read_text())
+
+
+def validate(name: str, value: bytes) -> None:
+    """Raise ``ValidationError`` unless ``value`` is JSON of the schema."""
+    Draft202012Validator(load_schema(name)).validate(json.loads(value))
+
+
+def schema_of(example: Path) -> str:
+    return ".".join(example.name.split(".")[:3])
+
+
+def round_trip(name: str, value: bytes) -> bytes:
+    """Through the codec and back."""
+    if name == codec.SEGMENT_SCHEMA:
+        segment = codec.decode_segment(None, value, partition=0, offset=0, max_text_bytes=10_000)
+        return codec.encode_segment(segment)
+    if name == codec.STATE_SCHEMA:
+        state, problem = codec.decode_state(value)
+        assert state is not None, problem
+        return codec.encode_state(state)
+    return codec.encode_event(codec.decode_event(value))
+
+
+def test_every_schema_file_is_known_and_has_an_example() -> None:
+    assert {path.stem for path in SCHEMAS.glob("*.json")} == set(STRUCTS)
+    assert {schema_of(path) for path in EXAMPLES} == set(STRUCTS)
+
+
+@pytest.mark.parametrize("name", STRUCTS)
+def test_schema_is_valid_and_described(name: str) -> None:
+    schema = load_schema(name)
+    Draft202012Validator.check_schema(schema)
+    assert schema["$id"] == f"urn:longstream:{name}"
+    for field, rule in schema["properties"].items():
+        described = rule if "description" in rule else resolve(schema, rule)
+        assert described.get("description"), f"{name}.{field} has no description"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_golden_example_validates_and_survives_the_codec(path: Path) -> None:
+    name, value = schema_of(path), path.read_bytes()
+    validate(name, value)
+    again = round_trip(name, value)
+    validate(name, again)
+    if name.startswith("insight."):
+        assert json.loads(again) == json.loads(value), "the codec lost or changed a field"
+    else:
+        before = codec.decode_segment(None, value, partition=0, offset=0, max_text_bytes=10_000)
+        after = codec.decode_segment(None, again, partition=9, offset=9, max_text_bytes=10_000)
+        assert before == after
+
+
+@pytest.mark.parametrize("name", ["insight.summary.v1", "insight.translation.v1"])
+def test_a_missing_or_wrong_field_is_caught(name: str) -> None:
+    """The schemas are strict enough to notice."""
+    good = json.loads((SCHEMAS / "examples" / f"{name}.json").read_text())
+    for field in good:
+        with pytest.raises(ValidationError):
+            validate(name, json.dumps({k: v for k, v in good.items() if k != field}).encode())
+        with pytest.raises(ValidationError):
+            validate(name, json.dumps({**good, field: {"a": [1]}}).encode())
+    validate(name, json.dumps({**good, "added_in_a_later_version": 1}).encode())
+
+
+# --- structs and schemas name the same fields --------------------------------------------------
+
+
+def resolve(schema: dict[str, Any], rule: dict[str, Any]) -> dict[str, Any]:
+    reference = rule.get("$ref")
+    return schema["$defs"][reference.rsplit("/", 1)[1]] if reference else rule
+
+
+def structs_in(annotation: Any) -> list[type[msgspec.Struct]]:
+    """The structs an annotation mentions: of ``tuple[Evidence, ...]``, Evidence."""
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        return [annotation]
+    return [found for arg in get_args(annotation) for found in structs_in(arg)]
+
+
+def object_rule(schema: dict[str, Any], rule: dict[str, Any]) -> dict[str, Any]:
+    """The part of a field's rule that describes its object, or the objects in its array."""
+    rule = resolve(schema, rule)
+    if "anyOf" in rule:
+        return next(option for option in rule["anyOf"] if option.get("type") == "object")
+    return resolve(schema, rule["items"]) if rule.get("type") == "array" else rule
+
+
+def differences(
+    struct: type[msgspec.Struct], schema: dict[str, Any], rule: dict[str, Any]
+) -> list[str]:
+    fields = {field.name for field in msgspec.structs.fields(struct)}
+    if struct.__struct_config__.tag_field:
+        fields.add(struct.__struct_config__.tag_field)
+    named = set(rule["properties"]) - ({"schema"} if struct is Segment else set())
+    found = [f"{struct.__name__}.{name}" for name in fields ^ named]
+    if struct not in (Segment, *structs_in(get_type_hints(Segment)["speaker"])):
+        found += [f"{struct.__name__}.{name} not required" for name in named - {*rule["required"]}]
+    for name, annotation in get_type_hints(struct).items():
+        for inner in structs_in(annotation):
+            below = object_rule(schema, rule["properties"].get(name, {"properties": {}}))
+            found += differences(inner, schema, below)
+    return found
+
+
+@pytest.mark.parametrize("name", STRUCTS)
+def test_struct_and_schema_name_the_same_fields(name: str) -> None:
+    schema = load_schema(name)
+    assert differences(STRUCTS[name], schema, schema) == []
+
+
+def test_a_renamed_field_would_be_noticed() -> None:
+    schema = load_schema("insight.summary.v1")
+    evidence = schema["$defs"]["item"]["properties"]["evidence"]["items"]
+    evidence["properties"]["who"] = evidence["properties"].pop("speaker")
+    assert sorted(differences(SummaryEvent, schema, schema)) == [
+        "Evidence.speaker",
+        "Evidence.who",
+        "Evidence.who not required",
+    ]
+
+
+# --- whatever the structs can hold, the schemas allow -------------------------------------------
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
+
+
+def values(annotation: Any) -> st.SearchStrategy[Any]:
+    """Values of a type as used in operators.events, numbers not negative."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    simple = {
+        str: TEXT,
+        int: st.integers(0, 2**53),
+        bool: st.booleans(),
+        float: st.floats(0, 1e6),
+        type(None): st.none(),
+    }
+    if annotation in simple:
+        return simple[annotation]
+    if origin is Literal:
+        return st.sampled_from(args)
+    if origin in (Union, types.UnionType):
+        return st.one_of(*map(values, args))
+    if origin is tuple:
+        return st.lists(values(args[0]), max_size=2).map(tuple)
+    if origin is dict:
+        return st.dictionaries(TEXT, values(args[1]), max_size=2)
+    hints = get_type_hints(annotation)
+    return st.builds(annotation, **{name: values(hint) for name, hint in hints.items()})
+
+
+@pytest.mark.parametrize("struct", [SummaryEvent, TranslationEvent], ids=lambda s: s.__name__)
+@given(data=st.data())
+def test_any_event_validates_and_survives_the_codec(
+    struct: type[SummaryEvent | TranslationEvent], data: st.DataObject
+) -> None:
+    event = data.draw(values(struct).filter(lambda e: e.stream_id and getattr(e, "target_lang", 1)))
+    value = codec.encode_event(event)
+    validate(str(struct.__struct_config__.tag), value)
+    assert codec.decode_event(value) == event
+
+
+@given(values(SessionState).filter(lambda state: state.stream_id))
+def test_any_state_validates_and_survives_the_codec(state: SessionState) -> None:
+    value = codec.encode_state(state)
+    validate(codec.STATE_SCHEMA, value)
+    assert codec.decode_state(value) == (state, None)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2),
+    max_leaves=4,
+)
+FIELDS = sorted(load_schema(codec.SEGMENT_SCHEMA)["properties"])
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS) | TEXT, ANYTHING, max_size=4))
+def test_what_the_codec_takes_the_schema_allows(fields: dict[str, Any]) -> None:
+    """A producer that validates before sending is never stricter than the consumer."""
+    value = json.dumps({"text": "hello", **fields}).encode()
+    try:
+        codec.decode_segment(b"key", value, partition=0, offset=0, max_text_bytes=10_000)
+    except SegmentError:
+        return
+    validate(codec.SEGMENT_SCHEMA, value)

@@ -1,0 +1,112 @@
+"""A fetch that a rebalance overtakes is read again; the end of what is not fetched is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+
+from pipelines.kafka.transport import Consumer, InFlight
+
+PLACE = TP("in", 0)
+
+
+def consumer(monkeypatch: pytest.MonkeyPatch, during_fetch: Any) -> tuple[Any, list[str]]:
+    """A consumer without Faust around it; what it does is noted in the list."""
+    done: list[str] = []
+    made: Any = Consumer.__new__(Consumer)
+    made._revocations, made._stale_fetch, made._committed_offset = 0, False, {}
+    monkeypatch.setattr(Consumer, "flow_active", True)
+    monkeypatch.setattr(Consumer, "assignment", lambda self: {PLACE})
+    monkeypatch.setattr(Consumer, "_get_active_partitions", lambda self: {PLACE})
+
+    async def fetch(self: Any, timeout: float) -> Any:
+        done.append("fetch")
+        during_fetch(self)
+        return {PLACE: ["record"]}, {PLACE}
+
+    async def seek(self: Any) -> None:
+        done.append("seek")
+
+    monkeypatch.setattr(driver.Consumer, "_wait_next_records", fetch)
+
+    async def earliest(self: Any, *places: TP) -> dict[TP, int]:
+        return dict.fromkeys(places, 0)
+
+    async def seek_to(self: Any, place: TP, offset: int) -> None:
+        done.append(f"seek {place.partition} to {offset}")
+
+    monkeypatch.setattr(Consumer, "perform_seek", seek)
+    monkeypatch.setattr(Consumer, "earliest_offsets", earliest)
+    monkeypatch.setattr(Consumer, "seek", seek_to)
+    return made, done
+
+
+def test_a_fetch_in_peace_is_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, done = consumer(monkeypatch, lambda self: None)
+    records, _ = asyncio.run(made._wait_next_records(0.1))
+    assert (records, done) == ({PLACE: ["record"]}, ["fetch"])
+
+
+def test_a_fetch_across_a_rebalance_is_dropped_and_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Delivered, its records would hide those before them that the new assignment reads."""
+
+    def rebalance(self: Any) -> None:
+        if len(done) == 1:
+            self._revocations += 1
+
+    made, done = consumer(monkeypatch, rebalance)
+    assert asyncio.run(made._wait_next_records(0.1)) == ({}, set())
+    records, _ = asyncio.run(made._wait_next_records(0.1))
+    assert (records, done) == ({PLACE: ["record"]}, ["fetch", "seek", "seek 0 to 0", "fetch"])
+
+
+def test_the_end_of_a_held_partition_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiokafka learns it from fetches only: the lag stood still while the partition was held."""
+    made: Any = Consumer.__new__(Consumer)
+    made._held, made._ends = {PLACE}, {}
+    answers: list[dict[TP, int] | Exception] = [OSError("no broker"), {PLACE: 70}, {PLACE: 90}]
+
+    async def end_offsets(places: list[TP]) -> dict[TP, int]:
+        assert places == [PLACE]
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def no_time(self: Any, seconds: float) -> None: ...
+
+    async def body() -> None:
+        made._thread = SimpleNamespace(
+            _consumer=SimpleNamespace(end_offsets=end_offsets),
+            thread_loop=asyncio.get_running_loop(),
+            highwater=lambda tp: 20,
+        )
+        await Consumer._ask_for_ends.fun(made)
+
+    monkeypatch.setattr(Consumer, "sleep", no_time)
+    monkeypatch.setattr(Consumer, "should_stop", property(lambda self: not answers))
+    asyncio.run(body())
+    assert made.highwater(PLACE) == 90
+    assert made.highwater(TP("in", 1)) == 20  # as fetched
+
+
+def test_the_ends_of_partitions_that_are_gone_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = TP("in", 1)
+    made: Any = Consumer.__new__(Consumer)
+    made._unacked_messages, made._revocations = InFlight(), 0
+    made._held, made._ends = {PLACE, other}, {PLACE: 70, other: 5}
+
+    async def base(self: Any, revoked: set[TP]) -> None: ...
+
+    monkeypatch.setattr(driver.Consumer, "on_partitions_revoked", base)
+    asyncio.run(made.on_partitions_revoked({PLACE}))
+    assert (made._held, made._ends) == ({other}, {other: 5})
