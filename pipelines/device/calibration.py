@@ -2,8 +2,9 @@
 
 The curve T(n) of a forward of n tokens decides how many tokens are drafted
 (operators.decoding.acceptance); that changes the speed, never the text, so an old or a rough one does
-no harm. The curves of several weight types decide which of them generates (:func:`choose_weights`). That does change texts, in their
-last digits' way, so the choice is kept and every later start takes the same.
+no harm. The curves of several weight types decide which of them generates
+(:func:`choose_weights`). That does change texts, in their last digits' way, so the choice is kept and
+every later start takes the same.
 
 A file lies in ``CACHE/calibration/``, named by what the numbers depend on: processor, threads, model,
 number types, version of torch. To measure again, delete it.

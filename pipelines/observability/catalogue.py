@@ -1,9 +1,9 @@
 """What is measured: one line per metric, its labels and its buckets.
 
 The table is the only place where a metric is declared. ``pipelines.observability.metrics`` builds the
-Prometheus objects from it, the device's beats are checked against it, and the test of the dashboards reads
-the names that result. Seconds for times, tokens for sizes; no stream id is ever a label, because the
-number of streams has no bound.
+Prometheus objects from it, the device's beats are checked against it, and the test of the dashboards
+reads the names that result. Seconds for times, tokens for sizes; no stream id is ever a label, because
+the number of streams has no bound.
 
 ``name`` is written as the engine's observer says it: without the ``longstream_`` prefix and the
 ``_total`` suffix. ``source`` says which side may write it: ``loop`` (the event loop, through the
