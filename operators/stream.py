@@ -13,15 +13,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from operators.errors import CapacityError, LongstreamError
-from operators.events import (
-    AnswerEvent,
-    Emission,
-    Failure,
-    Segment,
-    Speaker,
-    SummaryEvent,
-    TranslationEvent,
-)
+from operators.events import AnswerEvent, Segment, Speaker, SummaryEvent, TranslationEvent
+from operators.state import Emission, Failure
 
 if TYPE_CHECKING:
     from operators.stream_operator import StreamOperator

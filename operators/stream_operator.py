@@ -42,9 +42,10 @@ from operators.engine.session import Session
 from operators.engine.snapshot import draft_identity, identity, settings_hash
 from operators.engine.update_policy import UpdatePolicy
 from operators.errors import CapacityError, ConfigError
-from operators.events import Emission, ModelInfo, Segment, SessionState
+from operators.events import ModelInfo, Segment
 from operators.model.loader import DecoderModel
 from operators.observer import Observer
+from operators.state import Emission, SessionState
 from operators.stream import Stream
 from operators.tasks.answer import AnswerTask
 from operators.tasks.prompts import Prompts, check_branch_size

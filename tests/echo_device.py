@@ -24,8 +24,9 @@ import msgspec
 
 from operators.config import OperatorConfig
 from operators.errors import ModelError
-from operators.events import Emission, Failure, Segment, SessionState
+from operators.events import Segment
 from operators.observer import Observer
+from operators.state import Emission, Failure, SessionState
 from pipelines.device import protocol
 from pipelines.lab.chaos.operators import Echo, echo_ready
 

@@ -81,7 +81,7 @@ class Driver:
 
     def run(self, rows: list[Row]) -> list[Tensor]:
         for row in rows:
-            row.want = len(row.tokens)
+            row.num_logits = len(row.tokens)
         logits = self.model.forward("ingest", self.cache, rows)
         if logits.device.type == "cuda":  # compared with what the reference says on the CPU
             logits = logits.cpu()

@@ -29,7 +29,8 @@ import aiokafka
 import msgspec
 
 from operators.errors import LongstreamError, SegmentError
-from operators.events import Segment, SessionState
+from operators.events import Segment
+from operators.state import SessionState
 from pipelines.wire import codec
 from pipelines.wire.dead_letters import CUT, HEADER_BYTES
 from pipelines.wire.messages import DEAD_LETTER_ROOM

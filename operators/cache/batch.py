@@ -1,8 +1,8 @@
 """Many rows in one packed forward: where each reads and writes the cache, and which go together.
 
 A *row* appends n tokens to a stream or to a branch: prefill, decode and verify are the same thing.
-All rows of a forward are packed into one sequence ``[1, T]``; :class:`AttentionPlan` knows which
-stretch belongs to whom. operators.model.network calls :meth:`AttentionPlan.attend` once per layer; the
+All rows of a forward are packed into one sequence ``[1, T]``; :class:`ForwardBatch` knows which
+stretch belongs to whom. operators.model.network calls :meth:`ForwardBatch.attend` once per layer; the
 arithmetic is in operators.cache.attention.
 
 A plan is made on the host and its tensors are copied to the device before the first layer. From
@@ -32,12 +32,13 @@ PAD = 32
 
 @dataclass
 class Row:
-    """Append ``tokens`` to ``stream`` (or to ``branch`` of it); want logits at the last ``want``."""
+    """Append ``tokens`` to ``stream`` (or to ``branch`` of it); return logits at the last
+    ``num_logits`` of them."""
 
     stream: StreamSlot
     tokens: Sequence[int]
     branch: Branch | None = None
-    want: int = 0
+    num_logits: int = 0
 
     @property
     def start(self) -> int:
@@ -63,7 +64,7 @@ class _RowView:
 
 
 @dataclass
-class AttentionPlan:
+class ForwardBatch:
     """The rows of one forward, laid out; passed to every attention layer."""
 
     cache: KvCache
@@ -75,8 +76,8 @@ class AttentionPlan:
     _groups: list[Group] = field(init=False)
     _stream_writes: Writes | None = field(init=False)
     _branch_writes: Writes | None = field(init=False)
-    _turns: tuple[Tensor, Tensor] = field(init=False)
-    _sink_turns: tuple[Tensor, Tensor] | None = field(init=False)
+    _cos_sin: tuple[Tensor, Tensor] = field(init=False)
+    _sink_cos_sin: tuple[Tensor, Tensor] | None = field(init=False)
 
     def __post_init__(self) -> None:
         ids: list[int] = []
@@ -87,7 +88,7 @@ class AttentionPlan:
             self._check(row, n)
             begin = len(ids)
             ids.extend(row.tokens)
-            wanted.extend(range(begin + n - row.want, begin + n))
+            wanted.extend(range(begin + n - row.num_logits, begin + n))
             views.append(self._view(row, begin, n))
         self._stream_writes = self._collect([v for v in views if v.region < 0])
         self._branch_writes = self._collect([v for v in views if v.region >= 0])
@@ -111,11 +112,11 @@ class AttentionPlan:
         shift = torch.clamp(layout.sinks + layout.window - base, max=0)
         moved = bool((shift < 0).any())
 
-        def turns(at: Tensor) -> tuple[Tensor, Tensor]:
-            return self.rope.turns(self._moved(at), shape.head_dim, self.cache.dtype)
+        def cos_sin(at: Tensor) -> tuple[Tensor, Tensor]:
+            return self.rope.cos_sin(self._moved(at), shape.head_dim, self.cache.dtype)
 
-        self._turns = turns(positions)
-        self._sink_turns = turns(positions + shift) if moved else None
+        self._cos_sin = cos_sin(positions)
+        self._sink_cos_sin = cos_sin(positions + shift) if moved else None
 
     def _check(self, row: Row, n: int) -> None:
         """The two writes that would silently corrupt what somebody still sees are refused."""
@@ -166,12 +167,12 @@ class AttentionPlan:
         new tokens.
         """
         rotated, heads = self.rope.rotated, qk.shape[1] - self.cache.shape.kv_heads
-        turned = rotate(qk, *self._turns, rotated)
+        turned = rotate(qk, *self._cos_sin, rotated)
         q = turned[:, :heads]
         self._write(layer, turned[:, heads:], v)
         sink_q = q
-        if self._sink_turns is not None:
-            sink_q = rotate(qk[:, :heads], *self._sink_turns, rotated)
+        if self._sink_cos_sin is not None:
+            sink_q = rotate(qk[:, :heads], *self._sink_cos_sin, rotated)
         if len(self._groups) == 1 and not self._long and self._covers_all(self._groups[0]):
             return attend_group(self.cache, layer, self._groups[0], q, sink_q, scaling)
         out = q.new_empty(len(q), heads * q.shape[2])

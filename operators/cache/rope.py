@@ -21,7 +21,7 @@ class Rope:
         self._inv_freq64 = inv_freq.to(torch.float64)
         self.rotated = 2 * len(inv_freq)
 
-    def turns(self, positions: Tensor, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def cos_sin(self, positions: Tensor, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What :func:`rotate` needs at ``positions`` long ``[T]``: cos and sin ``[T, 1, dim]``, the
         sine with the sign of its half. Dimensions beyond the rotated ones stay as they are."""
         inv = self._inv_freq64 = self._inv_freq64.to(positions.device)
@@ -35,7 +35,7 @@ class Rope:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> Tensor:
-    """Rotate ``x`` ``[T, heads, dim]`` by :meth:`Rope.turns`: channel c with c + rotated / 2 (both
+    """Rotate ``x`` ``[T, heads, dim]`` by :meth:`Rope.cos_sin`: channel c with c + rotated / 2 (both
     within the first ``rotated``). Any shape of x will do that cos and sin fit."""
     half = rotated // 2
     swapped = torch.cat((x[..., half:rotated], x[..., :half], x[..., rotated:]), dim=-1)

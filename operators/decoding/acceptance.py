@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from operators.errors import ConfigError
 
@@ -26,11 +26,11 @@ PROBE_SHARE = 0.01
 MARGIN = 1.03
 """How much more than plain decoding drafts must promise an answer: of several estimates the best is
 mostly one that is too high."""
-FLOOR = 0.75
-"""Share of its speed without drafts that every answer of a step keeps, whatever its neighbours draft."""
-PACE_MEMORY = 0.8
-"""What a verify still weighs in an answer's pace one verify later: about the last five count, for many
-answers are over after ten."""
+
+
+RATE_MEMORY = 0.8
+"""Weight of a verify in an answer's rate one verify later: about the last five count, since many answers
+end after ten."""
 PRIORS = {"ngram2": 0.45, "ngram3": 0.55, "previous": 0.6, "draft": 0.6}
 PRIOR = 0.7
 PRIOR_TRIALS = 2.0
@@ -222,106 +222,6 @@ def _extra(
     return extra
 
 
-def paced(pace: float, tokens: int) -> float:
-    """An answer's pace after a verify that gave it ``tokens``."""
-    return PACE_MEMORY * pace + (1 - PACE_MEMORY) * tokens
-
-
-def share_out(
-    choices: Sequence[Choice | None], costs: Costs, paces: Sequence[float] | None = None
-) -> list[int]:
-    """How many tokens every answer of a step may draft: ``len(choices)`` numbers.
-
-    ``paces``: the tokens per verify every answer got lately (above zero; None: all the same). A token
-    is worth the more the fewer its answer got: its chance to stand over that pace. Making the sum of
-    that per second greatest in every step makes the product of all answers' speeds greatest over time
-    (proportional fairness: Kelly 1997; Stolyar 2005). Answers with equal chances so get equal speeds,
-    though a step may have room for the drafts of a few only.
-
-    What is owed comes first. Then every answer gets one draft, those worth most before others, as
-    many as make the step worth most per second: the floor. What room is left goes to the tokens worth
-    most of all, again as far as that grows. No answer is slowed by the others' drafts to less than
-    FLOOR of its speed without any, nor all of them together below theirs.
-    """
-    paces = paces or [1.0] * len(choices)
-    weights = [sum(paces) / len(paces) / pace for pace in paces]
-    step = _Step(weights, [0] * len(choices), [1.0] * len(choices))
-    ones: list[_Token] = []
-    rest: list[_Token] = []
-    for at, choice in enumerate(choices):
-        if choice is None:
-            continue
-        limit, by_model = choice.owed or choice.candidate.limit, choice.candidate.by_model
-        tokens = [_Token(at, choice.acceptance**j, by_model) for j in range(1, limit + 1)]
-        if choice.owed:
-            for token in tokens:
-                step.add(token)
-        else:
-            ones += tokens[:1]
-            rest += tokens[1:]
-    left = step.extend(ones, costs)
-    step.extend([*left, *rest], costs)
-    return step.lengths
-
-
-@dataclass(frozen=True)
-class _Token:
-    """One draft token of answer ``at``, and the chance that it stands."""
-
-    at: int
-    gain: float
-    by_model: bool
-
-
-@dataclass
-class _Step:
-    """Draft lengths in the making. ``weights``: what a token is worth to each answer; ``expected``:
-    tokens of every answer; ``drafted``: in all; ``steps``, ``modelled``: forwards of the draft model,
-    and how many answers they serve."""
-
-    weights: Sequence[float]
-    lengths: list[int]
-    expected: list[float]
-    drafted: int = 0
-    steps: int = 0
-    modelled: int = 0
-
-    def add(self, token: _Token) -> None:
-        self.lengths[token.at] += 1
-        self.expected[token.at] += token.gain
-        self.drafted += 1
-        if token.by_model:
-            self.modelled += self.lengths[token.at] == 1
-            self.steps = max(self.steps, self.lengths[token.at])
-
-    def seconds(self, costs: Costs) -> float:
-        verify = costs.verify.seconds(len(self.lengths) + self.drafted)
-        return verify + costs.drafting(self.steps, self.modelled)
-
-    def rate(self, costs: Costs) -> float:
-        """What the expected tokens are worth, per second."""
-        worth = sum(w * e for w, e in zip(self.weights, self.expected, strict=True))
-        return worth / self.seconds(costs)
-
-    def allowed(self, costs: Costs) -> bool:
-        """Whether nobody gets less than FLOOR of what plain decoding would give, nor all less than
-        that together."""
-        rows = len(self.lengths)
-        longer = self.seconds(costs) / costs.verify.seconds(rows)
-        return min(self.expected) >= FLOOR * longer and sum(self.expected) >= rows * longer
-
-    def extend(self, tokens: Sequence[_Token], costs: Costs) -> list[_Token]:
-        """Add the tokens worth most, as many as make the rate greatest; returns the others. An
-        answer's tokens are less and less likely, so none comes before the one it follows."""
-        # Equals stay in order of rotation.
-        queue = sorted(tokens, key=lambda token: -token.gain * self.weights[token.at])
-        trial = replace(self, lengths=self.lengths.copy(), expected=self.expected.copy())
-        best, best_rate = 0, self.rate(costs) if self.lengths else 0.0
-        for count, token in enumerate(queue, start=1):
-            trial.add(token)
-            rate = trial.rate(costs)
-            if rate > best_rate and trial.allowed(costs):
-                best, best_rate = count, rate
-        for token in queue[:best]:
-            self.add(token)
-        return queue[best:]
+def smoothed_tokens_per_verify(rate: float, tokens: int) -> float:
+    """The exponential average after a verify that gave ``tokens`` tokens."""
+    return RATE_MEMORY * rate + (1 - RATE_MEMORY) * tokens

@@ -193,14 +193,14 @@ class DraftModel:
             if places:
                 logits = iter(self._run(role, [rows[at] for at in places]))
                 for at in places:
-                    found[at] = next(logits) if rows[at].want else None
+                    found[at] = next(logits) if rows[at].num_logits else None
         return found
 
     def _row(self, drafter: ModelDrafter, drafted: list[int]) -> Row:
         branch = drafter.branch
         tokens = [*drafter.tokens, *drafted][branch.length :]
         block = tokens[: self._block]
-        return Row(branch.stream, block, branch, want=int(len(block) == len(tokens)))
+        return Row(branch.stream, block, branch, num_logits=int(len(block) == len(tokens)))
 
     def _choose(
         self, drafter: ModelDrafter, logits: Tensor, drafted: list[int]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from operators.cache.batch import Row
 from operators.cache.kv_cache import Branch, KvCache
-from operators.decoding.acceptance import Candidate, DraftControl, paced
+from operators.decoding.acceptance import Candidate, DraftControl, smoothed_tokens_per_verify
 from operators.decoding.drafters import Draft, Drafter
 from operators.decoding.sampling import Sampler
 from operators.decoding.verify import Verdict, accept_greedy, accept_sampled
@@ -61,7 +61,7 @@ class Generation:
     drafted: int = 0
     accepted: int = 0
     verifies: int = 0
-    pace: float = 0.0
+    tokens_per_verify: float = 0.0
     """Tokens per verify, fading; 0 before the first. Decides who drafts in a step, never the text."""
     drafters: list[Drafter] = field(default_factory=list)
     _draft: Draft = NO_DRAFT
@@ -84,7 +84,7 @@ class Generation:
         assert self.branch is not None
         tokens = self.prompt[self.prefilled : self.prefilled + budget]
         last = self.prefilled + len(tokens) == len(self.prompt)
-        return Row(self.branch.stream, tokens, self.branch, want=1 if last else 0)
+        return Row(self.branch.stream, tokens, self.branch, num_logits=1 if last else 0)
 
     def draft_room(self, cache: KvCache) -> int:
         """How many draft tokens the branch and the answer still have room for."""
@@ -107,7 +107,7 @@ class Generation:
         assert self.pending is not None
         self._draft = draft
         tokens = [self.pending, *draft.tokens]
-        return Row(self.branch.stream, tokens, self.branch, want=len(tokens))
+        return Row(self.branch.stream, tokens, self.branch, num_logits=len(tokens))
 
     def prompt_done(self, tokens: int, logits: Tensor | None) -> int:
         """Take note of a prefilled stretch; with its logits the first token follows. Returns how
@@ -124,7 +124,9 @@ class Generation:
         draft, before = self._draft, self.accepted
         tokens = self._judge(draft, logits)
         accepted = self.accepted - before
-        self.pace = paced(self.pace or 1.0, len(tokens))
+        self.tokens_per_verify = smoothed_tokens_per_verify(
+            self.tokens_per_verify or 1.0, len(tokens)
+        )
         # Rollback: the block wrote pending + k tokens, pending + accepted of them stand.
         self.branch.length -= len(draft.tokens) - accepted
         if draft.tokens and self.finish_reason != "nonfinite":

@@ -11,7 +11,7 @@ from operators.engine import restore
 from operators.engine.residency import Parking
 from operators.engine.session import Part, Session
 from operators.engine.snapshot import DraftRecord, StreamMemory, from_bytes, to_bytes
-from operators.events import SessionState
+from operators.state import SessionState
 
 
 @dataclass(frozen=True)

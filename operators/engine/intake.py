@@ -13,9 +13,10 @@ from operators.decoding.generation import Generation
 from operators.engine.partials import Partials
 from operators.engine.session import Known, Part, Session, Work
 from operators.errors import CapacityError, SegmentError
-from operators.events import Event, Failure, Segment, WindowSegment
+from operators.events import Event, Segment
 from operators.model.tokenizer import Tokenizer
 from operators.observer import Observer
+from operators.state import Failure, WindowSegment
 from operators.tasks.translation import TranslationTask, split_text
 
 

@@ -14,7 +14,7 @@ from operators.decoding.acceptance import DraftControl
 from operators.decoding.drafters import NgramIndex
 from operators.engine.session import Part, Session
 from operators.engine.snapshot import DraftRecord, PartRecord, StreamMemory
-from operators.events import SessionState, WindowSegment
+from operators.state import SessionState, WindowSegment
 
 Encode = Callable[[str], list[int]]
 

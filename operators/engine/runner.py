@@ -49,8 +49,10 @@ class Runner:
         self._observer.observe("prefill_seconds", self._clock() - began)
         at = 0
         for row, generation in plan.prompts:
-            self._prompted(generation, len(row.tokens), logits[at : at + 1] if row.want else None)
-            at += row.want
+            self._prompted(
+                generation, len(row.tokens), logits[at : at + 1] if row.num_logits else None
+            )
+            at += row.num_logits
         if self._draft is not None:
             self._draft.ingest(blocks)
         for row, session in plan.blocks:
@@ -69,8 +71,8 @@ class Runner:
         logits = self._model.forward("generation", self._cache, [row for row, _ in verifies])
         at = 0
         for row, generation in verifies:
-            self._verified(generation, len(row.tokens) - 1, logits[at : at + row.want])
-            at += row.want
+            self._verified(generation, len(row.tokens) - 1, logits[at : at + row.num_logits])
+            at += row.num_logits
 
     def _verified(self, generation: Generation, drafted: int, logits: Tensor) -> None:
         accepted, tokens = generation.verified(logits)

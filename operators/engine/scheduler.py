@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from operators.cache.batch import Row
 from operators.cache.kv_cache import KvCache
 from operators.config import OperatorConfig
-from operators.decoding.acceptance import Candidate, Choice, Costs, share_out
+from operators.decoding.acceptance import Candidate, Choice, Costs
+from operators.decoding.allocation import share_out
 from operators.decoding.draft_model import DraftModel, ModelDrafter
 from operators.decoding.drafters import Draft
 from operators.decoding.generation import NO_DRAFT, Generation
@@ -162,7 +163,7 @@ class Scheduler:
             self._choose(generation, offer, len(decoding))
             for generation, offer in zip(decoding, offers, strict=True)
         ]
-        lengths = share_out(choices, self._costs, _paces(decoding))
+        lengths = share_out(choices, self._costs, _tokens_per_verify(decoding))
         drafts: list[Draft] = []
         modelled: list[tuple[int, ModelDrafter, int]] = []
         for at, (offer, choice, k) in enumerate(zip(offers, choices, lengths, strict=True)):
@@ -238,13 +239,15 @@ class Scheduler:
         return sessions[at:] + sessions[:at]
 
 
-def _paces(decoding: list[Generation]) -> list[float]:
+def _tokens_per_verify(decoding: list[Generation]) -> list[float]:
     """The pace of every answer; one that begins is taken to be as fast as the others."""
-    known = [generation.pace for generation in decoding if generation.pace]
+    known = [
+        generation.tokens_per_verify for generation in decoding if generation.tokens_per_verify
+    ]
     usual = sum(known) / len(known) if known else 1.0
     for generation in decoding:
-        generation.pace = generation.pace or usual
-    return [generation.pace for generation in decoding]
+        generation.tokens_per_verify = generation.tokens_per_verify or usual
+    return [generation.tokens_per_verify for generation in decoding]
 
 
 def _block(session: Session, size: int) -> Row:

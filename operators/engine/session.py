@@ -29,17 +29,14 @@ from operators.engine.hypotheses import Hypotheses
 from operators.events import (
     AnswerEvent,
     Covers,
-    Emission,
     Event,
     Evidence,
-    Failure,
     LedgerItem,
     Restored,
     Segment,
-    SessionState,
     Trigger,
-    WindowSegment,
 )
+from operators.state import Emission, Failure, SessionState, WindowSegment
 
 RECENT_IDS = 1024
 """Segment ids of a stream that are known as already taken."""

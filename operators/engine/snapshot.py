@@ -20,8 +20,8 @@ from torch import Tensor
 from operators.cache.kv_cache import KvLayout
 from operators.config import OperatorConfig
 from operators.errors import SnapshotError
-from operators.events import SessionState, WindowSegment
 from operators.model.loader import DecoderModel
+from operators.state import SessionState, WindowSegment
 
 LAYOUT_VERSION = 2
 """Of the tensors ``[2, layers, kv_heads, used, head_dim]`` and of :class:`StreamMemory`."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from operators.cache.batch import AttentionPlan, Row
+from operators.cache.batch import ForwardBatch, Row
 from operators.cache.kv_cache import KvCache, KvLayout, KvShape
 from operators.cache.rope import Rope
 from operators.errors import ModelError
@@ -39,7 +39,7 @@ SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 
 
 class DecoderModel:
-    """One causal LM on one device, run through :class:`AttentionPlan` rows.
+    """One causal LM on one device, run through :class:`ForwardBatch` rows.
 
     Attributes of interest: ``shape`` (what the KV cache needs), ``dtype`` (of activations and KV),
     ``max_context`` (trained positions), ``tokenizer``, ``name``, ``dtypes`` per role.
@@ -134,14 +134,14 @@ class DecoderModel:
 
     @torch.inference_mode()
     def forward(self, role: Role, cache: KvCache, rows: Sequence[Row]) -> Tensor:
-        """Append all rows' tokens; return logits fp32 ``[sum of want, vocab]`` in row order.
+        """Append all rows' tokens; return logits fp32 ``[sum of num_logits, vocab]`` in row order.
 
         Mutates the cache and, only after the network ran through, the rows' frontiers: if this
         raises, nothing has been appended.
         """
-        plan = AttentionPlan(cache, rows, self.rope)
-        logits = self._networks[role].forward(plan).float()
-        plan.commit()
+        batch = ForwardBatch(cache, rows, self.rope)
+        logits = self._networks[role].forward(batch).float()
+        batch.commit()
         return logits
 
     @property

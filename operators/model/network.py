@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from operators.cache.batch import AttentionPlan
+from operators.cache.batch import ForwardBatch
 from operators.cache.kv_cache import KvShape
 from operators.errors import ModelError
 
@@ -80,14 +80,14 @@ class Network:
     project: Callable[[Layer, Tensor, KvShape], tuple[Tensor, Tensor]] = _project
     mlp: Callable[[Layer, Tensor], Tensor] = _mlp
 
-    def forward(self, plan: AttentionPlan) -> Tensor:
-        """Run the plan's tokens; logits ``[len(plan.wanted), vocab]``. Mutates the plan's cache."""
-        hidden: Tensor = nn.functional.embedding(plan.tokens, self.embedding)
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """Run the batch's tokens; logits ``[len(batch.wanted), vocab]``. Mutates the batch's cache."""
+        hidden: Tensor = nn.functional.embedding(batch.tokens, self.embedding)
         for index, layer in enumerate(self.layers):
-            qk, v = self.project(layer, hidden, plan.cache.shape)
-            hidden = hidden + layer.output(plan.attend(index, qk, v, layer.scaling))
+            qk, v = self.project(layer, hidden, batch.cache.shape)
+            hidden = hidden + layer.output(batch.attend(index, qk, v, layer.scaling))
             if index == len(self.layers) - 1:
-                hidden = hidden[plan.wanted]  # the others' part is done: their keys are written
+                hidden = hidden[batch.wanted]  # the others' part is done: their keys are written
                 if not len(hidden):
                     return hidden.new_empty(0, self.embedding.shape[0])
             hidden = self.mlp(layer, hidden)

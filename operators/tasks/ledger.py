@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from operators.events import Evidence, ItemKind, LedgerItem
-from operators.model.tokenizer import repeated_trigram_share, trigrams, words
+from operators.text import repeated_trigram_share, trigrams, words
 
 _LINE = re.compile(
     r"^\s*(?:[-*•]|\d+[.)])?\s*\**(TOPIC|DECISION|ACTION|QUESTION)S?\b\**"

@@ -27,9 +27,10 @@ from operators.events import (
     Usage,
     event_id,
 )
-from operators.model.tokenizer import Tokenizer, normalized_erasure
+from operators.model.tokenizer import Tokenizer
 from operators.tasks import ledger
 from operators.tasks.prompts import Prompts
+from operators.text import normalized_erasure
 
 TASK = "summary"
 COMPACTION = "compaction"

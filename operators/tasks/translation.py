@@ -25,8 +25,9 @@ from operators.events import (
     Usage,
     event_id,
 )
-from operators.model.tokenizer import Tokenizer, normalized_erasure
+from operators.model.tokenizer import Tokenizer
 from operators.tasks.prompts import Prompts
+from operators.text import normalized_erasure
 
 _SENTENCE_END = re.compile(r"(?<=[.!?…。！？])\s+")
 

@@ -12,7 +12,8 @@ import msgspec
 import typer
 
 from operators.errors import ConfigError, LongstreamError
-from operators.events import Failure, Segment
+from operators.events import Segment
+from operators.state import Failure
 from pipelines.wire.codec import read_transcript
 
 if TYPE_CHECKING:

@@ -183,7 +183,9 @@ def measure(model: DecoderModel, blocks: Mapping[int, Role]) -> dict[int, float]
             if tokens >= LONG and turn > LONG_ROUNDS:
                 continue
             began = time.perf_counter()
-            logits = model.forward(role, cache, [Row(slot, [7] * tokens, branch, want=tokens)])
+            logits = model.forward(
+                role, cache, [Row(slot, [7] * tokens, branch, num_logits=tokens)]
+            )
             float(logits[-1, 0])  # waits for a device that works on its own
             took = time.perf_counter() - began
             branch.length -= tokens

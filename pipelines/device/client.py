@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from operators.errors import ConfigError, DeviceError, ModelError
-from operators.events import Emission, Segment, SessionState
+from operators.events import Segment
+from operators.state import Emission, SessionState
 from pipelines.device import protocol
 from pipelines.device.frames import FrameReader, frame
 from pipelines.device.torch_env import TORCH

@@ -32,8 +32,9 @@ from typing import Protocol
 
 from operators.config import OperatorConfig
 from operators.errors import CapacityError, ConfigError, ModelError, SegmentError
-from operators.events import Emission, Segment, SessionState
+from operators.events import Segment
 from operators.observer import Observer
+from operators.state import Emission, SessionState
 from pipelines.device import protocol
 from pipelines.device.frames import FrameReader, frame
 from pipelines.observability.telemetry import BeatObserver

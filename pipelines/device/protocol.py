@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import msgspec
 
-from operators.events import Emission, Segment, SessionState
+from operators.events import Segment
+from operators.state import Emission, SessionState
 
 MAX_FRAME_BYTES = 64 << 20
 

@@ -20,7 +20,7 @@ import msgspec
 from aiokafka.errors import IllegalOperation, KafkaError, ProducerFenced
 
 from operators.errors import LongstreamError
-from operators.events import SessionState
+from operators.state import SessionState
 from pipelines.config.load import Settings
 from pipelines.kafka.clients import client_options, disconnect
 from pipelines.wire.codec import encode_state

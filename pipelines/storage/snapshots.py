@@ -21,7 +21,7 @@ import msgspec
 from fsspec.implementations.local import LocalFileSystem
 
 from operators.errors import ConfigError, SnapshotError
-from operators.events import Emission, SessionState
+from operators.state import Emission, SessionState
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ import msgspec
 from msgspec import Meta
 
 from operators.errors import LongstreamError, SegmentError
-from operators.events import Event, Segment, SegmentType, SessionState, Speaker
+from operators.events import Event, Segment, SegmentType, Speaker
+from operators.state import SessionState
 from pipelines.wire.dead_letters import Header, Headers, dead_letter, header, original_headers
 
 __all__ = [

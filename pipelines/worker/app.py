@@ -20,7 +20,7 @@ from typing import Any
 from faust.types import TP
 
 from operators.errors import LongstreamError
-from operators.events import Emission
+from operators.state import Emission
 from pipelines.config.load import Settings
 from pipelines.device import protocol
 from pipelines.device.client import DeviceClient

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from operators.events import Segment, SessionState
+from operators.events import Segment
+from operators.state import SessionState
 from pipelines.config.load import Settings
 from pipelines.kafka.publishers import Publisher
 from pipelines.observability.metrics import Metrics

@@ -24,7 +24,8 @@ from typing import Protocol
 import msgspec
 
 from operators.errors import DeviceError
-from operators.events import Segment, SessionState
+from operators.events import Segment
+from operators.state import SessionState
 from pipelines.device import protocol
 from pipelines.device.client import DeviceClient, release
 from pipelines.observability.metrics import Metrics

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from operators.events import SessionState, SummaryEvent
+from operators.events import SummaryEvent
+from operators.state import SessionState
 from pipelines.kafka.publishers import Message
 from pipelines.wire.codec import decode_event, encode_event
 from pipelines.wire.messages import complete

@@ -43,7 +43,7 @@ def test_what_the_peers_are_given_is_what_the_engine_runs(job: Job) -> None:
                 heard[row.stream].extend(row.tokens)
             elif role == "ingest":
                 asked[row.branch].extend(row.tokens)
-                if row.want:
+                if row.num_logits:
                     fork = row.branch.fork - len(job.prefix)
                     window = heard[row.stream][max(0, fork - job.window) : fork]
                     ours[(*window, *asked[row.branch])] += 1

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators.decoding.acceptance import (
-    FLOOR,
     PROBE,
     TYPICAL,
     Arm,
@@ -20,10 +19,10 @@ from operators.decoding.acceptance import (
     CostCurve,
     Costs,
     DraftControl,
-    share_out,
 )
+from operators.decoding.allocation import FLOOR, share_out
 from operators.errors import ConfigError
-from operators.events import Emission
+from operators.state import Emission
 from operators.stream_operator import StreamOperator
 from tests.engine import toy_decoder
 from tests.operators.test_stream_operator import CONFIG, Clock, events, ordered, run, speech

@@ -6,7 +6,8 @@ import pytest
 
 from operators.cache.batch import Row
 from operators.cache.kv_cache import KvCache
-from operators.events import Emission, Segment
+from operators.events import Segment
+from operators.state import Emission
 from operators.stream_operator import StreamOperator
 from tests.operators.test_stream_operator import CONFIG, drain, make, speech
 

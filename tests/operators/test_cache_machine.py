@@ -139,7 +139,7 @@ class CacheMachine(RuleBasedStateMachine):
     def prefill(self, answer: Answer, budget: int) -> None:
         generation = answer.generation
         row = generation.prompt_row(budget)
-        last = row.want > 0
+        last = row.num_logits > 0
         got = self.world.driver.run([row])[0]
         assert_same_logits(got, answer.reference.append(row.tokens))
         generation.prompt_done(len(row.tokens), got[-1:] if last else None)

@@ -8,8 +8,9 @@ import torch
 from operators.config import OperatorConfig
 from operators.decoding.acceptance import CostCurve, Costs
 from operators.errors import ConfigError, ModelError
-from operators.events import Emission, Segment
+from operators.events import Segment
 from operators.model.loader import DecoderModel
+from operators.state import Emission
 from operators.stream_operator import StreamOperator
 from tests.engine import toy_decoder
 from tests.operators.test_stream_operator import CONFIG, Clock, drain, events, ordered, run, speech

@@ -12,15 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators.decoding.acceptance import (
-    FLOOR,
     Candidate,
     Choice,
     CostCurve,
     Costs,
     DraftControl,
-    paced,
-    share_out,
+    smoothed_tokens_per_verify,
 )
+from operators.decoding.allocation import FLOOR, share_out
 from pipelines.lab.benchmarks.streams import jain
 
 DRAFTS = Candidate("previous", 16)
@@ -54,20 +53,20 @@ def decode(
     shared out as if it were the first."""
     rng, costs, rows = random.Random(seed), Costs(curve), len(chances)
     controls = [DraftControl() for _ in chances]
-    paces, tokens, spent = [1.0] * rows, [0] * rows, 0.0
+    rates, tokens, spent = [1.0] * rows, [0] * rows, 0.0
     for turn in range(-WARM_UP, turns):
         order = [(turn + at) % rows for at in range(rows)]
         choices = [
             controls[at].choose([DRAFTS] if chances[at] is not None else [], rows, costs)
             for at in order
         ]
-        lengths = share_out(choices, costs, [paces[at] for at in order] if fair else None)
+        lengths = share_out(choices, costs, [rates[at] for at in order] if fair else None)
         spent += curve.seconds(rows + sum(lengths)) * (turn >= 0)
         for at, k in zip(order, lengths, strict=True):
             chance = chances[at] or 0.0
             accepted = next((i for i in range(k) if rng.random() >= chance), k)
             tokens[at] += (accepted + 1) * (turn >= 0)
-            paces[at] = paced(paces[at], accepted + 1)
+            rates[at] = smoothed_tokens_per_verify(rates[at], accepted + 1)
             if k:
                 controls[at].update("previous", k, accepted)
     return Decoded([count / spent for count in tokens], 1 / curve.seconds(rows))
@@ -116,12 +115,12 @@ def test_equal_chances_cost_no_throughput(chance: float, rows: int) -> None:
     assert speed(fair=True) >= 0.98 * speed(fair=False)
 
 
-@given(pace=st.floats(1.0, 17.0), acceptance=st.floats(0.01, 0.98), limit=st.integers(1, 16))
+@given(rate=st.floats(1.0, 17.0), acceptance=st.floats(0.01, 0.98), limit=st.integers(1, 16))
 def test_an_answer_alone_drafts_as_far_whatever_it_got(
-    pace: float, acceptance: float, limit: int
+    rate: float, acceptance: float, limit: int
 ) -> None:
     choice = Choice(Candidate("previous", limit), acceptance)
-    assert share_out([choice], MEASURED, [pace]) == share_out([choice], MEASURED)
+    assert share_out([choice], MEASURED, [rate]) == share_out([choice], MEASURED)
 
 
 @settings(max_examples=60, deadline=None)
@@ -136,7 +135,7 @@ def test_no_step_breaks_the_floor_nor_is_slower_than_plain(
 ) -> None:
     """As expected tokens per second, whatever the answers got before."""
     choices = [Choice(DRAFTS, a) if a is not None else None for a, _ in answers]
-    lengths = share_out(choices, Costs(curve), [pace for _, pace in answers])
+    lengths = share_out(choices, Costs(curve), [rate for _, rate in answers])
     expected = [
         sum((a or 0.0) ** j for j in range(k + 1))
         for (a, _), k in zip(answers, lengths, strict=True)

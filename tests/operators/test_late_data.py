@@ -8,18 +8,9 @@ import pytest
 
 from operators.config import OperatorConfig
 from operators.errors import CapacityError
-from operators.events import (
-    Covers,
-    Emission,
-    Evidence,
-    LedgerItem,
-    Segment,
-    SessionState,
-    Speaker,
-    SummaryEvent,
-    WindowSegment,
-)
+from operators.events import Covers, Evidence, LedgerItem, Segment, Speaker, SummaryEvent
 from operators.observer import Observer
+from operators.state import Emission, SessionState, WindowSegment
 from operators.stream_operator import StreamOperator
 from tests.engine import toy_decoder
 from tests.operators.test_stream_operator import CONFIG

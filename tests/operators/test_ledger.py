@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from operators.events import Evidence, LedgerItem
-from operators.model.tokenizer import normalized_erasure, repeated_trigram_share
 from operators.tasks.ledger import (
     MAX_ITEM_CHARS,
     add_notes,
@@ -15,6 +14,7 @@ from operators.tasks.ledger import (
     render,
 )
 from operators.tasks.translation import split_text
+from operators.text import normalized_erasure, repeated_trigram_share
 
 SAID = [
     (

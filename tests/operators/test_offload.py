@@ -10,7 +10,7 @@ import torch
 from operators.config import OperatorConfig
 from operators.engine.session import Session
 from operators.engine.update_policy import UpdatePolicy
-from operators.events import Emission
+from operators.state import Emission
 from operators.stream_operator import StreamOperator
 from pipelines.storage.idle import idle_store
 from tests.engine import toy_decoder

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from operators.config import OperatorConfig
-from operators.events import Emission, Segment
+from operators.events import Segment
 from operators.model.loader import DecoderModel
+from operators.state import Emission
 from operators.stream_operator import StreamOperator
 from tests.engine import toy_decoder
 from tests.operators.test_offload import MemoryStore

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from operators.cache import attention, batch
-from operators.cache.batch import AttentionPlan, Row
+from operators.cache.batch import ForwardBatch, Row
 from operators.cache.kv_cache import KvLayout
 from tests.engine import SINKS, Driver, assert_same_logits, layout, random_tokens, toy_decoder
 from tests.reference import StreamReference
@@ -61,9 +61,14 @@ def stream_and_branch_rows(driver: Driver) -> list[Row]:
     driver.append(branches[3], [1, 2])
     sizes = (4, 3, 1, long, 2)
     rows = [
-        Row(b.stream, random_tokens(n, n), b, want=n) for b, n in zip(branches, sizes, strict=True)
+        Row(b.stream, random_tokens(n, n), b, num_logits=n)
+        for b, n in zip(branches, sizes, strict=True)
     ]
-    return [*rows, Row(slots[1], [5, 6], want=1), Row(slots[4], random_tokens(long, 9), want=2)]
+    return [
+        *rows,
+        Row(slots[1], [5, 6], num_logits=1),
+        Row(slots[4], random_tokens(long, 9), num_logits=2),
+    ]
 
 
 def roomy(device: str = "cpu", arch: str = "llama") -> Driver:
@@ -77,14 +82,14 @@ def test_from_the_first_layer_to_the_logits_all_stays_on_the_device(arch: str) -
     driver = roomy("meta", arch)
     rows = stream_and_branch_rows(driver)
     with torch.inference_mode():
-        laid_out = AttentionPlan(driver.cache, rows, driver.model.rope)
+        laid_out = ForwardBatch(driver.cache, rows, driver.model.rope)
         assert laid_out._long
         assert any(group.real is not None for group in laid_out._groups)
         assert {type(group.regions) for group in laid_out._groups} == {Tensor, slice, type(None)}
         with OnlyOn("meta") as watch:
             logits = driver.model._networks["generation"].forward(laid_out)
     assert watch.seen > 100
-    assert logits.shape == (sum(row.want for row in rows), driver.model.vocab_size)
+    assert logits.shape == (sum(row.num_logits for row in rows), driver.model.vocab_size)
 
 
 @pytest.mark.parametrize(

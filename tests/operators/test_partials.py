@@ -11,8 +11,9 @@ import torch
 from msgspec.structs import replace
 
 from operators.engine.hypotheses import MAX_UNITS
-from operators.events import Emission, Event, Segment, SummaryEvent, TranslationEvent
+from operators.events import Event, Segment, SummaryEvent, TranslationEvent
 from operators.observer import Observer
+from operators.state import Emission
 from operators.stream_operator import StreamOperator
 from tests.engine import toy_decoder
 from tests.operators.test_retranslation import FREE

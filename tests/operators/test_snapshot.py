@@ -15,8 +15,9 @@ from safetensors.torch import load, save
 
 from operators.cache import batch
 from operators.errors import CapacityError, SnapshotError
-from operators.events import Emission, Segment, SessionState
+from operators.events import Segment
 from operators.model.loader import DecoderModel
+from operators.state import Emission, SessionState
 from operators.stream_operator import StreamOperator
 from tests.engine import ToyTokenizer, toys
 from tests.operators.test_stream_operator import CONFIG, Clock, drain, make, speech

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from operators.cache import batch
 from operators.engine.snapshot import StreamMemory, from_bytes
 from operators.errors import SnapshotError
-from operators.events import Emission
+from operators.state import Emission
 from operators.stream_operator import StreamOperator
 from tests.engine import toys
 from tests.operators.test_offload import MemoryStore, make

@@ -11,9 +11,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from operators.config import OperatorConfig
-from operators.events import Evidence, LedgerItem, Segment, SessionState
+from operators.events import Evidence, LedgerItem, Segment
 from operators.model.loader import DecoderModel
 from operators.model.tokenizer import HubTokenizer
+from operators.state import SessionState
 from operators.stream_operator import StreamOperator
 from pipelines import models as model_store
 from pipelines.wire.codec import decode_segment

@@ -61,7 +61,7 @@ def generate(
     while generation.prefilling:
         row = generation.prompt_row(7)
         logits = driver.model.forward("ingest", driver.cache, [row])
-        generation.prompt_done(len(row.tokens), logits if row.want else None)
+        generation.prompt_done(len(row.tokens), logits if row.num_logits else None)
     while not generation.finish_reason:
         offers = generation.candidates(min(k, generation.draft_room(driver.cache)))
         row = generation.verify_row(next(iter(offers.values()), NO_DRAFT))

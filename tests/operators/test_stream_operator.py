@@ -12,15 +12,8 @@ import torch
 from operators.cache.batch import Row
 from operators.config import OperatorConfig
 from operators.errors import CapacityError, ConfigError, DeviceError, SegmentError
-from operators.events import (
-    Emission,
-    Event,
-    Segment,
-    SessionState,
-    Speaker,
-    SummaryEvent,
-    TranslationEvent,
-)
+from operators.events import Event, Segment, Speaker, SummaryEvent, TranslationEvent
+from operators.state import Emission, SessionState
 from operators.stream_operator import StreamOperator
 from tests.engine import toy_decoder
 

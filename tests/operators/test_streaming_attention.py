@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from operators.cache.batch import AttentionPlan, Row
+from operators.cache.batch import ForwardBatch, Row
 from operators.cache.kv_cache import bytes_per_stream
 from operators.errors import CapacityError, ModelError
 from operators.model.loader import check_supported
@@ -109,7 +109,7 @@ def test_short_rows_on_neighbouring_slots_are_attended_together(arch: str) -> No
         block = random_tokens(2, seed=turn)
         rows += [Row(slots[1], block), Row(slots[2], block)]
         want += [references[1].ingest(block), references[2].ingest(block)]
-        assert AttentionPlan(driver.cache, rows, driver.model.rope)._groups
+        assert ForwardBatch(driver.cache, rows, driver.model.rope)._groups
         for logits, reference_logits in zip(driver.run(rows), want, strict=True):
             assert_same_logits(logits, reference_logits)
 

@@ -140,7 +140,7 @@ def test_generation_weights_change_generation_only(arch: str, kind: str) -> None
     assert torch.equal(*same)
     logits = []
     for driver, slot in zip(drivers, slots, strict=True):
-        row = Row(slot, tokens[:4], driver.cache.fork(slot), want=4)
+        row = Row(slot, tokens[:4], driver.cache.fork(slot), num_logits=4)
         logits.append(driver.model.forward("generation", driver.cache, [row]))
     difference = (logits[0] - logits[1]).norm() / logits[0].norm()
     assert 0 < difference < (0.6 if kind == "int4" else 0.1)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from operators.events import Emission
+from operators.state import Emission
 from pipelines.storage.bounded import MAX_WAITING, REST_FACTOR, SLOW_SECONDS, BoundedStore
 from pipelines.storage.snapshots import Snapshots
 from tests.operators.test_stream_operator import Clock, make

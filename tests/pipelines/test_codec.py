@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 import pipelines
 from operators.errors import LongstreamError, SegmentError
-from operators.events import Segment, SessionState, Source, Speaker, SummaryEvent, TranslationEvent
+from operators.events import Segment, Source, Speaker, SummaryEvent, TranslationEvent
+from operators.state import SessionState
 from pipelines.wire import codec
 from pipelines.wire.dead_letters import HEADER_BYTES
 

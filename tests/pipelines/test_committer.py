@@ -13,9 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from operators.errors import ConfigError, SegmentError
-from operators.events import (
-    SessionState,
-)
+from operators.state import SessionState
 from pipelines.config.load import Settings
 from pipelines.kafka.offsets import Watermark
 from pipelines.kafka.publishers import (

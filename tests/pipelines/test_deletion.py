@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from operators.errors import ConfigError, DeviceError
-from operators.events import Segment, SessionState, SummaryEvent
+from operators.events import Segment, SummaryEvent
+from operators.state import SessionState
 from pipelines.cli.following import StreamView
 from pipelines.config.load import load_settings
 from pipelines.kafka.publishers import _state_message

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from operators.errors import ConfigError, DeviceError
-from operators.events import Emission, Segment, SessionState
+from operators.events import Segment
+from operators.state import Emission, SessionState
 from pipelines.device import protocol
 from pipelines.device.client import DeviceClient
 from pipelines.device.frames import FrameReader, frame

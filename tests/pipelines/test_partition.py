@@ -12,15 +12,8 @@ import msgspec
 import pytest
 
 from operators.config import OperatorConfig
-from operators.events import (
-    Emission,
-    Failure,
-    Segment,
-    SessionState,
-    Source,
-    SummaryEvent,
-    TranslationEvent,
-)
+from operators.events import Segment, Source, SummaryEvent, TranslationEvent
+from operators.state import Emission, Failure, SessionState
 from pipelines.config.load import Settings
 from pipelines.kafka.publishers import (
     Message,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from operators.errors import ConfigError
-from operators.events import SessionState
+from operators.state import SessionState
 from pipelines.storage.bounded import BoundedStore
 from pipelines.storage.idle import idle_store
 from pipelines.storage.snapshots import KEPT, Snapshots, SnapshotStore, folder_of

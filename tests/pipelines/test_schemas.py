@@ -15,7 +15,8 @@ from jsonschema import Draft202012Validator, ValidationError
 
 import pipelines
 from operators.errors import SegmentError
-from operators.events import Segment, SessionState, SummaryEvent, TranslationEvent
+from operators.events import Segment, SummaryEvent, TranslationEvent
+from operators.state import SessionState
 from pipelines.wire import codec
 
 SCHEMAS = Path(pipelines.__file__).parent / "wire" / "schemas"

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from operators.errors import ConfigError
-from operators.events import Emission, Segment, SessionState
+from operators.events import Segment
+from operators.state import Emission, SessionState
 from operators.stream_operator import StreamOperator
 from pipelines.config.load import load_settings
 from pipelines.device import protocol

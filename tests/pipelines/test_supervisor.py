@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from operators.errors import ConfigError, DeviceError, ModelError
-from operators.events import Emission
+from operators.state import Emission
 from pipelines.config.load import Settings
 from pipelines.device import protocol
 from pipelines.device.client import DeviceClient

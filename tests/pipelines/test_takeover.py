@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from operators.errors import ConfigError
-from operators.events import SessionState
+from operators.state import SessionState
 from pipelines.config.load import Settings
 from pipelines.kafka.publishers import Message
 from pipelines.wire.codec import encode_state

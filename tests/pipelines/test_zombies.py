@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from operators.events import SessionState
+from operators.state import SessionState
 from pipelines.config.load import Settings
 from pipelines.kafka.publishers import Fenced, Group, OutboxPublisher, Pulse
 from pipelines.wire.codec import encode_state

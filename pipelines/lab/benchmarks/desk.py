@@ -27,9 +27,10 @@ from operators.engine.residency import Parking
 from operators.engine.scheduler import Scheduler, StepPlan
 from operators.engine.session import Part, Session
 from operators.errors import ConfigError
-from operators.events import ModelInfo, Segment, WindowSegment
+from operators.events import ModelInfo, Segment
 from operators.model.loader import DecoderModel
 from operators.observer import Observer
+from operators.state import WindowSegment
 from operators.tasks.prompts import Prompts
 from operators.tasks.summary import SummaryTask
 from operators.tasks.translation import TranslationTask
@@ -184,7 +185,7 @@ class Desk:
         assert place.parked is not None
         self.cache.restore(slot, place.parked, place.parked_length)
         branch = self.cache.fork(slot)
-        row = Row(slot, generation.prompt, branch, want=1)
+        row = Row(slot, generation.prompt, branch, num_logits=1)
         logits = self.model.forward("ingest", self.cache, [row])
         pools = (self.cache.branch_keys, self.cache.branch_values)
         keys, values = (
@@ -250,8 +251,8 @@ class Desk:
         logits = self.model.forward("ingest", self.cache, [row for row, _ in rows])
         at = 0
         for row, generation in rows:
-            generation.prompt_done(len(row.tokens), logits[at : at + 1] if row.want else None)
-            at += row.want
+            generation.prompt_done(len(row.tokens), logits[at : at + 1] if row.num_logits else None)
+            at += row.num_logits
         ended = time.perf_counter()
         for answer in answers:
             answer.prompt_s += ended - began
@@ -279,8 +280,8 @@ class Desk:
         logits = self.model.forward("generation", self.cache, [row for row, _ in plan.verifies])
         at = 0
         for row, generation in plan.verifies:
-            accepted, tokens = generation.verified(logits[at : at + row.want])
-            at += row.want
+            accepted, tokens = generation.verified(logits[at : at + row.num_logits])
+            at += row.num_logits
             answer = next(a for a in answers if a.generation is generation)
             turn = Turn(time.perf_counter(), len(row.tokens) - 1, accepted, len(tokens))
             answer.turns.append(turn)

@@ -50,7 +50,7 @@ def _block_step(model: DecoderModel, layout: KvLayout) -> Callable[[int], None]:
     branch = cache.fork(slot)
 
     def step(n: int) -> None:
-        model.forward("generation", cache, [Row(slot, [7] * n, branch, want=n)])
+        model.forward("generation", cache, [Row(slot, [7] * n, branch, num_logits=n)])
         branch.length -= n
 
     return step

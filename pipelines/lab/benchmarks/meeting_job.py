@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from operators.config import LANGUAGES, OperatorConfig
-from operators.events import Segment, SessionState, Speaker, WindowSegment
+from operators.events import Segment, Speaker
 from operators.model.tokenizer import Tokenizer
+from operators.state import SessionState, WindowSegment
 from operators.tasks.prompts import Prompts
 from operators.tasks.summary import MAX_NOTES, SINCE_CHARS, SINCE_WORDS
 from operators.tasks.translation import split_text

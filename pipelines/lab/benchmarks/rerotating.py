@@ -43,7 +43,7 @@ class RerotatingStream:
         config = network.config
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.rotated = rope.rotated
-        self.cos, self.sin = (x[:, 0] for x in rope.turns(places, dim, network.dtype))
+        self.cos, self.sin = (x[:, 0] for x in rope.cos_sin(places, dim, network.dtype))
         layers = config.num_hidden_layers
         self.keys: list[Tensor | None] = [None] * layers  # [1, kv_heads, used, head_dim]
         self.values: list[Tensor | None] = [None] * layers

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from operators.config import OperatorConfig
-from operators.events import AnswerEvent, Emission, Segment, SessionState
+from operators.events import AnswerEvent, Segment
+from operators.state import Emission, SessionState
 from operators.stream_operator import StreamOperator
 from pipelines.lab.benchmarks.harness import TOY, Result, Run, interleaved, medians
 from pipelines.lab.benchmarks.talk import speech

@@ -65,7 +65,7 @@ def read(model: DecoderModel, text: list[int], run: Run) -> Tensor:
     targets = torch.tensor([*text[1:], 0])
     for at in range(0, len(text), BLOCK):
         block = text[at : at + BLOCK]
-        logits = model.forward("generation", cache, [Row(slot, block, want=len(block))])
+        logits = model.forward("generation", cache, [Row(slot, block, num_logits=len(block))])
         found.append(
             torch.nn.functional.cross_entropy(
                 logits, targets[at : at + len(block)], reduction="none"

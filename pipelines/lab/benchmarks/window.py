@@ -88,7 +88,7 @@ def _ours(model: DecoderModel, size: int) -> Step:
 
     def step() -> None:
         for _ in range(TOKENS):
-            model.forward("generation", cache, [Row(slot, [TOKEN], want=1)])
+            model.forward("generation", cache, [Row(slot, [TOKEN], num_logits=1)])
 
     return step
 

@@ -19,18 +19,16 @@ import msgspec
 from operators.config import OperatorConfig
 from operators.events import (
     Covers,
-    Emission,
     Event,
     LedgerItem,
     Segment,
-    SessionState,
     Source,
     SummaryEvent,
     TranslationEvent,
     Trigger,
-    WindowSegment,
 )
 from operators.observer import Observer
+from operators.state import Emission, SessionState, WindowSegment
 from pipelines.device import protocol
 
 SUMMARY_EVERY = 3

@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from operators.errors import LongstreamError
-from operators.events import Event, SessionState
+from operators.events import Event
+from operators.state import SessionState
 from pipelines.kafka.publishers import Fenced, Group, Message, Publisher, Retriable
 from pipelines.worker.exit_codes import Waited, hopeless
 

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from operators.errors import DeviceError, SegmentError
-from operators.events import SessionState
+from operators.state import SessionState
 from pipelines.wire.codec import encode_state
 from pipelines.wire.messages import now_ms
 from pipelines.worker.context import Host

@@ -25,7 +25,8 @@ import time
 from typing import Any
 
 from operators.errors import LongstreamError, SegmentError
-from operators.events import Emission, Event, Segment, SessionState
+from operators.events import Event, Segment
+from operators.state import Emission, SessionState
 from pipelines.wire import codec
 from pipelines.wire.dead_letters import header
 from pipelines.wire.messages import complete, messages_of, now_ms

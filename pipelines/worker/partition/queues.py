@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from operators.events import Segment, SessionState
+from operators.events import Segment
+from operators.state import SessionState
 
 LOST = "segment_lost"
 """In ``degraded``: a segment of the stream killed the device time and again and was left out."""

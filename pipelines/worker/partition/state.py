@@ -17,7 +17,7 @@ import msgspec
 from aiokafka.errors import KafkaError
 
 from operators.errors import ConfigError, LongstreamError, SegmentError
-from operators.events import SessionState
+from operators.state import SessionState
 from pipelines.config.load import Settings
 from pipelines.kafka.clients import client_options, disconnect
 from pipelines.kafka.publishers import Message, pending_results

@@ -1,0 +1,82 @@
+"""What a stream's state is between processes, and what a step of the engine hands out.
+
+Plain ``msgspec`` structs, as in :mod:`operators.events`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from operators.events import AnswerEvent, Event, LedgerItem
+
+
+class WindowSegment(msgspec.Struct, frozen=True, kw_only=True):
+    """A final segment (or part of a long one) whose tokens may still be inside the window."""
+
+    segment_id: str
+    seq: int
+    text: str
+    tokens: int
+    offset: int = -1
+    last_part: bool = True
+    speaker: str | None = None
+    start_ms: int | None = None
+    end_ms: int | None = None
+    correction: str | None = None
+    """See :class:`Evidence`."""
+
+
+class SessionState(msgspec.Struct, frozen=True, kw_only=True):
+    """All a new process needs to go on with a stream: the value of the compacted session topic.
+
+    Bounded: the ledger by its budget, ``window`` by the ring, ``last_output`` by one text per task.
+    ``cursor`` is the ticket (input offset) of the last segment fully done; replayed input at or
+    below it is skipped. ``revisions`` holds the last revision issued per task ("summary",
+    "translation:fr", …).
+    """
+
+    stream_id: str
+    schema: Literal["insight.session.v1"] = "insight.session.v1"
+    epoch: int = 0
+    ended: bool = False
+    cursor: int = -1
+    next_seq: int = 0
+    revisions: dict[str, int] = {}
+    items: tuple[LedgerItem, ...] = ()
+    next_item: int = 1
+    window: tuple[WindowSegment, ...] = ()
+    covered_seq: int = -1
+    covered_segment_id: str = ""
+    covered_ms: int | None = None
+    uncovered_tokens: int = 0
+    tokens_total: int = 0
+    last_output: dict[str, str] = {}
+    degraded: tuple[str, ...] = ()
+    snapshot: str | None = None
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A segment that will not be processed: goes to the dead-letter topic with its reason."""
+
+    ticket: int
+    stage: str
+    reason: str
+    message: str
+
+
+class Emission(msgspec.Struct, kw_only=True):
+    """What one step produced for one stream, with the state that goes with it.
+
+    ``done`` and ``failed`` carry the tickets given to ``feed``, in feed order. Publishing ``events``
+    and ``state`` and acknowledging ``done`` belong together (one transaction). ``answers`` are replies
+    to whoever asked, and not part of the stream's state.
+    """
+
+    stream_id: str
+    state: SessionState
+    events: list[Event] = []
+    done: list[int] = []
+    failed: list[Failure] = []
+    answers: list[AnswerEvent] = []
