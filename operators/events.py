@@ -9,7 +9,7 @@ wall-clock time of emission) a field has a neutral default which ``pipelines`` f
 from __future__ import annotations
 
 import uuid
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -201,4 +201,40 @@ class AnswerEvent(
     emitted_at_ms: int = 0
 
 
-Event = SummaryEvent | TranslationEvent
+class ResultEvent(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="insight.result.v1"
+):
+    """What a task of the user's own wrote. ``data``: anything that JSON holds."""
+
+    stream_id: str
+    epoch: int
+    revision: int
+    task: str
+    event_id: str = ""
+    text: str = ""
+    data: dict[str, Any] = {}
+    evidence: tuple[Evidence, ...] = ()
+    covers: Covers = Covers()
+    source: Source = Source()
+    model: ModelInfo = ModelInfo()
+    usage: Usage = Usage()
+    kv: KvInfo = KvInfo()
+    degraded: tuple[str, ...] = ()
+    emitted_at_ms: int = 0
+
+
+Event = SummaryEvent | TranslationEvent | ResultEvent
+AnyEvent = Event | AnswerEvent
+
+
+def task_of(event: AnyEvent) -> str:
+    """The name under which revisions of this event are counted."""
+    match event:
+        case SummaryEvent():
+            return "summary"
+        case TranslationEvent(target_lang=language):
+            return f"translation:{language}"
+        case AnswerEvent():
+            return "answer"
+        case ResultEvent(task=task):
+            return task

@@ -8,24 +8,40 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 
+from operators.engine.requests import PendingTranslation
 from operators.errors import CapacityError, LongstreamError
-from operators.events import AnswerEvent, Segment, Speaker, SummaryEvent, TranslationEvent
+from operators.events import AnswerEvent, Event, Segment, Speaker, SummaryEvent
 from operators.state import Emission, Failure
 
-if TYPE_CHECKING:
-    from operators.stream_operator import StreamOperator
+Result = Event | AnswerEvent | Failure
 
-Result = SummaryEvent | TranslationEvent | AnswerEvent | Failure
+
+class Operator(Protocol):
+    """What a stream needs of its :class:`~operators.stream_operator.StreamOperator`."""
+
+    def cursor(self, stream_id: str) -> int: ...
+    def feed(self, segment: Segment, ticket: int, waited: float = 0.0) -> None: ...
+    def advance(self) -> None: ...
+    def busy(self, stream_id: str) -> bool: ...
+    def has_work(self) -> bool: ...
+    def serves(self, stream: Stream) -> bool: ...
+    def request_summary(self, stream_id: str) -> None: ...
+    def ask(self, stream_id: str, question: str, question_id: str = "") -> None: ...
+    def translate(
+        self, stream_id: str, text: str, language: str, previous: str = ""
+    ) -> PendingTranslation: ...
+    def snapshot(self, stream_id: str) -> bytes: ...
+    def drop(self, stream_id: str) -> None: ...
 
 
 class Stream:
     """Made by :meth:`StreamOperator.open`, dead after :meth:`close` (LongstreamError)."""
 
-    def __init__(self, operator: StreamOperator, stream_id: str) -> None:
+    def __init__(self, operator: Operator, stream_id: str) -> None:
         self.id = stream_id
         self._operator = operator
         self._ticket = operator.cursor(stream_id) + 1
@@ -77,10 +93,11 @@ class Stream:
         """``text`` in the language of a code like ``fr``, with the stream as context. ``previous``:
         the translation of an earlier version of the text, if there is one; it makes this one faster
         and changes nothing about it."""
-        done: list[str] = []
-        self._living().translate(self.id, text, language, done.append, previous)
-        self._until(lambda: bool(done))
-        return done[0]
+        pending = self._living().translate(self.id, text, language, previous)
+        self._until(lambda: pending.text is not None or bool(pending.failed))
+        if pending.text is None:
+            raise LongstreamError(f"stream {self.id}: no translation: {pending.failed}")
+        return pending.text
 
     def ask(self, question: str) -> AnswerEvent:
         """The answer to a question about the stream. Raises SegmentError when it is too long."""
@@ -123,7 +140,7 @@ class Stream:
 
     # --- stepping -----------------------------------------------------------------------------
 
-    def _living(self) -> StreamOperator:
+    def _living(self) -> Operator:
         if not self._open or not self._operator.serves(self):
             raise LongstreamError(f"stream {self.id} was closed or opened anew: open() it again")
         return self._operator

@@ -6,7 +6,7 @@
     for event in meeting.results():
         print(event)
 
-That is the side for callers who wait (:mod:`operators.stream`). A caller that has a loop of its own
+This is for callers that wait for results (:mod:`operators.stream`). A caller with a loop of its own
 feeds segments under tickets and steps:
 
     operator.feed(Segment(stream_id="meeting-1", text="Good morning.", segment_id="a"), ticket=0)
@@ -14,19 +14,20 @@ feeds segments under tickets and steps:
         for emission in operator.step():
             print(emission.events, emission.done)
 
-One step is three calls: plan the rows, run them, take note of what came out. Single-threaded; nothing
-here waits, sleeps, or knows where text comes from.
+One step is four calls: receive, schedule, forward, process. Single-threaded; nothing here waits, sleeps,
+or knows where text comes from.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from operators.cache.batch import Row
 from operators.cache.kv_cache import KvLayout, bytes_per_stream
+from operators.cache.offload import KvStore, Offload
 from operators.config import OperatorConfig
 from operators.decoding.acceptance import Costs
 from operators.decoding.draft_model import DraftModel
@@ -34,12 +35,14 @@ from operators.decoding.drafters import NgramIndex
 from operators.engine.archive import Archive
 from operators.engine.intake import Intake, begins_again
 from operators.engine.partials import Partials
-from operators.engine.requests import Requests
-from operators.engine.residency import KvStore, Parking
+from operators.engine.requests import PendingTranslation, Requests
+from operators.engine.residency import Residency
 from operators.engine.runner import Runner
 from operators.engine.scheduler import Scheduler
 from operators.engine.session import Session
 from operators.engine.snapshot import draft_identity, identity, settings_hash
+from operators.engine.task_run import TaskRun
+from operators.engine.task_runner import TaskRunner
 from operators.engine.update_policy import UpdatePolicy
 from operators.errors import CapacityError, ConfigError
 from operators.events import ModelInfo, Segment
@@ -47,10 +50,11 @@ from operators.model.loader import DecoderModel
 from operators.observer import Observer
 from operators.state import Emission, SessionState
 from operators.stream import Stream
-from operators.tasks.answer import AnswerTask
+from operators.tasks.answer import AnswerTask, Question
+from operators.tasks.base import Asked, Due, Spoken, Task, Tools
 from operators.tasks.prompts import Prompts, check_branch_size
 from operators.tasks.summary import SummaryTask
-from operators.tasks.translation import TranslationTask
+from operators.tasks.translation import TextToTranslate, TranslationTask
 
 
 def no_clock() -> float:
@@ -65,7 +69,8 @@ class StreamOperator:
     ``clock`` (seconds) is needed for updates by time and for measurements. ``draft`` is a smaller
     model with the same vocabulary, ``costs`` what forwards cost on this machine; both change the
     speed only. ``store`` takes the KV of idle streams beyond ``host_streams``; it is this operator's
-    alone. The operator answers for ``draft`` as for ``model``."""
+    alone. ``tasks``: further tasks beside summaries, translations and answers
+    (:mod:`operators.tasks.base`)."""
 
     def __init__(
         self,
@@ -77,6 +82,7 @@ class StreamOperator:
         draft: DecoderModel | None = None,
         costs: Costs | None = None,
         store: KvStore | None = None,
+        tasks: Sequence[Task] = (),
     ) -> None:
         self.model, self.config = model, config or OperatorConfig()
         self._observer, self._clock = observer or Observer(), clock
@@ -92,37 +98,40 @@ class StreamOperator:
         self._draft = self._new_draft(draft)
         self._sessions: dict[str, Session] = {}
         self._streams: dict[str, Stream] = {}
-        self._memory_of_streams(draft, store)
-        self._parts_of_a_step(
-            ModelInfo(model.name, draft.name if draft is not None else config.drafter), costs
+        self._build_memory(draft, store)
+        self._build_step(
+            ModelInfo(model.name, draft.name if draft is not None else config.drafter), costs, tasks
         )
 
-    def _memory_of_streams(self, draft: DecoderModel | None, store: KvStore | None) -> None:
+    def _build_memory(self, draft: DecoderModel | None, store: KvStore | None) -> None:
         encode = self.model.tokenizer.encode
-        self._parking = Parking(
-            self.cache, self.config, self._make_prefix(), self._draft, store, encode, self._observer
+        offload = Offload(self.config.host_streams, store)
+        self._residency = Residency(
+            self.cache, self._make_prefix(), self._draft, offload, encode, self._observer
         )
         self._archive = Archive(
-            self._parking,
+            self._residency,
             identity(self.model, self.layout, self._prompts.prefix),
             settings_hash(self.config),
             draft_identity(draft) if draft is not None else None,
             encode,
         )
 
-    def _parts_of_a_step(self, info: ModelInfo, costs: Costs | None) -> None:
-        config, cache, draft = self.config, self.cache, self._draft
-        about = (config, self._prompts, self.model.tokenizer, info)
-        seen_by = (self._observer, self._clock)
-        translation = TranslationTask(*about)
-        self._partials = Partials(config, cache, self._parking, translation, *seen_by)
-        self._intake = Intake(
-            config, self.model.tokenizer, cache, translation, self._partials, *seen_by
-        )
-        self._updates = UpdatePolicy(config, cache, self._parking, SummaryTask(*about), *seen_by)
-        self._requests = Requests(cache, AnswerTask(*about), translation)
-        self._scheduler = Scheduler(cache, config, self._parking, draft=draft, costs=costs)
-        self._runner = Runner(self.model, cache, draft, self._intake.ingested, *seen_by)
+    def _build_step(self, info: ModelInfo, costs: Costs | None, tasks: Sequence[Task]) -> None:
+        config, cache, tokenizer = self.config, self.cache, self.model.tokenizer
+        residency, seen_by = self._residency, (self._observer, self._clock)
+        summary, translation, answers = SummaryTask(), TranslationTask(), AnswerTask()
+        check_names([summary, translation, answers, *tasks])
+        for task in (summary, translation, answers, *tasks):
+            task.tools = Tools(config, self._prompts, tokenizer, info)
+        runs = TaskRunner(config, cache, tokenizer, self._clock)
+        self._partials = Partials(config, cache, residency, translation, runs, *seen_by)
+        by_segment = (translation, *tasks)
+        self._intake = Intake(config, tokenizer, cache, by_segment, runs, self._partials, *seen_by)
+        self._policy = UpdatePolicy(config, runs, residency, summary, tasks, *seen_by)
+        self._requests = Requests(answers, translation, info)
+        self._scheduler = Scheduler(cache, config, residency, draft=self._draft, costs=costs)
+        self._runner = Runner(self.model, cache, self._draft, *seen_by)
 
     # --- what it takes -----------------------------------------------------------------------
 
@@ -187,7 +196,7 @@ class StreamOperator:
         session = self._new_session(stream_id, state.epoch if state else 0)
         self._sessions[stream_id] = session
         if state is not None:
-            self._archive.go_on(session, state, found)
+            self._archive.resume(session, state, found)
             if session.restored != "none":
                 self._observer.count("kv_restores", kind=session.restored)
         self._gauge_streams()
@@ -197,7 +206,7 @@ class StreamOperator:
     def _new_session(self, stream_id: str, epoch: int) -> Session:
         index = NgramIndex(self.config.window)
         session = Session(stream_id, self.layout, index, epoch=epoch)
-        session.covered = session.last_fork = session.parked_length = self.layout.sinks
+        session.covered = session.last_fork = session.offloaded_length = self.layout.sinks
         session.last_fork_at = self._clock()
         return session
 
@@ -232,7 +241,7 @@ class StreamOperator:
         session = self._sessions.pop(stream_id, None)
         self._streams.pop(stream_id, None)
         if session is not None:
-            self._parking.drop(session)
+            self._residency.drop(session)
         self._gauge_streams()
 
     def close(self) -> None:
@@ -250,29 +259,25 @@ class StreamOperator:
         Raises SegmentError when the question is too long, or the stream has ended and its memory
         with it. A question is not part of the stream's state: ask again after a restart.
         """
-        self._requests.ask(self._sessions[stream_id], question, question_id)
+        self._requests.ask(self._sessions[stream_id], Question(question_id, question))
 
     def translate(
-        self,
-        stream_id: str,
-        text: str,
-        language: str,
-        done: Callable[[str], None],
-        previous: str = "",
-    ) -> None:
-        """Translate words that are not the stream's own with its window as context; ``done`` gets
-        the translation during a later step. The stream's memory and revisions stay as they are.
+        self, stream_id: str, text: str, language: str, previous: str = ""
+    ) -> PendingTranslation:
+        """Translate words that are not the stream's own with its window as context; the result has
+        its text after a later step. The stream's memory and revisions stay as they are.
 
         ``previous`` is the translation of an earlier version of the text (a partial hypothesis that
         has grown since): it is the draft for this one, which changes the speed only.
 
         Raises SegmentError when the stream has ended, ConfigError for an unknown language.
         """
-        self._requests.translate(self._sessions[stream_id], text, language, done, previous)
+        wanted = TextToTranslate(text, language, previous)
+        return self._requests.translate(self._sessions[stream_id], wanted)
 
     def feed(self, segment: Segment, ticket: int, waited: float = 0.0) -> None:
         """Queue one segment of an open stream; its ``ticket`` comes back in an emission. ``waited``:
-        seconds it has waited with the caller; who has waited longest goes first.
+        seconds it has waited with the caller; scheduling is oldest first.
 
         Tickets of a stream must grow. Raises SegmentError for a segment that is refused (the ticket
         is then not taken), CapacityError when the stream's queue is full (try again later),
@@ -280,15 +285,15 @@ class StreamOperator:
         """
         session = self._sessions[segment.stream_id]
         self._intake.check(session, segment)
-        self._take(session, segment, ticket, waited)
+        self._submit(session, segment, ticket, waited)
 
-    def _take(self, session: Session, segment: Segment, ticket: int, waited: float = 0.0) -> None:
+    def _submit(self, session: Session, segment: Segment, ticket: int, waited: float = 0.0) -> None:
         if session.closing:
             session.later.append((segment, ticket))
             return
         if session.ended and begins_again(session, segment):
             session = self._start_again(session)
-        self._intake.take(session, segment, ticket, waited)
+        self._intake.submit(session, segment, ticket, waited)
 
     def _start_again(self, session: Session) -> Session:
         """A stream that had ended begins a new epoch with an empty memory."""
@@ -310,12 +315,12 @@ class StreamOperator:
         """Whether anything of the stream is still to be done or handed out."""
         s = self._sessions[stream_id]
         waiting = s.works or s.events or s.finished or s.failed or s.answers
-        working = not s.idle or s.hypotheses
-        return bool(working or waiting or self._updates.wanted(s))
+        working = not s.idle or s.partials
+        return bool(working or waiting or self._policy.wanted(s))
 
     def idle_until(self) -> float | None:
         """Clock time of the next update that is due by time alone, or None."""
-        times = (self._updates.due_at(session) for session in self._sessions.values())
+        times = (self._policy.due_at(session) for session in self._sessions.values())
         return min((at for at in times if at is not None), default=None)
 
     def step(self) -> list[Emission]:
@@ -325,18 +330,41 @@ class StreamOperator:
         """
         began = self._clock()
         sessions = [s for name, s in self._sessions.items() if self.busy(name)]
+        # 1. Receive: runs of tasks start where their streams' rules or callers ask for them.
         for session in sessions:
-            self._updates.make_due(session, began)
-        self._partials.make_way(sessions)
+            self._policy.start_due(session)
+        # 2. Schedule: slots and branches first, then the rows of this step.
+        self._partials.preempt(sessions)
         self._scheduler.admit(sessions)
-        self._partials.open(sessions)
-        plan = self._scheduler.plan(sessions, self._updates.next_part)
+        self._partials.fill_gaps(sessions)
+        plan = self._scheduler.plan(sessions, self._policy)
+        # 3. Forward: one forward per role, and the tokens that follow from it.
+        self._policy.begin_parts(plan.blocks)
         if plan:
             self._runner.run(plan)
             self._observer.observe("step_seconds", self._clock() - began)
+        # 4. Process: what was ingested, which runs have an outcome, which segments are done.
+        for block in plan.blocks:
+            self._intake.note_ingested(block.session, block.row.tokens)
         for session in sessions:
-            self._updates.make_due(session, began)
-            session.settle()
+            for run in session.conclude_runs(self.cache):
+                self._conclude(session, run)
+            self._partials.conclude(session)
+            self._policy.start_due(session)
+            self._intake.finish(session)
+        return self._collect(sessions)
+
+    def _conclude(self, session: Session, run: TaskRun) -> None:
+        """Hand a finished run to the part of the engine that started it."""
+        match run.occasion:
+            case Due():
+                self._policy.conclude(session, run)
+            case Spoken():
+                self._intake.conclude(session, run)
+            case Asked():
+                self._requests.conclude(session, run)
+
+    def _collect(self, sessions: Sequence[Session]) -> list[Emission]:
         emissions = [e for s in sessions if (e := s.take_emission()) is not None]
         for emission in emissions:
             self._retire(emission)
@@ -359,7 +387,7 @@ class StreamOperator:
         session.closing = False
         later, session.later = session.later, deque()
         for segment, ticket in later:  # all of it fits: it was counted when it was fed
-            self._take(self._sessions[session.stream_id], segment, ticket)
+            self._submit(self._sessions[session.stream_id], segment, ticket)
 
     def _gauge_streams(self) -> None:
         self._observer.gauge("active_streams", sum(not s.ended for s in self._sessions.values()))
@@ -367,10 +395,18 @@ class StreamOperator:
     def _gauge(self) -> None:
         used = self.config.slots - self.cache.free_slots
         self._observer.gauge("resident_streams", used)
-        self._observer.gauge("host_streams", self._parking.in_host)
-        self._observer.gauge("stored_streams", self._parking.in_store)
+        self._observer.gauge("host_streams", self._residency.offload.in_host)
+        self._observer.gauge("stored_streams", self._residency.offload.on_disk)
         self._observer.gauge("kv_slots_used", used)
         self._observer.gauge("kv_slots", self.config.slots)
         drafts = self._draft.cache.nbytes if self._draft is not None else 0
         self._observer.gauge("kv_bytes", self.cache.nbytes + drafts)
         self._gauge_streams()
+
+
+def check_names(tasks: Sequence[Task]) -> None:
+    """Raises ConfigError unless every task has a name of its own."""
+    names = [task.name for task in tasks]
+    for name in names:
+        if not name.replace("_", "").isalnum() or names.count(name) > 1:
+            raise ConfigError(f"task name {name!r}: letters, digits and _, and no other task's")

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from operators.cache.batch import Row
 from operators.cache.kv_cache import Branch, KvCache, KvLayout, StreamSlot
+from operators.decoding.generation import Generation
+from operators.engine.task_run import TaskRun
 from operators.model.loader import DecoderModel
+from operators.tasks.base import Due, Outcome, Steps, StreamView, Task
 from tests.toy import ByteTokenizer, toy_model
 
 SINKS = [3, 1, 4, 1, 5]
@@ -58,6 +61,21 @@ def toy_decoder(
         device=device or _USED["device"],
         compile=compile,
     )
+
+
+class OneAnswer(Task):
+    """Stands for whatever asked for an answer that a test makes by hand."""
+
+    name = "by_hand"
+
+    def run(self, view: StreamView, occasion: Any) -> Steps:
+        yield []
+        return Outcome()
+
+
+def run_of(generation: Generation) -> TaskRun:
+    """A run whose one answer was made by hand, with its branch."""
+    return TaskRun(OneAnswer(), Due("request"), asked=[generation])
 
 
 def layout(window: int = 24, slack: int = 8, branch: int = 24, sinks: int = 5) -> KvLayout:

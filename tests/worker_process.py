@@ -19,9 +19,8 @@ from typing import Any
 import psutil
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from operators.events import Event, SummaryEvent, TranslationEvent
+from operators.events import Event, SummaryEvent, TranslationEvent, task_of
 from pipelines.wire.codec import decode_event
-from pipelines.wire.messages import task_of
 from tests.pipelines.test_schemas import validate
 
 ROOT = Path(__file__).parent.parent

@@ -3,10 +3,11 @@ a scheduler: tests say themselves what happens next."""
 
 from __future__ import annotations
 
+from operators.cache.offload import Offload
 from operators.config import OperatorConfig
 from operators.decoding.drafters import NgramIndex
 from operators.engine.archive import Archive
-from operators.engine.residency import Parking
+from operators.engine.residency import Residency
 from operators.engine.session import Session
 from operators.engine.snapshot import identity, settings_hash
 from operators.model.loader import DecoderModel
@@ -30,22 +31,21 @@ class World:
         prefix = self.cache.export(pinned)
         self.cache.release(pinned)
         encode = model.tokenizer.encode
-        self.parking = Parking(
-            self.cache, self.config, prefix, None, self.store, encode, Observer()
-        )
+        offload = Offload(host_streams, self.store)
+        self.residency = Residency(self.cache, prefix, None, offload, encode, Observer())
         who = identity(model, self.driver.layout, SINKS)
-        self.archive = Archive(self.parking, who, settings_hash(self.config), None, encode)
+        self.archive = Archive(self.residency, who, settings_hash(self.config), None, encode)
 
     def new_session(self, name: str) -> Session:
         """A stream that begins with the pinned prefix, and has no slot yet."""
         sinks = self.driver.layout.sinks
-        session = Session(name, self.driver.layout, NgramIndex(WINDOW), parked_length=sinks)
+        session = Session(name, self.driver.layout, NgramIndex(WINDOW), offloaded_length=sinks)
         session.covered = session.last_fork = sinks
         return session
 
     def restored(self, name: str, snapshot: bytes) -> Session:
-        """A new session that goes on from a snapshot of this or another world."""
+        """A new session that continues from a snapshot of this or another world."""
         session, found = self.new_session(name), self.archive.read(snapshot)
-        self.archive.go_on(session, found.memory.state, found)
+        self.archive.resume(session, found.memory.state, found)
         assert session.restored == "snapshot"
         return session

@@ -161,14 +161,16 @@ class KvCache:
         return stream
 
     def release(self, stream: StreamSlot) -> None:
-        """Give the slot back, with every branch still open on it."""
-        for branch in list(self._open[stream]):
-            self.drop(branch)
+        """Give the slot back. Raises RuntimeError while a branch is open on it: the slot's next stream
+        would overwrite what that branch reads."""
+        if self._open[stream]:
+            raise RuntimeError(f"slot {stream.index} has {len(self._open[stream])} open branches")
         del self._open[stream]
         self._free_slots.append(stream.index)
 
-    def fork(self, stream: StreamSlot) -> Branch:
-        """Open a branch at the stream's frontier; raises :class:`CapacityError` when none is free.
+    def fork(self, stream: StreamSlot, beside: Branch | None = None) -> Branch:
+        """Open a branch at the stream's frontier, or at the fork of the open branch ``beside`` (what
+        that one sees is still all there). Raises :class:`CapacityError` when no region is free.
 
         The stream itself is not touched, now or by anything the branch does later. The region has the
         slot's number where that is free: branches of neighbouring streams then lie side by side and
@@ -179,7 +181,7 @@ class KvCache:
         own = stream.index
         region = own if own in self._free_regions else max(self._free_regions)
         self._free_regions.remove(region)
-        branch = Branch(stream, region, fork=stream.length)
+        branch = Branch(stream, region, fork=beside.fork if beside else stream.length)
         self._wipe(branch.region, self.branch_keys, self.branch_values)
         self._open[stream].append(branch)
         return branch

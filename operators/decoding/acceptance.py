@@ -164,7 +164,7 @@ class DraftControl:
         return {name: (arm.hits, arm.trials, arm.credit) for name, arm in self.arms.items()}
 
     @classmethod
-    def recall(cls, memory: dict[str, tuple[float, float, float]]) -> DraftControl:
+    def restored(cls, memory: dict[str, tuple[float, float, float]]) -> DraftControl:
         return cls({name: Arm(*kept) for name, kept in memory.items()})
 
     def update(self, name: str, drafted: int, accepted: int) -> None:

@@ -18,6 +18,8 @@ from operators.events import Usage
 
 _LOOP_TOKENS = 24
 NO_DRAFT = Draft()
+NONFINITE = "nonfinite"
+"""``finish_reason`` of an answer for which the model gave no finite numbers."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Decoding:
 class Generation:
     """An answer on a branch; lives from the fork until ``finish_reason`` is set.
 
-    Each turn is either a stretch of prompt (role ingest) or a verify block ``[pending, *drafts]``
+    Each step runs either a stretch of prompt (role ingest) or a verify block ``[pending, *drafts]``
     (role generation). ``output`` never holds a token the target model did not choose itself.
     """
 
@@ -46,10 +48,9 @@ class Generation:
     decoding: Decoding = field(default_factory=Decoding)
     ends: Callable[[Sequence[int]], bool] | None = None
     """Whether the answer is complete with this output, asked after every token (besides EOS)."""
-    number: int = 0
-    """Place among the pieces of one text."""
+    choices: tuple[int, ...] = ()
+    """First tokens to be weighed instead of an answer: ``weights`` are their probabilities."""
     due_at: float = 0.0
-    on_finish: Callable[[Generation], None] | None = None
 
     branch: Branch | None = None
     prefilled: int = 0
@@ -58,6 +59,7 @@ class Generation:
     finish_reason: str = ""
     first_token_at: float | None = None
     last_token_at: float | None = None
+    weights: tuple[float, ...] = ()
     drafted: int = 0
     accepted: int = 0
     verifies: int = 0
@@ -115,7 +117,17 @@ class Generation:
         self.prefilled += tokens
         if logits is None:
             return 0
+        if self.choices:
+            self._weigh(logits[0])
+            return 0
         return len(self._judge(NO_DRAFT, logits))
+
+    def _weigh(self, logits: Tensor) -> None:
+        """Finish with the probabilities of the choices, given that one of them comes."""
+        scores = logits[list(self.choices)]
+        finite = bool(torch.isfinite(scores).all())
+        self.weights = tuple(torch.softmax(scores, dim=0).tolist()) if finite else ()
+        self.finish_reason = "stop" if finite else NONFINITE
 
     def verified(self, logits: Tensor) -> tuple[int, list[int]]:
         """Judge the last verify block by ``logits`` ``[k+1, vocab]``: roll the rejected part of the
@@ -129,13 +141,13 @@ class Generation:
         )
         # Rollback: the block wrote pending + k tokens, pending + accepted of them stand.
         self.branch.length -= len(draft.tokens) - accepted
-        if draft.tokens and self.finish_reason != "nonfinite":
+        if draft.tokens and self.finish_reason != NONFINITE:
             self.decoding.control.update(draft.arm, len(draft.tokens), accepted)
         return accepted, tokens
 
     def _judge(self, draft: Draft, logits: Tensor) -> list[int]:
         if not bool(torch.isfinite(logits).all()):
-            self.finish_reason = "nonfinite"
+            self.finish_reason = NONFINITE
             return []
         verdict = self._verdict(draft, logits)
         self.verifies += 1

@@ -1,14 +1,12 @@
-"""Snapshots of sessions: taken, read, gone on from. A snapshot may be given to another process."""
+"""Snapshots of sessions: written, read, resumed from. A snapshot may be given to another process."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from operators.decoding.draft_model import DraftMemory
+from operators.cache.offload import OffloadedKv
 from operators.engine import restore
-from operators.engine.residency import Parking
+from operators.engine.residency import Residency
 from operators.engine.session import Part, Session
 from operators.engine.snapshot import DraftRecord, StreamMemory, from_bytes, to_bytes
 from operators.state import SessionState
@@ -16,11 +14,10 @@ from operators.state import SessionState
 
 @dataclass(frozen=True)
 class Found:
-    """A snapshot that was read: the stream's memory, its KV, the draft model's."""
+    """A snapshot that was read: the stream's memory, and its KV."""
 
     memory: StreamMemory
-    kv: Tensor
-    draft: DraftMemory | None
+    kv: OffloadedKv
 
 
 class Archive:
@@ -29,43 +26,43 @@ class Archive:
 
     def __init__(
         self,
-        parking: Parking,
+        residency: Residency,
         identity: dict[str, str],
         settings: str,
         draft: str | None,
         encode: restore.Encode,
     ) -> None:
-        self._parking, self._settings, self._draft = parking, settings, draft
+        self._residency, self._settings, self._draft = residency, settings, draft
         self._encode, self.identity = encode, identity
 
     def save(self, session: Session) -> bytes:
         """The quiet session's whole memory. Changes nothing. Raises OSError or SnapshotError when
         its KV was in a store that has lost it."""
-        kv, draft = self._parking.memory(session)
+        kv = self._residency.memory(session)
         record = None
-        if draft is not None and self._draft is not None:
-            record = DraftRecord(self._draft, draft.origin)
-        memory = restore.remember(session, self.identity, self._settings, record)
-        return to_bytes(memory, kv, draft.kv if draft is not None else None)
+        if kv.draft is not None and self._draft is not None:
+            record = DraftRecord(self._draft, kv.draft_origin)
+        memory = restore.memory_of(session, self.identity, self._settings, record)
+        return to_bytes(memory, kv.kv, kv.draft)
 
     def read(self, data: bytes) -> Found:
         """Raises SnapshotError when the file is torn or altered, or was made by something else."""
         memory, kv, draft_kv = from_bytes(data, self.identity)
-        draft = None
-        if memory.draft is not None and draft_kv is not None and memory.draft.model == self._draft:
-            draft = DraftMemory(draft_kv, memory.draft.origin)
-        return Found(memory, kv, draft)
+        if memory.draft is None or draft_kv is None or memory.draft.model != self._draft:
+            return Found(memory, OffloadedKv(kv, memory.length))
+        origin = memory.draft.origin
+        return Found(memory, OffloadedKv(kv, memory.length, draft_kv, origin))
 
-    def go_on(self, session: Session, state: SessionState, found: Found | None) -> None:
+    def resume(self, session: Session, state: SessionState, found: Found | None) -> None:
         """Continue from ``state``: behind the snapshot if that reaches it, else from the window's
         text. Mutates the fresh session."""
-        since = restore.said_since(found.memory, state) if found is not None else None
+        since = restore.text_since(found.memory, state) if found is not None else None
         if found is not None and since is not None:
             memory = found.memory
             restore.from_snapshot(session, state, memory, since, encode=self._encode)
-            self._parking.keep(session, found.kv, memory.length, found.draft)
+            self._residency.keep(session, found.kv)
             if memory.settings != self._settings:
-                session.degraded = (*session.degraded, "settings_changed")
+                session.add_degraded("settings_changed")
             known = [*memory.recent, *(info.segment_id for info in since)]
         else:
             restore.from_text(session, state, self._encode)

@@ -1,40 +1,41 @@
-"""The way of a segment from :meth:`StreamOperator.feed` into the cache: checked, cut into parts, queued,
-ingested, and what it then owes in translations."""
+"""The way of a segment into the cache: checked, cut into parts, queued, ingested; then its events."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 
-from operators.cache.batch import Row
 from operators.cache.kv_cache import KvCache
 from operators.config import OperatorConfig
-from operators.decoding.generation import Generation
 from operators.engine.partials import Partials
 from operators.engine.session import Known, Part, Session, Work
+from operators.engine.task_run import TaskRun
+from operators.engine.task_runner import TaskRunner
 from operators.errors import CapacityError, SegmentError
-from operators.events import Event, Segment
+from operators.events import Event, Segment, TranslationEvent
 from operators.model.tokenizer import Tokenizer
 from operators.observer import Observer
 from operators.state import Failure, WindowSegment
-from operators.tasks.translation import TranslationTask, split_text
+from operators.tasks.base import Spoken, Task
+from operators.tasks.translation import split_text
 
 
 class Intake:
-    """Puts segments into sessions' queues and notes their parts as they enter the cache."""
+    """Puts segments into sessions' queues, and finishes them in feed order. ``tasks``: all that may
+    want a run of their own for a segment."""
 
     def __init__(
         self,
         config: OperatorConfig,
         tokenizer: Tokenizer,
         cache: KvCache,
-        translation: TranslationTask,
+        tasks: Sequence[Task],
+        runner: TaskRunner,
         partials: Partials,
         observer: Observer,
         clock: Callable[[], float],
     ) -> None:
         self._config, self._tokenizer, self._cache = config, tokenizer, cache
-        self._translation, self._partials = translation, partials
+        self._tasks, self._runner, self._partials = tasks, runner, partials
         self._observer, self._clock = observer, clock
 
     # --- into the queue ----------------------------------------------------------------------
@@ -51,21 +52,21 @@ class Intake:
                 "text_too_large", f"{size} bytes of text, at most {self._config.max_text_bytes}"
             )
 
-    def take(self, session: Session, segment: Segment, ticket: int, waited: float = 0.0) -> None:
+    def submit(self, session: Session, segment: Segment, ticket: int, waited: float = 0.0) -> None:
         """Queue a checked segment. Mutates the session."""
         work = Work(ticket, segment, accepted_at=self._clock(), waited=waited)
         session.works.append(work)
         known = session.recent.get(segment.segment_id) if segment.segment_id else None
         if is_final_text(segment):
-            work.shown = session.hypotheses.forget(segment.segment_id, self._cache)
+            work.shown = session.partials.drop(segment.segment_id, self._cache)
         if segment.type == "session_end" and not session.ended:
-            session.hypotheses.clear(self._cache)
-            work.owed, session.closing = 1, True
+            session.partials.clear(self._cache)
+            work.closing, session.closing = True, True
             session.queue.append(work)
         elif segment.type == "session_end":
             self._observer.count("duplicate_inputs")
         elif segment.type == "speaker_revision":
-            self._correct(session, work)
+            self._correct(work)
         elif is_final_text(segment) and known is None:
             self._enqueue(session, work)
         elif is_final_text(segment) and known is not None:
@@ -74,19 +75,14 @@ class Intake:
                 self._observer.count("duplicate_inputs")
             else:
                 session.remember(segment.segment_id, segment.revision, segment.text)
-                self._correct(session, work)
+                self._correct(work)
         elif segment.type == "segment" and not segment.is_final:
-            self._partials.hear(session, segment, ticket)
+            self._partials.submit(session, segment, ticket)
 
-    def _correct(self, session: Session, work: Work) -> None:
-        """Corrections take effect in feed order, when all before them is done."""
-
-        def apply(done: Work) -> list[Event]:
-            session.correct(done.segment)
-            return []
-
+    def _correct(self, work: Work) -> None:
+        """It takes effect in feed order, when all before it is done."""
         self._observer.count("late_revisions")
-        work.build = apply
+        work.corrects = True
 
     def _enqueue(self, session: Session, work: Work) -> None:
         """Cut the segment into parts of at most W/2 tokens and queue them."""
@@ -103,7 +99,6 @@ class Intake:
         room = self._config.window // 2 - self._count(label) - 2
         pieces = split_text(" ".join(segment.text.split()), max(4, room), self._count)
         work.parts_left = len(pieces)
-        work.build = partial(self._translations, session)
         for at, piece in enumerate(pieces):
             text = f"{label}{piece}\n"
             tokens = self._tokenizer.encode(text)
@@ -123,12 +118,12 @@ class Intake:
     def _count(self, text: str) -> int:
         return len(self._tokenizer.encode(text))
 
-    # --- out of the queue, into the cache ----------------------------------------------------
+    # --- in the cache, and done ----------------------------------------------------------------
 
-    def ingested(self, session: Session, row: Row) -> None:
-        """Note that ``row`` is in the cache. With a part's last token its translations become due."""
+    def note_ingested(self, session: Session, tokens: Sequence[int]) -> None:
+        """Note that ``tokens`` are in the cache. With a part's last token its runs become due."""
         evicted = session.evicted_total
-        part = session.advance(row.tokens)
+        part = session.advance(tokens)
         self._observer.count("kv_evicted_tokens", session.evicted_total - evicted)
         if part is None or part.work is None:
             return
@@ -136,25 +131,49 @@ class Intake:
         work.parts_left -= 1
         if part.info.last_part:
             self._observer.observe("queue_wait_seconds", self._clock() - work.accepted_at)
-        finish = partial(self._translated, session, work)
-        for generation in self._translation.generations(session, part, finish):
-            generation.due_at = self._clock()
-            session.due.append(generation)
+        for task in self._tasks:
+            if task.wants(work.segment):
+                occasion = Spoken(work.segment, part.said)
+                work.runs.append(self._runner.start(session, task, occasion))
 
-    def _translations(self, session: Session, work: Work) -> list[Event]:
-        made = self._translation.events(session, work)
+    def conclude(self, session: Session, run: TaskRun) -> None:
+        """Note the outcome of a run that a segment owes."""
+        assert run.outcome is not None
+        if not run.outcome.failed:
+            session.apply(run.outcome)
+            return
+        self._observer.count("failed_runs", task=run.task.name, reason=run.outcome.failed)
+        for work in session.works:
+            if run in work.runs:
+                text = "the model gave no finite numbers"
+                work.failure = Failure(work.ticket, run.task.name, run.outcome.failed, text)
+
+    def finish(self, session: Session) -> None:
+        """Move the segments that are done from the head of the line to what is published, in feed
+        order: revisions follow it. Mutates the session."""
+        while (work := session.next_done()) is not None:
+            if work.failure is not None:
+                session.failed.append(work.failure)
+                continue
+            if work.corrects:
+                session.correct(work.segment)
+            session.events.extend(self._events(session, work))
+            session.events.extend(work.final)
+            session.finished.append(work.ticket)
+
+    def _events(self, session: Session, work: Work) -> list[Event]:
+        """What the segment's runs came to, task by task."""
+        made: list[Event] = []
+        for task in self._tasks:
+            outcomes = [r.outcome for r in work.runs if r.task is task and r.outcome is not None]
+            if outcomes:
+                events = task.join(work.segment, outcomes, work.shown)
+                made += [session.stamp(event, work.ticket) for event in events]
         for event in made:
-            erasure = event.stability.normalized_erasure
-            self._observer.observe("translation_normalized_erasure", erasure)
-        return [*made]
-
-    def _translated(self, session: Session, work: Work, generation: Generation) -> None:
-        session.close(generation, self._cache)
-        work.owed -= 1
-        if generation.finish_reason == "nonfinite":
-            work.failure = Failure(
-                work.ticket, "translate", "nonfinite_logits", "the model gave no finite numbers"
-            )
+            if isinstance(event, TranslationEvent):
+                erasure = event.stability.normalized_erasure
+                self._observer.observe("translation_normalized_erasure", erasure)
+        return made
 
 
 def is_final_text(segment: Segment) -> bool:

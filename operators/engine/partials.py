@@ -2,7 +2,7 @@
 
 A hypothesis never enters the cache. It is translated on branches of its own, with the translation of
 the unit's earlier hypothesis as the draft, and only in what is left over: where everything else of the
-stream is at rest, in branches and slots that nobody else waits for. Whatever needs them takes them, and
+stream is at rest, in branches and slots that nothing else waits for. Whatever needs them takes them, and
 the hypothesis waits again. So it moves no frontier at which anything else is forked.
 """
 
@@ -10,16 +10,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
+
+from msgspec.structs import replace
 
 from operators.cache.kv_cache import KvCache
 from operators.config import OperatorConfig
-from operators.decoding.generation import Generation
-from operators.engine.hypotheses import Hypothesis, Piece, Unit
-from operators.engine.residency import Parking
+from operators.engine.partial_hypotheses import Hypothesis, Unit
+from operators.engine.residency import Residency
 from operators.engine.session import Session
-from operators.events import Segment
+from operators.engine.task_run import TaskRun
+from operators.engine.task_runner import TaskRunner
+from operators.events import Segment, TranslationEvent
 from operators.observer import Observer
+from operators.tasks.base import Outcome, Partial
 from operators.tasks.translation import TranslationTask
 
 COALESCED = "partials_coalesced"
@@ -33,117 +36,114 @@ class Partials:
         self,
         config: OperatorConfig,
         cache: KvCache,
-        parking: Parking,
+        residency: Residency,
         translation: TranslationTask,
+        runner: TaskRunner,
         observer: Observer,
         clock: Callable[[], float],
     ) -> None:
-        self._config, self._cache, self._parking = config, cache, parking
-        self._translation, self._observer, self._clock = translation, observer, clock
+        self._config, self._cache, self._residency = config, cache, residency
+        self._translation, self._runner = translation, runner
+        self._observer, self._clock = observer, clock
 
-    def hear(self, session: Session, segment: Segment, ticket: int) -> None:
+    def submit(self, session: Session, segment: Segment, ticket: int) -> None:
         """Take a partial; without effect when it has no id, is late or says nothing new."""
         wanted = self._config.translate_partials and not session.ended and segment.segment_id
         late = segment.segment_id in session.recent
-        if wanted and not late and self._targets(segment):
-            session.hypotheses.hear(segment, ticket, self._cache)
+        if wanted and not late and self._translation.targets(segment):
+            session.partials.submit(segment, ticket, self._cache)
 
     # --- between the steps -------------------------------------------------------------------
 
-    def make_way(self, sessions: Sequence[Session]) -> None:
+    def preempt(self, sessions: Sequence[Session]) -> None:
         """Take the branches back where the stream has something else to do, or another has no
         branch for what is due."""
-        busy = [s for s in sessions if s.hypotheses.running]
+        busy = [s for s in sessions if s.partials.running]
         for session in busy:
             if not _at_rest(session):
-                session.hypotheses.recall(self._cache)
-        due = sum(len(s.due) for s in sessions)
+                session.partials.preempt(self._cache)
+        due = sum(len(run.waiting) for s in sessions for run in (*s.due, *s.runs))
         for session in busy:
             if self._cache.free_regions >= due:
                 return
-            session.hypotheses.recall(self._cache)
+            session.partials.preempt(self._cache)
 
-    def open(self, sessions: Sequence[Session]) -> None:
+    def fill_gaps(self, sessions: Sequence[Session]) -> None:
         """Fork what waits, as far as slots and branches are left over."""
-        if any(s.due or (s.slot is None and not s.idle) for s in sessions):
+        if any(s.wants_branch or (s.slot is None and not s.idle) for s in sessions):
             return
         for session in sessions:
-            if not session.hypotheses or not _at_rest(session):
+            if not session.partials or not _at_rest(session):
                 continue
-            if session.slot is None and not self._parking.make_resident(session, only_spare=True):
+            if session.slot is None and not self._residency.make_resident(session, only_spare=True):
                 continue
             if not _at_rest(session):
                 continue  # its memory was lost and its text is queued to be read again
-            for unit in session.hypotheses.units.values():
+            for unit in session.partials.units.values():
                 self._begin(unit)
-                while unit.todo and self._cache.free_regions:
-                    self._fork(session, unit, unit.todo.popleft())
+                self._fork(session, unit)
 
     def _begin(self, unit: Unit) -> None:
         hypothesis = unit.waiting
         if hypothesis is None or unit.working is not None:
             return
         unit.working, unit.waiting = hypothesis, None
-        texts = self._translation.pieces(" ".join(hypothesis.segment.text.split()))
-        languages = [c for c in self._targets(hypothesis.segment) if c not in hypothesis.told]
-        unit.pieces = len(texts)
-        unit.todo = deque(
-            Piece(code, number, text) for code in languages for number, text in enumerate(texts)
-        )
+        languages = self._translation.targets(hypothesis.segment)
+        unit.todo = deque(code for code in languages if code not in hypothesis.done)
 
-    def _fork(self, session: Session, unit: Unit, piece: Piece) -> None:
+    def _fork(self, session: Session, unit: Unit) -> None:
         assert session.slot is not None
-        generation = self._translation.generation(
-            session,
-            piece.language,
-            piece.text,
-            partial(self._finished, session, unit, piece.language),
-            number=piece.number,
-            previous=unit.shown.get(piece.language, ""),
-        )
-        generation.due_at = self._clock()
-        generation.start(self._cache.fork(session.slot))
-        unit.running.append(generation)
+        assert unit.working is not None or not unit.todo
+        for run in unit.runs:
+            while run.waiting and self._cache.free_regions:
+                run.open_next(session.slot, self._cache)
+        while unit.todo and self._cache.free_regions:
+            assert unit.working is not None
+            code = unit.todo.popleft()
+            shown = unit.shown.get(code, "")
+            run = TaskRun(self._translation, Partial(unit.working.segment, code, shown))
+            self._runner.begin(session, run)
+            unit.runs.append(run)
+            while run.waiting and self._cache.free_regions:
+                run.open_next(session.slot, self._cache)
 
-    # --- what becomes of it ------------------------------------------------------------------
+    # --- after the forward -------------------------------------------------------------------
 
-    def _finished(self, session: Session, unit: Unit, code: str, generation: Generation) -> None:
-        hypothesis = unit.working
+    def conclude(self, session: Session) -> None:
+        """Publish the translations that are done. Mutates the session."""
+        for unit in session.partials.units.values():
+            for run in list(unit.runs):
+                run.advance(self._cache)
+                if run.outcome is not None:
+                    unit.runs.remove(run)
+                    self._publish(session, unit, run, run.outcome)
+            if unit.working is not None and not unit.todo and not unit.runs:
+                unit.stop(self._cache)
+
+    def _publish(self, session: Session, unit: Unit, run: TaskRun, outcome: Outcome) -> None:
+        hypothesis, occasion = unit.working, run.occasion
         assert hypothesis is not None
-        assert generation.branch is not None
-        self._cache.drop(generation.branch)
-        unit.running.remove(generation)
-        if generation.finish_reason == "nonfinite":
+        assert isinstance(occasion, Partial)
+        if outcome.failed:
             unit.todo.clear()  # nothing is shown; the final will say what is wrong
-        else:
-            unit.made.setdefault(code, []).append(generation)
-            if len(unit.made[code]) == unit.pieces:
-                self._tell(session, unit, hypothesis, code)
-        if not unit.todo and not unit.running:
-            unit.stop(self._cache)
+            return
+        hypothesis.done.add(occasion.language)
+        for event in outcome.events:
+            if isinstance(event, TranslationEvent):
+                session.events.append(self._event(session, hypothesis, event))
+                unit.shown[occasion.language] = event.tail
+                erasure = event.stability.normalized_erasure
+                self._observer.observe("translation_normalized_erasure", erasure)
 
-    def _tell(self, session: Session, unit: Unit, hypothesis: Hypothesis, code: str) -> None:
-        made = sorted(unit.made.pop(code), key=lambda g: g.number)
-        event = self._translation.hypothesis_event(
-            session,
-            hypothesis.segment,
-            hypothesis.ticket,
-            code,
-            made,
-            shown=unit.shown.get(code, ""),
-            degraded=(COALESCED,) if hypothesis.coalesced else (),
-        )
-        hypothesis.told.add(code)
-        unit.shown[code] = event.tail
-        session.events.append(event)
-        erasure = event.stability.normalized_erasure
-        self._observer.observe("translation_normalized_erasure", erasure)
-
-    def _targets(self, segment: Segment) -> list[str]:
-        return [code for code in self._config.targets if code != segment.language]
+    def _event(
+        self, session: Session, hypothesis: Hypothesis, event: TranslationEvent
+    ) -> TranslationEvent:
+        flags = (COALESCED,) if hypothesis.coalesced else ()
+        made = replace(event, degraded=(*flags, *event.degraded))
+        return session.stamp(made, hypothesis.ticket)
 
 
 def _at_rest(session: Session) -> bool:
     """Whether a fork now delays nothing: no transcript waits to be read, nothing waits for a fork."""
-    waits = session.queue or session.asked or session.due or session.ending or session.requested
+    waits = session.queue or session.requests or session.due or session.ending or session.requested
     return session.current is None and not waits

@@ -3,72 +3,80 @@ are forks behind the transcript and leave the stream as it was."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 
-from operators.cache.kv_cache import KvCache
 from operators.config import LANGUAGES
-from operators.decoding.generation import Generation
 from operators.engine.session import Session
+from operators.engine.task_run import TaskRun
 from operators.errors import ConfigError, SegmentError
-from operators.tasks.answer import AnswerTask
-from operators.tasks.translation import TranslationTask
+from operators.events import AnswerEvent, ModelInfo
+from operators.tasks.answer import AnswerTask, Question
+from operators.tasks.base import Asked
+from operators.tasks.translation import TextToTranslate, TranslationTask
+
+
+@dataclass(eq=False)
+class PendingTranslation:
+    """``text``: the translation, once a step has made it. ``failed``: why there will be none."""
+
+    text: str | None = None
+    failed: str = ""
 
 
 class Requests:
     """Queues requests at a session; they are forked at the next place where that is possible."""
 
-    def __init__(self, cache: KvCache, answers: AnswerTask, translation: TranslationTask) -> None:
-        self._cache, self._answers, self._translation = cache, answers, translation
+    def __init__(self, answers: AnswerTask, translation: TranslationTask, model: ModelInfo) -> None:
+        self._answers, self._translation, self._model = answers, translation, model
+        self._pending: dict[TaskRun, PendingTranslation] = {}
 
-    def ask(self, session: Session, question: str, question_id: str) -> None:
+    def ask(self, session: Session, question: Question) -> None:
         """Raises SegmentError when the question is too long or the stream has ended."""
         _check_living(session)
-        made = partial(self._answers.generation, session, question)
-        made(lambda _: None)  # refused here rather than in the middle of a step
-        finish = partial(self._answered, session, question_id, question)
-        session.asked.append(partial(made, finish))
+        self._answers.check(question)  # refused here rather than in the middle of a step
+        session.requests.append(TaskRun(self._answers, Asked(question)))
 
-    def translate(
-        self,
-        session: Session,
-        text: str,
-        language: str,
-        done: Callable[[str], None],
-        previous: str,
-    ) -> None:
-        """``previous``: translation of an earlier version of the text, or empty. Raises
-        SegmentError when the stream has ended, ConfigError for an unknown language."""
-        if language not in LANGUAGES:
-            raise ConfigError(f"unknown language code {language!r}; known: {', '.join(LANGUAGES)}")
+    def translate(self, session: Session, wanted: TextToTranslate) -> PendingTranslation:
+        """Raises SegmentError when the stream has ended, ConfigError for an unknown language."""
+        if wanted.language not in LANGUAGES:
+            known = ", ".join(LANGUAGES)
+            raise ConfigError(f"unknown language code {wanted.language!r}; known: {known}")
         _check_living(session)
-        pieces = self._translation.pieces(" ".join(text.split()))
-        finished: list[Generation] = []
+        run = TaskRun(self._translation, Asked(wanted))
+        session.requests.append(run)
+        pending = self._pending[run] = PendingTranslation()
+        return pending
 
-        def finish(generation: Generation) -> None:
-            session.close(generation, self._cache)
-            finished.append(generation)
-            if len(finished) == len(pieces):
-                done(self._translation.text(sorted(finished, key=lambda g: g.number)))
-
-        for number, piece in enumerate(pieces):
-            session.asked.append(
-                partial(
-                    self._translation.generation,
-                    session,
-                    language,
-                    piece,
-                    finish,
-                    number=number,
-                    previous=previous,
-                )
+    def conclude(self, session: Session, run: TaskRun) -> None:
+        """Hand the outcome to whoever asked."""
+        outcome = run.outcome
+        assert outcome is not None
+        assert isinstance(run.occasion, Asked)
+        if (pending := self._pending.pop(run, None)) is not None:
+            pending.text, pending.failed = (
+                (None if outcome.failed else outcome.text),
+                outcome.failed,
             )
+        elif outcome.failed:
+            session.answers.append(self._refusal(session, run.occasion.request, outcome.failed))
+        else:
+            for event in outcome.events:
+                if isinstance(event, AnswerEvent):
+                    session.answers.append(session.stamp(event))
 
-    def _answered(
-        self, session: Session, question_id: str, question: str, generation: Generation
-    ) -> None:
-        session.close(generation, self._cache)
-        session.answers.append(self._answers.event(session, question_id, question, generation))
+    def _refusal(self, session: Session, question: Question, reason: str) -> AnswerEvent:
+        return session.stamp(
+            AnswerEvent(
+                stream_id=session.stream_id,
+                epoch=session.epoch,
+                revision=0,
+                question_id=question.question_id,
+                question=question.text,
+                model=self._model,
+                kv=session.kv_info(),
+                degraded=(reason,),
+            )
+        )
 
 
 def _check_living(session: Session) -> None:

@@ -1,9 +1,9 @@
-"""Going on with a stream that was held elsewhere: from its text, or exactly, from a snapshot.
+"""Resuming a stream that was held elsewhere: from its text, or exactly, from a snapshot.
 
 Both begin with the stream's state as of its cursor (ledger, revisions, the window's text). From text
-the window is run through the model again: an approximation, since the lost KV also carried evicted
-context. From a snapshot the KV is put back bit for bit, and only what was said between the snapshot
-and the state is run again, behind it, as it had been the first time.
+the window is prefilled again: an approximation, since the lost KV also carried evicted context. From a
+snapshot the KV is put back bit for bit, and only the text between the snapshot and the state is
+prefilled again behind it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from operators.decoding.drafters import NgramIndex
 from operators.engine.session import Part, Session
 from operators.engine.snapshot import DraftRecord, PartRecord, StreamMemory
 from operators.state import SessionState, WindowSegment
+from operators.tasks.base import Ledger
 
 Encode = Callable[[str], list[int]]
 
 
-def remember(
+def memory_of(
     session: Session, identity: dict[str, str], settings: str, draft: DraftRecord | None
 ) -> StreamMemory:
     """What a snapshot of a quiet session holds besides its KV."""
@@ -53,21 +54,21 @@ def from_text(session: Session, state: SessionState, encode: Encode) -> None:
         session.restored = "replay"
 
 
-def again_from_text(session: Session, encode: Encode) -> None:
+def requeue_window_text(session: Session, encode: Encode) -> None:
     """The KV of an idle session is lost: queue its window's text before what is queued already.
     Mutates the session."""
     waiting, next_seq, state = list(session.queue), session.next_seq, session.state()
     session.queue.clear()
     session.window.clear()
     session.index = NgramIndex(session.layout.window)
-    session.parked_length = session.covered = session.layout.sinks
+    session.offloaded_length = session.covered = session.layout.sinks
     from_text(session, state, encode)
     session.queue.extend(waiting)
     session.next_seq = next_seq
 
 
-def said_since(memory: StreamMemory, state: SessionState) -> list[WindowSegment] | None:
-    """What was said between the snapshot and the state, or None if they do not belong together:
+def text_since(memory: StreamMemory, state: SessionState) -> list[WindowSegment] | None:
+    """The text between the snapshot and the state, or None if they do not belong together:
     another epoch, a state older than the snapshot, or some of it no longer known."""
     before = memory.state
     if before.epoch != state.epoch or before.cursor > state.cursor or state.ended:
@@ -93,7 +94,7 @@ def from_snapshot(
         session.window.append(part)
     session.index.extend(memory.index)
     for task, kept in memory.draft_arms.items():
-        session.draft_controls[task] = DraftControl.recall(kept)
+        session.draft_controls[task] = DraftControl.restored(kept)
     session.tokens_total = memory.state.tokens_total
     # Also with nothing said since then: an update may have come between the snapshot and the state.
     frontier = memory.length + sum(info.tokens for info in since)
@@ -106,7 +107,7 @@ def _take_over(session: Session, state: SessionState) -> None:
     session.ended, session.cursor = state.ended, state.cursor
     session.next_seq = session.settled_seq = state.next_seq
     session.revisions = dict(state.revisions)
-    session.items, session.next_item = state.items, state.next_item
+    session.ledger = Ledger(state.items, state.next_item)
     session.last_output = dict(state.last_output)
     session.degraded = state.degraded
     session.restore_covers(state)

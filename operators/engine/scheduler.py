@@ -1,19 +1,20 @@
-"""Which rows run next: admission to slots and branch regions, and the token budget of a step.
+"""Which rows run next: slots and branch regions for those that need them, and a step's token budget.
 
 Prefill, decode and verify are all rows; the only difference is their role (see operators.model.loader).
 A step prefills at most ``ingest_budget`` tokens over all streams, however long a segment is.
 
-Oldest first: slots, branch regions and prompt tokens go to the stream whose oldest segment that is not
-done has waited longest; a stream that never pauses gives up its slot between two parts. So that none
-waits for another's long text, up to half of a step's transcript tokens are for the stream that was
-given some longest ago. Every answer under way has its row in every step. Where nothing tells streams
-apart (no clock), they take turns.
+Oldest-first scheduling: slots, branch regions and prompt tokens go to the stream whose oldest unfinished
+segment has waited longest; a stream that never pauses gives up its slot between two parts. Up to half of
+a step's transcript tokens are kept for the stream that was given some longest ago, so a long segment
+cannot starve the others. Every answer under way has its row in every step. Streams that nothing tells
+apart (no clock) take turns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 from operators.cache.batch import Row
 from operators.cache.kv_cache import KvCache
@@ -23,7 +24,7 @@ from operators.decoding.allocation import share_out
 from operators.decoding.draft_model import DraftModel, ModelDrafter
 from operators.decoding.drafters import Draft
 from operators.decoding.generation import NO_DRAFT, Generation
-from operators.engine.residency import Parking
+from operators.engine.residency import Residency
 from operators.engine.session import Part, Session
 
 HELD_DRAFTS = 4
@@ -36,55 +37,81 @@ PATIENCE_S = 2.0
 hands at every segment would cost more than they give."""
 
 
+class Block(NamedTuple):
+    """Transcript tokens of one stream: a stretch of ``part``, which may begin with it."""
+
+    row: Row
+    session: Session
+    part: Part
+
+
+@dataclass
+class Planned:
+    """One answer's next verify: its draft, or ``length`` tokens to be made by its model drafter."""
+
+    generation: Generation
+    draft: Draft = NO_DRAFT
+    by_model: ModelDrafter | None = None
+    length: int = 0
+
+
 @dataclass
 class StepPlan:
-    """Rows of one step by role, with what each row belongs to."""
+    """Rows of one step, with what each belongs to."""
 
-    blocks: list[tuple[Row, Session]] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
     prompts: list[tuple[Row, Generation]] = field(default_factory=list)
-    verifies: list[tuple[Row, Generation]] = field(default_factory=list)
+    decoding: list[Planned] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.blocks or self.prompts or self.verifies)
+        return bool(self.blocks or self.prompts or self.decoding)
+
+
+class Transcript(Protocol):
+    """Says which text may enter a window: operators.engine.update_policy."""
+
+    def next_part(self, session: Session) -> Part | None: ...
 
 
 class Scheduler:
-    """Admission and row selection. Holds no stream state besides the order of rotation."""
+    """Admission and row selection. Holds no state of streams but the order of rotation."""
 
     def __init__(
         self,
         cache: KvCache,
         config: OperatorConfig,
-        parking: Parking,
+        residency: Residency,
         *,
         draft: DraftModel | None = None,
         costs: Costs | None = None,
     ) -> None:
-        self._cache, self._config, self._parking = cache, config, parking
+        self._cache, self._config, self._residency = cache, config, residency
         self._draft, self._costs = draft, costs or Costs()
         self._turn = 0
 
     # --- admission ---------------------------------------------------------------------------
 
     def admit(self, sessions: list[Session]) -> None:
-        """Give slots to sessions that have work, parking idle ones, least recently used first; then
-        open due forks while regions are free. Mutates sessions and cache."""
+        """Give slots to sessions that have work, offloading idle ones, least recently used first; then
+        open branches while regions are free. Mutates sessions and cache."""
         for session in sessions:
             session.yielding = False
         for session in self._oldest_first(sessions):
             waits = session.slot is None and not session.idle
-            if waits and not self._parking.make_resident(session):
+            if waits and not self._residency.make_resident(session):
                 if self._displace(session, sessions):
-                    self._parking.make_resident(session)
+                    self._residency.make_resident(session)
                 break
-        waiting = [s for s in self._oldest_first(sessions) if s.slot is not None and s.due]
-        while waiting and self._cache.free_regions:
-            for session in list(waiting):
+        self._open_branches([s for s in self._oldest_first(sessions) if s.slot is not None])
+
+    def _open_branches(self, sessions: list[Session]) -> None:
+        waiting = [session for session in sessions if session.wants_branch]
+        while waiting:
+            for session in waiting:
                 if not self._cache.free_regions:
-                    break
-                self._open_fork(session)
-                if not session.due:
-                    waiting.remove(session)
+                    return
+                session.open_branch(self._cache)
+            waiting = [session for session in waiting if session.wants_branch]
 
     def _displace(self, waiting: Session, sessions: list[Session]) -> bool:
         """Have the stream that has waited least leave its slot to one that has waited much longer:
@@ -96,87 +123,77 @@ class Scheduler:
             return False
         last.yielding = True
         if last.at_rest:
-            self._parking.park(last)
+            self._residency.evict(last)
             return True
         return False
 
-    def _open_fork(self, session: Session) -> None:
-        assert session.slot is not None
-        generation = session.due.popleft()
-        generation.start(self._cache.fork(session.slot))
-        session.running.append(generation)
-
     # --- rows --------------------------------------------------------------------------------
 
-    def plan(
-        self, sessions: list[Session], start_part: Callable[[Session], Part | None]
-    ) -> StepPlan:
-        """Choose the rows of the next step. ``start_part(session)`` takes the next part a session
-        may ingest off its queue, or returns None. Runs the draft model, if there is one."""
+    def plan(self, sessions: list[Session], transcript: Transcript) -> StepPlan:
+        """Choose the rows of the next step. Changes nothing but the order of rotation."""
         plan = StepPlan()
         resident = [s for s in sessions if s.slot is not None]
-        turns, order = self._rotated(resident), self._oldest_first(resident)
+        rotated, order = self._rotated(resident), self._oldest_first(resident)
         self._turn += 1
         for session in order:
-            if not session.idle or session.hypotheses:
+            if not session.idle or session.partials:
                 session.last_used = self._turn
-        running = [g for s in turns for g in s.running]
-        hypotheses = [g for s in turns for g in s.hypotheses.running]
-        decoding = [g for g in [*running, *hypotheses] if not g.prefilling]
-        for generation, draft in zip(decoding, self._drafts(decoding), strict=True):
-            plan.verifies.append((generation.verify_row(draft), generation))
+        running = [g for s in rotated for g in s.running]
+        hypotheses = [g for s in rotated for g in s.partials.running]
+        plan.decoding = self._drafts([g for g in [*running, *hypotheses] if not g.prefilling])
         budget = _prompts(plan, [g for s in order for g in s.running], self._config.ingest_budget)
-        budget = self._blocks(plan, order, budget, start_part)
+        budget = self._blocks(plan, order, budget, transcript)
         _prompts(plan, hypotheses, budget)
         return plan
 
     def _blocks(
-        self,
-        plan: StepPlan,
-        order: list[Session],
-        budget: int,
-        start_part: Callable[[Session], Part | None],
+        self, plan: StepPlan, order: list[Session], budget: int, transcript: Transcript
     ) -> int:
         """Share ``budget`` out among the streams that may append transcript; what is left of it."""
-        by_turn = sorted(order, key=lambda session: session.last_fed)
-        turn = next((s for s in by_turn if self._ready(s, start_part)), None)
-        if budget <= 0 or turn is None:
+        ready = {}
+        for session in order:
+            part = session.current or transcript.next_part(session)
+            if part is not None and (room := self._room(session, part)):
+                ready[session.stream_id] = part, room
+        able = [session for session in order if session.stream_id in ready]
+        if budget <= 0 or not able:
             return budget
-        kept = min(self._ready(turn, start_part), budget // 2)
-        for session in [*(s for s in order if s is not turn), turn]:
+        turn = min(able, key=lambda session: session.last_fed)
+        kept = min(ready[turn.stream_id][1], budget // 2)
+        for session in [*(s for s in able if s is not turn), turn]:
             if session is turn:
                 kept = 0
-            if budget <= kept:
-                continue  # a part that is begun with nothing keeps questions waiting
-            size = min(self._ready(session, start_part), budget - kept)
+            part, room = ready[session.stream_id]
+            size = min(room, budget - kept)
             if size > 0:
-                plan.blocks.append((_block(session, size), session))
+                plan.blocks.append(_block(session, part, size))
                 session.last_fed = self._turn
                 budget -= size
         return budget
 
-    def _drafts(self, decoding: list[Generation]) -> list[Draft]:
+    def _room(self, session: Session, part: Part) -> int:
+        """How many transcript tokens of the part the session may append now."""
+        assert session.slot is not None
+        done = session.current_done if part is session.current else 0
+        return max(0, min(self._cache.ingest_room(session.slot), len(part.tokens) - done))
+
+    def _drafts(self, decoding: list[Generation]) -> list[Planned]:
         """What each answer drafts in this step: every answer picks a drafter, the step shares out
-        its room, the draft model does its part."""
+        its room."""
         offers = [self._candidates(generation) for generation in decoding]
         choices = [
             self._choose(generation, offer, len(decoding))
             for generation, offer in zip(decoding, offers, strict=True)
         ]
         lengths = share_out(choices, self._costs, _tokens_per_verify(decoding))
-        drafts: list[Draft] = []
-        modelled: list[tuple[int, ModelDrafter, int]] = []
-        for at, (offer, choice, k) in enumerate(zip(offers, choices, lengths, strict=True)):
+        planned = []
+        for generation, offer, choice, k in zip(decoding, offers, choices, lengths, strict=True):
             made = offer[choice.candidate] if choice is not None and k else NO_DRAFT
             if isinstance(made, ModelDrafter):
-                modelled.append((at, made, k))
-                made = NO_DRAFT
-            drafts.append(made.cut(k))
-        if modelled and self._draft is not None:
-            by_model = self._draft.draft([(drafter, k) for _, drafter, k in modelled])
-            for (at, _, _), draft in zip(modelled, by_model, strict=True):
-                drafts[at] = draft
-        return drafts
+                planned.append(Planned(generation, by_model=made, length=k))
+            else:
+                planned.append(Planned(generation, made.cut(k)))
+        return planned
 
     def _choose(
         self, generation: Generation, offer: Iterable[Candidate], rows: int
@@ -217,18 +234,6 @@ class Scheduler:
             generation.drafters.append(drafter)
         return {**found, self._draft.candidate(drafter, limit): drafter}
 
-    def _ready(self, session: Session, start_part: Callable[[Session], Part | None]) -> int:
-        """How many transcript tokens the session may append now. Begins its next part if it may."""
-        assert session.slot is not None
-        if session.current is None:
-            part = start_part(session) if not session.yielding else None
-            if part is None:
-                return 0
-            session.begin(part)
-        assert session.current is not None
-        left = len(session.current.tokens) - session.current_done
-        return max(0, min(self._cache.ingest_room(session.slot), left))
-
     def _oldest_first(self, sessions: list[Session]) -> list[Session]:
         return sorted(self._rotated(sessions), key=lambda session: session.waiting_since)
 
@@ -250,11 +255,10 @@ def _tokens_per_verify(decoding: list[Generation]) -> list[float]:
     return [generation.tokens_per_verify for generation in decoding]
 
 
-def _block(session: Session, size: int) -> Row:
+def _block(session: Session, part: Part, size: int) -> Block:
     assert session.slot is not None
-    assert session.current is not None
-    done = session.current_done
-    return Row(session.slot, session.current.tokens[done : done + size])
+    done = session.current_done if part is session.current else 0
+    return Block(Row(session.slot, part.tokens[done : done + size]), session, part)
 
 
 def _prompts(plan: StepPlan, generations: list[Generation], budget: int) -> int:

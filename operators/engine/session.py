@@ -13,31 +13,38 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from msgspec.structs import replace
-from torch import Tensor
 
 from operators.cache.kv_cache import KvCache, KvLayout, StreamSlot
 from operators.decoding.acceptance import DraftControl
-from operators.decoding.draft_model import DraftMemory
 from operators.decoding.drafters import NgramIndex
 from operators.decoding.generation import Generation
-from operators.engine.hypotheses import Hypotheses
+from operators.engine.partial_hypotheses import PartialHypotheses
+from operators.engine.task_run import TaskRun
 from operators.events import (
     AnswerEvent,
+    AnyEvent,
     Covers,
     Event,
     Evidence,
+    KvInfo,
     LedgerItem,
     Restored,
     Segment,
+    Source,
+    SummaryEvent,
     Trigger,
+    event_id,
+    task_of,
 )
 from operators.state import Emission, Failure, SessionState, WindowSegment
+from operators.tasks.base import Ledger, Outcome, SeenSegment
 
+E = TypeVar("E", bound=AnyEvent)
 RECENT_IDS = 1024
 """Segment ids of a stream that are known as already taken."""
 CORRECTION_CHARS = 280
@@ -52,23 +59,29 @@ class Known(NamedTuple):
 
 @dataclass(eq=False)
 class Work:
-    """A segment on its way: done when all its parts are in and every answer it owes is out."""
+    """A segment on its way: done when all its parts are in and every run it owes has an outcome."""
 
     ticket: int
     segment: Segment
     seq: int | None = None  # its number in the stream, if its text was taken
     parts_left: int = 0
-    owed: int = 0
-    answers: dict[str, list[Generation]] = field(default_factory=dict)  # by language, in order
+    runs: list[TaskRun] = field(default_factory=list)
+    """Those its parts have started, in order of the parts."""
+    final: Sequence[Event] = ()
+    """The last events of the stream, for an end mark."""
+    corrects: bool = False
+    """A late revision of a segment, of its text or its speaker."""
+    closing: bool = False
+    """An end mark whose final event is not out yet."""
     shown: dict[str, str] = field(default_factory=dict)  # by language, of its partials
-    build: Callable[[Work], list[Event]] | None = None
     failure: Failure | None = None
     accepted_at: float = 0.0
     waited: float = 0.0  # seconds before it was accepted
 
     @property
     def done(self) -> bool:
-        return self.failure is not None or (self.parts_left == 0 and self.owed == 0)
+        owed = self.closing or any(run.outcome is None for run in self.runs)
+        return self.failure is not None or (self.parts_left == 0 and not owed)
 
 
 @dataclass(eq=False)
@@ -88,19 +101,10 @@ class Part:
         return self.start + len(self.tokens)
 
 
-@dataclass(frozen=True)
-class Spilled:
-    """A session's KV lies in the store: sha256 of the file, and the draft twin's ``origin``."""
-
-    digest: str
-    draft_origin: int
-
-
 @dataclass(eq=False)
 class Session:
-    """One stream's state in the engine. ``slot`` is None while parked or not yet admitted:
-    ``parked_length`` is then its frontier, ``parked`` its KV in host memory, ``spilled`` says that
-    it lies in the store (see operators.engine.residency). ``last_used`` and
+    """One stream's state in the engine. ``slot`` is None while its KV is offloaded or not made yet:
+    ``offloaded_length`` is then its frontier (see operators.engine.residency). ``last_used`` and
     ``last_fed``: number of the step."""
 
     stream_id: str
@@ -109,10 +113,7 @@ class Session:
     epoch: int = 0
     ended: bool = False
     slot: StreamSlot | None = None
-    parked: Tensor | None = None
-    parked_length: int = 0
-    parked_draft: DraftMemory | None = None
-    spilled: Spilled | None = None
+    offloaded_length: int = 0
     last_used: int = 0
     last_fed: int = 0
     yielding: bool = False
@@ -123,17 +124,20 @@ class Session:
     current: Part | None = None
     current_done: int = 0
     window: deque[Part] = field(default_factory=deque)
-    asked: deque[Callable[[], Generation]] = field(default_factory=deque)
-    """Questions that wait for the next place where a fork may happen."""
-    due: deque[Generation] = field(default_factory=deque)
-    running: list[Generation] = field(default_factory=list)
-    summary_running: bool = False
-    hypotheses: Hypotheses = field(default_factory=Hypotheses)
+    requests: deque[TaskRun] = field(default_factory=deque)
+    """Asked for by callers; they start at the next place where a fork may happen."""
+    due: deque[TaskRun] = field(default_factory=deque)
+    """Started, and waiting for their first branch: ingest waits with them."""
+    runs: list[TaskRun] = field(default_factory=list)
+    """With at least one branch, or just concluded."""
+    partials: PartialHypotheses = field(default_factory=PartialHypotheses)
     ending: Work | None = None
 
     covered: int = 0  # absolute position: all transcript before it was visible to a good update
     last_fork: int = 0  # frontier of the last update's fork, successful or not
     last_fork_at: float = 0.0
+    forks: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """Frontier and time of the last fork of every other task with a rhythm of its own."""
     covers: Covers = field(default_factory=Covers)
     update_failures: int = 0
     requested: Trigger | None = None
@@ -148,8 +152,7 @@ class Session:
     next_seq: int = 0
     settled_seq: int = 0  # next_seq as of cursor
     revisions: dict[str, int] = field(default_factory=dict)
-    items: tuple[LedgerItem, ...] = ()
-    next_item: int = 1
+    ledger: Ledger = field(default_factory=Ledger)
     tokens_total: int = 0
     last_output: dict[str, str] = field(default_factory=dict)
     draft_controls: dict[str, DraftControl] = field(default_factory=dict)
@@ -167,7 +170,7 @@ class Session:
         the caller. What has none (a question, an update by time) waits for nobody's segments; text
         that is only run again, after a restart, is awaited by nobody."""
         if not self.works:
-            only_again = (self.queue or self.current) and not (self.asked or self.requested)
+            only_again = (self.queue or self.current) and not (self.requests or self.requested)
             return math.inf if only_again else -math.inf
         return self.works[0].accepted_at - self.works[0].waited
 
@@ -175,7 +178,7 @@ class Session:
 
     @property
     def frontier(self) -> int:
-        return self.slot.length if self.slot is not None else self.parked_length
+        return self.slot.length if self.slot is not None else self.offloaded_length
 
     @property
     def between_parts(self) -> bool:
@@ -231,18 +234,54 @@ class Session:
 
     def visible_parts(self, since: int) -> list[tuple[Evidence, str]]:
         """Evidence and text of the parts in the window that end behind position ``since``."""
-        found = []
-        for part in self.window:
-            if part.end > since and part is not self.current:
-                info = part.info
-                found.append((evidence(info), part.said))
-        return found
+        return [(seen.evidence, seen.text) for seen in self.seen_segments(since)]
 
-    def close(self, generation: Generation, cache: KvCache) -> None:
-        """Throw a finished answer's branch away; the stream's memory is as before the fork."""
-        assert generation.branch is not None
-        cache.drop(generation.branch)
-        self.running.remove(generation)
+    def seen_segments(self, since: int = 0) -> list[SeenSegment]:
+        """The parts in the window that end behind position ``since``."""
+        return [
+            SeenSegment(evidence(part.info), part.said, part.end > self.covered)
+            for part in self.window
+            if part.end > since and part is not self.current
+        ]
+
+    # --- branches: opened and closed here only -------------------------------------------------
+
+    @property
+    def running(self) -> list[Generation]:
+        """Answers in the making, oldest run first."""
+        return [generation for run in self.runs for generation in run.open]
+
+    @property
+    def wants_branch(self) -> bool:
+        return bool(self.due) or any(run.waiting for run in self.runs)
+
+    def open_branch(self, cache: KvCache) -> None:
+        """Fork for the oldest run without a branch, else for a run with asks that still wait.
+        A region must be free."""
+        assert self.slot is not None
+        if self.due:
+            run = self.due.popleft()
+            self.runs.append(run)
+        else:
+            run = next(run for run in self.runs if run.waiting)
+        run.open_next(self.slot, cache)
+
+    def conclude_runs(self, cache: KvCache) -> list[TaskRun]:
+        """Take out the runs that have an outcome; their branches are gone."""
+        for run in self.runs:
+            run.advance(cache)
+        concluded = [run for run in self.runs if run.outcome is not None]
+        self.runs = [run for run in self.runs if run.outcome is None]
+        return concluded
+
+    def close_branches(self, cache: KvCache) -> None:
+        """Give up every run and partial hypothesis; the stream's memory is as before the forks."""
+        self.partials.clear(cache)
+        for run in self.runs:
+            run.close(cache)
+        self.runs.clear()
+        self.due.clear()
+        self.requests.clear()
 
     def remember(self, segment_id: str, revision: int = 0, text: str | None = None) -> None:
         """Know this segment as taken, should it come again."""
@@ -263,14 +302,39 @@ class Session:
                     correction=text or part.info.correction,
                     speaker=name or part.info.speaker,
                 )
-        self.items = corrected(self.items, segment.segment_id, text, name)
+        self.ledger.items = corrected(self.ledger.items, segment.segment_id, text, name)
 
     def cite_corrections(self) -> None:
         """Corrections that came while an update was running, for what it cites."""
         for part in self.window:
             info = part.info
             if info.correction is not None:
-                self.items = corrected(self.items, info.segment_id, info.correction, info.speaker)
+                self.ledger.items = corrected(
+                    self.ledger.items, info.segment_id, info.correction, info.speaker
+                )
+
+    def apply(self, outcome: Outcome, fork: int | None = None) -> None:
+        """Put a run's outcome into the stream's state. ``fork``: the frontier up to which it covers
+        the transcript, for a run that may say so."""
+        if fork is not None and outcome.covers:
+            self.cover(max(fork, self.covered))
+        if outcome.items is not None:
+            self.ledger.items = outcome.items
+            self.ledger.next_item = outcome.next_item or self.ledger.next_item
+            self.cite_corrections()
+        self.last_output.update(outcome.remember)
+
+    def add_degraded(self, flag: str) -> None:
+        if flag not in self.degraded:
+            self.degraded = (*self.degraded, flag)
+
+    def with_degraded(self, event: SummaryEvent) -> SummaryEvent:
+        """The event with the ledger as it is and with the flags since the last one, which it takes."""
+        flags, self.degraded = self.degraded, ()
+        return replace(event, items=self.ledger.items, degraded=(*flags, *event.degraded))
+
+    def kv_info(self) -> KvInfo:
+        return KvInfo(self.layout.sinks, self.layout.window, self.evicted_total, self.restored)
 
     def restore_covers(self, state: SessionState) -> None:
         self.covers = Covers(state.covered_seq, state.covered_segment_id, state.covered_ms)
@@ -281,19 +345,39 @@ class Session:
         self.revisions[task] = self.revisions.get(task, 0) + 1
         return self.revisions[task]
 
-    def settle(self) -> None:
-        """Move finished work from the head of the line to the outbox, in feed order."""
-        while self.works and self.works[0].done:
-            work = self.works.popleft()
-            if work.failure is not None:
-                self.failed.append(work.failure)
-            else:
-                if work.build is not None:  # here, so that revisions follow feed order
-                    self.events.extend(work.build(work))
-                self.finished.append(work.ticket)
-            self.cursor = max(self.cursor, work.ticket)
-            if work.seq is not None:
-                self.settled_seq = work.seq + 1
+    def stamp(self, event: E, ticket: int | None = None) -> E:
+        """The event with its number, its id and what the ledger covers; ``ticket``: the segment it
+        came from. Counts its task's revisions up."""
+        task = task_of(event)
+        revision = self.next_revision(task)
+        changes: dict[str, Any] = {
+            "stream_id": self.stream_id,
+            "epoch": self.epoch,
+            "revision": revision,
+            "event_id": event_id(self.stream_id, task, self.epoch, revision),
+            "covers": self.covers_with_lag(),
+        }
+        if ticket is not None:
+            changes["source"] = Source(first_offset=ticket, last_offset=ticket)
+        return replace(event, **changes)
+
+    def covers_with_lag(self) -> Covers:
+        """What is covered, and how far (in stream time) that lags behind the window's newest segment."""
+        ends = [p.info.end_ms for p in self.window if p.info.end_ms is not None]
+        if not ends or self.covers.to_ms is None:
+            return self.covers
+        lag = max(0, max(ends) - self.covers.to_ms)
+        return Covers(self.covers.to_seq, self.covers.to_segment_id, self.covers.to_ms, lag)
+
+    def next_done(self) -> Work | None:
+        """Take out the oldest segment if it is done; segments are done in feed order."""
+        if not self.works or not self.works[0].done:
+            return None
+        work = self.works.popleft()
+        self.cursor = max(self.cursor, work.ticket)
+        if work.seq is not None:
+            self.settled_seq = work.seq + 1
+        return work
 
     def take_emission(self) -> Emission | None:
         """What there is to publish now, with the state that belongs to it; empties the outbox."""
@@ -325,8 +409,8 @@ class Session:
             cursor=self.cursor,
             next_seq=self.settled_seq,
             revisions=dict(self.revisions),
-            items=self.items,
-            next_item=self.next_item,
+            items=self.ledger.items,
+            next_item=self.ledger.next_item,
             window=tuple(p.info for p in parts),
             covered_seq=covers.to_seq,
             covered_segment_id=covers.to_segment_id,
@@ -339,8 +423,8 @@ class Session:
 
     @property
     def idle(self) -> bool:
-        """Nothing queued, half done or owed: the slot could be given to another stream. Hypotheses
-        do not count: their work can be given up at any time."""
+        """Nothing queued, half done or owed: the slot could be given to another stream. Partial
+        hypotheses do not count: their work can be given up at any time."""
         return not self.queue and self.at_rest
 
     @property
@@ -348,7 +432,7 @@ class Session:
         """Nothing half done or owed but what is queued: the slot may be left and taken again without
         a trace."""
         return not (
-            self.current or self.asked or self.due or self.running or self.ending or self.requested
+            self.current or self.requests or self.due or self.runs or self.ending or self.requested
         )
 
 

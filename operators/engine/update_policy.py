@@ -1,19 +1,24 @@
-"""When a summary update is due, and what becomes of it: coverage, the ledger, the end of a stream."""
+"""When a run of a task is due, which text may enter the window, and what an update changes.
+
+Forks happen only between parts of the transcript, at frontiers that depend on the stream alone, never
+on load (see operators.engine.session).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 
-from operators.cache.kv_cache import KvCache
 from operators.config import OperatorConfig
-from operators.decoding.generation import Generation
-from operators.engine.residency import Parking
+from operators.engine.residency import Residency
+from operators.engine.scheduler import Block
 from operators.engine.session import Part, Session, Work
+from operators.engine.task_run import TaskRun
+from operators.engine.task_runner import TaskRunner
 from operators.errors import DeviceError
-from operators.events import SummaryEvent, Trigger
+from operators.events import AnswerEvent, Event, SummaryEvent, Trigger
 from operators.observer import Observer
-from operators.tasks.summary import SummaryTask, View
+from operators.tasks.base import Due, Progress, Task
+from operators.tasks.summary import SummaryTask
 
 MAX_UPDATE_FAILURES = 3
 SKIPPED = "updates_skipped"
@@ -21,24 +26,30 @@ SKIPPED = "updates_skipped"
 
 
 class UpdatePolicy:
-    """Decides what is forked at every frontier where a fork may happen (operators.engine.session)."""
+    """Starts the runs that a stream's own rules ask for, and applies their outcomes.
+
+    The summary is special: its outcomes alone move coverage, and it is forced where uncovered text
+    would leave the window. ``others``: further tasks with a rhythm of their own.
+    """
 
     def __init__(
         self,
         config: OperatorConfig,
-        cache: KvCache,
-        parking: Parking,
+        runner: TaskRunner,
+        residency: Residency,
         summary: SummaryTask,
+        others: Sequence[Task],
         observer: Observer,
         clock: Callable[[], float],
     ) -> None:
-        self._config, self._cache, self._parking, self._summary = config, cache, parking, summary
+        self._config, self._runner, self._residency = config, runner, residency
+        self._summary, self._others = summary, others
         self._observer, self._clock = observer, clock
 
-    # --- what is due -------------------------------------------------------------------------
+    # --- questions: they change nothing ------------------------------------------------------
 
     def wanted(self, session: Session) -> Trigger | None:
-        """Which trigger, if any, asks for an update at the current frontier."""
+        """Which trigger, if any, asks for a summary update at the current frontier."""
         if session.ending is not None:
             return "session_end"
         if session.requested is not None:
@@ -46,104 +57,119 @@ class UpdatePolicy:
         head = session.queue[0] if session.queue else None
         if isinstance(head, Part) and not session.fits(head):
             return "tokens"
-        return None if self._behind(session) else self._by_rule(session)
+        return None if self._behind(session) else self._summary.due(self._progress(session))
 
-    def _by_rule(self, session: Session) -> Trigger | None:
-        """The trigger of the ordinary rhythm, which a stream that is behind may skip."""
-        if session.frontier - session.last_fork >= self._config.update_tokens:
-            return "tokens"
-        return "interval" if self.interval_due(session, self._clock()) else None
+    def due_at(self, session: Session) -> float | None:
+        """Clock time at which time alone will ask for an update, or None."""
+        left = self._summary.seconds_left(self._progress(session))
+        return None if left is None else self._clock() + left
+
+    def next_part(self, session: Session) -> Part | None:
+        """The part that may enter the window now, if any."""
+        if session.due or session.ending or session.yielding or not session.queue:
+            return None
+        head = session.queue[0]
+        if isinstance(head, Work) or not session.fits(head):
+            return None
+        return None if self.wanted(session) else head  # else an update is to be forked here first
 
     def _behind(self, session: Session) -> bool:
         """Whether so much waits that only updates the window needs are made (``skip_behind``)."""
         return 0 < self._config.skip_behind <= len(session.queue)
 
-    def interval_due(self, session: Session, now: float) -> bool:
-        """Whether time alone asks for an update."""
-        at = self.due_at(session)
-        return at is not None and now >= at
+    def _progress(self, session: Session) -> Progress:
+        return Progress(
+            tokens=session.frontier - session.last_fork,
+            seconds=self._clock() - session.last_fork_at,
+            uncovered=session.uncovered_tokens,
+        )
 
-    def due_at(self, session: Session) -> float | None:
-        """Clock time at which time alone will ask for an update, or None."""
-        every = self._config.update_interval_s
-        return session.last_fork_at + every if every and session.uncovered_tokens else None
+    def _progress_of(self, session: Session, task: Task) -> Progress:
+        at, when = session.forks.get(task.name, (session.layout.sinks, session.last_fork_at))
+        now = self._clock()
+        return Progress(session.frontier - at, now - when, session.uncovered_tokens)
 
-    def next_part(self, session: Session) -> Part | None:
-        """Take the next part off the queue, if the rules allow it now."""
-        if session.due or session.ending or not session.queue:
-            return None
-        head = session.queue[0]
-        if isinstance(head, Work) or not session.fits(head):
-            return None
-        if self.wanted(session):
-            return None  # an update is due here and waits for the running one to finish
-        if self._behind(session) and self._by_rule(session) and SKIPPED not in session.degraded:
-            session.degraded = (*session.degraded, SKIPPED)
-        if not session.uncovered_tokens:
-            session.last_fork_at = self._clock()  # silence does not count towards the interval
-        session.queue.popleft()
-        return head
+    # --- before the forward ------------------------------------------------------------------
 
-    def make_due(self, session: Session, now: float) -> None:
-        """Start what the session's rules ask for at this frontier: the end mark, questions, an
-        update. Mutates the session."""
+    def start_due(self, session: Session) -> None:
+        """Start what is due at this frontier: callers' requests, the summary, other tasks. Mutates
+        the session."""
+        self._note_end_mark(session)
+        if not session.between_parts or session.due:
+            return
+        while session.requests:
+            self._runner.start_run(session, session.requests.popleft())
+        if session.due:
+            return
+        running = {run.task.name for run in session.runs}
+        self._start_summary(session, running)
+        for task in () if session.due else self._others:
+            if task.name not in running and (trigger := task.due(self._progress_of(session, task))):
+                session.forks[task.name] = (session.frontier, self._clock())
+                self._runner.start(session, task, Due(trigger))
+
+    def _note_end_mark(self, session: Session) -> None:
         head = session.queue[0] if session.queue else None
         if isinstance(head, Work) and session.between_parts and session.works[0] is head:
             session.ending = head
             session.queue.popleft()
-        if not session.between_parts or session.due:
-            return
-        while session.asked:
-            generation = session.asked.popleft()()
-            generation.due_at = now
-            session.due.append(generation)
-        if session.summary_running or session.due:
-            return
+
+    def _start_summary(self, session: Session, running: set[str]) -> None:
         trigger = self.wanted(session)
-        if trigger is not None:
-            self._update(session, trigger, now)
-
-    def _update(self, session: Session, trigger: Trigger, now: float) -> None:
+        if trigger is None or self._summary.name in running:
+            return
+        if trigger == "session_end" and session.runs:
+            return  # the end frees the slot: whatever is under way is finished first
         session.requested = None
-        view = self._summary.view(session, trigger)
-        session.last_fork, session.last_fork_at = session.frontier, now
-        if session.uncovered_tokens == 0:
-            if trigger == "session_end":
-                self._end(session, view, None)
+        session.last_fork, session.last_fork_at = session.frontier, self._clock()
+        if session.uncovered_tokens or trigger == "session_end":
+            self._runner.start(session, self._summary, Due(trigger))
+
+    def begin_parts(self, blocks: Iterable[Block]) -> None:
+        """Take the parts that the planned blocks begin off their queues. Mutates the sessions."""
+        for block in blocks:
+            session = block.session
+            if session.current is not None:
+                continue
+            if self._behind(session) and self._summary.due(self._progress(session)):
+                session.add_degraded(SKIPPED)
+            if not session.uncovered_tokens:
+                session.last_fork_at = self._clock()  # silence does not count towards the interval
+            session.queue.popleft()
+            session.begin(block.part)
+
+    # --- after the forward -------------------------------------------------------------------
+
+    def conclude(self, session: Session, run: TaskRun) -> None:
+        """Apply the outcome of a run that was due. Mutates the session."""
+        outcome, summary = run.outcome, run.task is self._summary
+        assert outcome is not None
+        assert isinstance(run.occasion, Due)
+        if outcome.failed:
+            self._observer.count("failed_runs", task=run.task.name, reason=outcome.failed)
+            if summary:
+                self._failed(session)
             return
-        session.summary_running = True
-        if self._summary.needs_compaction(session):
-            finish = partial(self._compacted, session, view)
-            generation = self._summary.compaction(session, finish)
+        events = [event for event in outcome.events if not isinstance(event, AnswerEvent)]
+        if summary:
+            session.update_failures = 0
+            session.apply(outcome, fork=run.fork)
+            events = [self._summary_event(session, event) for event in events]
         else:
-            generation = self._summary.update(session, partial(self._updated, session, view))
-        generation.due_at = now
-        session.due.append(generation)
-
-    # --- what becomes of it ------------------------------------------------------------------
-
-    def _compacted(self, session: Session, view: View, generation: Generation) -> None:
-        """The older items are merged; the update proper follows on the same fork."""
-        assert generation.branch is not None
-        self._summary.compacted(session, generation)
-        update = self._summary.update(session, partial(self._updated, session, view))
-        update.due_at = generation.due_at
-        generation.branch.length = 0  # the region is used again from its start
-        session.running.remove(generation)
-        update.start(generation.branch)
-        session.running.append(update)
-
-    def _updated(self, session: Session, view: View, generation: Generation) -> None:
-        session.close(generation, self._cache)
-        session.summary_running = False
-        if generation.finish_reason == "nonfinite":
-            self._failed(session)
-            return
-        session.update_failures = 0
-        if view.trigger == "session_end":
-            self._end(session, view, generation)
+            session.apply(outcome)
+            events = [session.stamp(event) for event in events]
+        if summary and run.occasion.trigger == "session_end":
+            self._end(session, events)
         else:
-            session.events.append(self._finish(session, view, generation))
+            session.events.extend(events)
+
+    def _summary_event(self, session: Session, event: Event) -> Event:
+        if not isinstance(event, SummaryEvent):
+            return session.stamp(event)
+        made = session.stamp(session.with_degraded(event))
+        erasure = made.stability.normalized_erasure
+        self._observer.observe("summary_normalized_erasure", erasure)
+        return made
 
     def _failed(self, session: Session) -> None:
         session.update_failures += 1
@@ -155,18 +181,10 @@ class UpdatePolicy:
                 "numbers: try dtype fp32, or another model"
             )
 
-    def _finish(self, session: Session, view: View, generation: Generation | None) -> SummaryEvent:
-        event = self._summary.finish(session, view, generation)
-        erasure = event.stability.normalized_erasure
-        self._observer.observe("summary_normalized_erasure", erasure)
-        return event
-
-    def _end(self, session: Session, view: View, generation: Generation | None) -> None:
-        """Publish the final revision; the stream's end mark is then done and its memory free."""
+    def _end(self, session: Session, events: Sequence[Event]) -> None:
+        """The final revision is there; the stream's end mark is then done and its memory free."""
         work = session.ending
         assert work is not None
-        event = self._finish(session, view, generation)
-        work.build = lambda _: [event]
-        work.owed = 0
+        work.final, work.closing = events, False
         session.ending, session.ended = None, True
-        self._parking.drop(session)
+        self._residency.drop(session)

@@ -1,35 +1,16 @@
-"""The rolling summary: ask for what is new given the ledger, and put it there.
+"""The rolling summary: ask for what is new, and put it into the ledger.
 
-An *update* is one generation on a branch. Before it, when the ledger has outgrown its budget, a
-*compaction* merges the oldest items; both fork at the same frontier, so what they see does not
-depend on how busy the machine is.
+An update is one answer. Before it, when the ledger has outgrown its budget, another answer merges the
+oldest items; both are of one run, so what they see does not depend on load.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from operators.config import OperatorConfig
-from operators.decoding.generation import Generation
-from operators.engine.drafting import decoding
-from operators.engine.session import Session
-from operators.events import (
-    Covers,
-    Evidence,
-    KvInfo,
-    LedgerItem,
-    ModelInfo,
-    Source,
-    Stability,
-    SummaryEvent,
-    Trigger,
-    Usage,
-    event_id,
-)
-from operators.model.tokenizer import Tokenizer
+from operators.events import LedgerItem, Stability, SummaryEvent, Trigger, Usage
 from operators.tasks import ledger
-from operators.tasks.prompts import Prompts
+from operators.tasks.base import Answer, Ask, Due, Outcome, Progress, Steps, StreamView, Task
 from operators.text import normalized_erasure
 
 TASK = "summary"
@@ -38,173 +19,123 @@ MAX_NOTES = 4
 SINCE_WORDS, SINCE_CHARS = 8, 80
 
 
-@dataclass(frozen=True)
-class View:
-    """What the update saw, taken when it became due (ingest may run on before it is finished)."""
+class SummaryTask(Task):
+    """Its events are the stream's summaries; its outcomes alone say what is covered."""
 
-    fork: int
-    trigger: Trigger
-    segments: tuple[tuple[Evidence, str], ...]
-    source: Source
-    kv: KvInfo
+    name = TASK
 
+    def due(self, progress: Progress) -> Trigger | None:
+        if progress.tokens >= self.tools.config.update_tokens:
+            return "tokens"
+        left = self.seconds_left(progress)
+        return "interval" if left is not None and left <= 0 else None
 
-class SummaryTask:
-    """Makes and finishes summary updates for all streams of one operator."""
+    def seconds_left(self, progress: Progress) -> float | None:
+        every = self.tools.config.update_interval_s
+        return every - progress.seconds if every and progress.uncovered else None
 
-    def __init__(
-        self, config: OperatorConfig, prompts: Prompts, tokenizer: Tokenizer, model: ModelInfo
-    ) -> None:
-        self._config, self._prompts = config, prompts
-        self._tokenizer, self._model = tokenizer, model
+    def run(self, view: StreamView, occasion: Due) -> Steps:
+        if not any(segment.new for segment in view.segments):
+            return self._outcome(view, occasion.trigger, None)  # a final event with nothing new
+        if self._too_long(view.ledger.items):
+            (merged,) = yield [self._compaction(view.ledger.items)]
+            self._compact(view, merged)
+        (answer,) = yield [self._update(view)]
+        return self._outcome(view, occasion.trigger, answer)
 
-    # --- before ------------------------------------------------------------------------------
+    # --- asks --------------------------------------------------------------------------------
 
-    def view(self, session: Session, trigger: Trigger) -> View:
-        fresh = [p.info.offset for p in session.window if p.end > session.covered]
-        return View(
-            fork=session.frontier,
-            trigger=trigger,
-            segments=tuple(session.visible_parts(since=0)),
-            source=Source(first_offset=min(fresh, default=-1), last_offset=max(fresh, default=-1)),
-            kv=KvInfo(
-                session.layout.sinks,
-                session.layout.window,
-                session.evicted_total,
-                session.restored,
-            ),
-        )
+    def _too_long(self, items: Sequence[LedgerItem]) -> bool:
+        tokens = self.tools.tokenizer.encode(ledger.render(items))
+        return len(tokens) > self.tools.config.ledger_tokens
 
-    def needs_compaction(self, session: Session) -> bool:
-        text = ledger.render(session.items)
-        return len(self._tokenizer.encode(text)) > self._config.ledger_tokens
-
-    def compaction(self, session: Session, on_finish: Callable[[Generation], None]) -> Generation:
-        """A generation that merges the older half of the ledger."""
-        old = session.items[: self._half(session)]
-        limit = max(1, len(old) // 2)
+    def _compaction(self, items: tuple[LedgerItem, ...]) -> Ask:
+        """An ask that merges the older half of the ledger."""
+        old = items[: _half(items)]
         text = ledger.render(old)
-        prompt = self._prompts.render("compact", ledger=text, limit=str(limit))
-        return self._generation(session, COMPACTION, prompt, on_finish, text)
+        limit = str(max(1, len(old) // 2))
+        prompt = self.tools.prompts.render("compact", ledger=text, limit=limit)
+        return self._ask(COMPACTION, prompt, text)
 
-    def compacted(self, session: Session, generation: Generation) -> None:
-        """Put the merged items in place of the older half. Mutates the session's ledger."""
-        answer = self._prompts.opening("compact") + self._tokenizer.decode(generation.output)
-        old = self._half(session)
-        notes = ledger.parse_notes(answer, max(1, old // 2))
-        session.items = ledger.merge_notes(
-            session.items,
-            old,
-            notes,
-            revision=session.revisions.get(TASK, 0) + 1,
-            next_id=session.next_item,
+    def _update(self, view: StreamView) -> Ask:
+        """An ask for what is new."""
+        shown = view.ledger.items
+        while self._too_long(shown):
+            shown = shown[1:]  # the newest items that fit
+        new = [segment.text for segment in view.segments if segment.new]
+        since = " ".join(new[0].split()[:SINCE_WORDS])[:SINCE_CHARS] if new else ""
+        prompt = self.tools.prompts.render(
+            "summary", ledger=ledger.render(shown), limit=str(MAX_NOTES), since=since
         )
-        session.next_item += len(notes)
+        return self._ask(TASK, prompt, view.last_output.get(TASK, ""))
 
-    @staticmethod
-    def _half(session: Session) -> int:
-        return max(2, len(session.items) // 2)
-
-    def update(self, session: Session, on_finish: Callable[[Generation], None]) -> Generation:
-        """A generation that asks what is new."""
-        text = ledger.render(self._shown(session.items))
-        new = session.visible_parts(since=session.covered)
-        since = " ".join(new[0][1].split()[:SINCE_WORDS])[:SINCE_CHARS] if new else ""
-        prompt = self._prompts.render("summary", ledger=text, limit=str(MAX_NOTES), since=since)
-        return self._generation(session, TASK, prompt, on_finish, session.last_output.get(TASK, ""))
-
-    def _shown(self, items: tuple[LedgerItem, ...]) -> tuple[LedgerItem, ...]:
-        """The newest items that fit the ledger's token budget."""
-        shown = items
-        while len(self._tokenizer.encode(ledger.render(shown))) > self._config.ledger_tokens:
-            shown = shown[1:]
-        return shown
-
-    def _generation(
-        self,
-        session: Session,
-        task: str,
-        prompt: list[int],
-        on_finish: Callable[[Generation], None],
-        previous: str,
-    ) -> Generation:
-        config = self._config
-        return Generation(
-            task=task,
+    def _ask(self, kind: str, prompt: list[int], previous: str) -> Ask:
+        config, tokenizer = self.tools.config, self.tools.tokenizer
+        return Ask(
             prompt=prompt,
             max_tokens=min(config.summary_tokens, config.branch_tokens - len(prompt)),
-            eos_ids=self._tokenizer.eos_ids,
-            decoding=decoding(config, session, task, prompt, self._tokenizer.encode(previous)),
-            ends=lambda output: self._tokenizer.decode(output).count("\n") >= MAX_NOTES,
-            on_finish=on_finish,
+            kind=kind,
+            previous=tokenizer.encode(previous),
+            ends=lambda output: tokenizer.decode(output).count("\n") >= MAX_NOTES,
         )
 
-    # --- after -------------------------------------------------------------------------------
+    # --- outcomes ----------------------------------------------------------------------------
 
-    def finish(self, session: Session, view: View, generation: Generation | None) -> SummaryEvent:
-        """Advance coverage, extend the ledger, return the event. ``generation`` None: nothing was
-        asked because nothing was new (a final event). Mutates the session."""
-        session.cover(max(view.fork, session.covered))
-        revision = session.next_revision(TASK)
-        degraded = list(session.degraded)
-        session.degraded = ()
-        if generation is not None:
-            answer = self._prompts.opening("summary") + self._tokenizer.decode(generation.output)
-            notes = ledger.parse_notes(answer, MAX_NOTES)
-            if not notes and "NONE" not in answer.upper():
+    def _compact(self, view: StreamView, answer: Answer) -> None:
+        """Put the merged items in place of the older half. Mutates the view's ledger."""
+        items, old = view.ledger.items, _half(view.ledger.items)
+        text = self.tools.prompts.opening("compact") + answer.text
+        notes = ledger.parse_notes(text, max(1, old // 2))
+        view.ledger.items = ledger.merge_notes(
+            items, old, notes, revision=view.revision, next_id=view.ledger.next_item
+        )
+        view.ledger.next_item += len(notes)
+
+    def _outcome(self, view: StreamView, trigger: Trigger, answer: Answer | None) -> Outcome:
+        items, next_item = view.ledger.items, view.ledger.next_item
+        remember: dict[str, str] = {}
+        degraded: list[str] = []
+        if answer is not None:
+            text = self.tools.prompts.opening("summary") + answer.text
+            notes = ledger.parse_notes(text, MAX_NOTES)
+            if not notes and "NONE" not in text.upper():
                 degraded.append("unparsed_update")
-            if generation.finish_reason in ("length", "repetition"):
-                degraded.append(f"cut_by_{generation.finish_reason}")
-            update = ledger.add_notes(
-                session.items,
-                notes,
-                view.segments,
-                revision=revision,
-                next_id=session.next_item,
-            )
-            session.items, session.next_item = update.items, session.next_item + update.added
-            session.cite_corrections()
-            session.last_output[TASK] = answer
-        return self._event(session, view, revision, generation, tuple(degraded))
+            if answer.finish_reason in ("length", "repetition"):
+                degraded.append(f"cut_by_{answer.finish_reason}")
+            seen = [(segment.evidence, segment.text) for segment in view.segments]
+            update = ledger.add_notes(items, notes, seen, revision=view.revision, next_id=next_item)
+            items, next_item = update.items, next_item + update.added
+            remember[TASK] = text
+        event = self._event(view, trigger, items, answer, tuple(degraded))
+        remember["ledger"] = event.text
+        return Outcome((event,), items, next_item, covers=True, remember=remember)
 
     def _event(
         self,
-        session: Session,
-        view: View,
-        revision: int,
-        generation: Generation | None,
+        view: StreamView,
+        trigger: Trigger,
+        items: tuple[LedgerItem, ...],
+        answer: Answer | None,
         degraded: tuple[str, ...],
     ) -> SummaryEvent:
-        text = ledger.render(session.items)
-        deleted, erasure = normalized_erasure(session.last_output.get("ledger", ""), text)
-        session.last_output["ledger"] = text
-        final = view.trigger == "session_end"
+        text = ledger.render(items)
+        deleted, erasure = normalized_erasure(view.last_output.get("ledger", ""), text)
         return SummaryEvent(
-            stream_id=session.stream_id,
-            epoch=session.epoch,
-            revision=revision,
-            event_id=event_id(session.stream_id, TASK, session.epoch, revision),
-            status="final" if final else "partial",
+            stream_id=view.stream_id,
+            epoch=view.epoch,
+            revision=view.revision,
+            status="final" if trigger == "session_end" else "partial",
             text=text,
-            items=session.items,
-            covers=with_lag(session.covers, session),
+            items=items,
             source=view.source,
-            trigger=view.trigger,
-            model=self._model,
-            usage=generation.usage() if generation is not None else Usage(finish_reason="skipped"),
+            trigger=trigger,
+            model=self.tools.model,
+            usage=answer.usage if answer is not None else Usage(finish_reason="skipped"),
             kv=view.kv,
             stability=Stability(deleted, round(erasure, 4)),
             degraded=degraded,
         )
 
 
-def with_lag(covers: Covers, session: Session) -> Covers:
-    """``covers`` with how far (in stream time) it lags behind the newest segment in the window."""
-    ends = [p.info.end_ms for p in session.window if p.info.end_ms is not None]
-    if not ends or covers.to_ms is None:
-        return covers
-    return replace_lag(covers, max(0, max(ends) - covers.to_ms))
-
-
-def replace_lag(covers: Covers, lag_ms: int) -> Covers:
-    return Covers(covers.to_seq, covers.to_segment_id, covers.to_ms, lag_ms)
+def _half(items: Sequence[LedgerItem]) -> int:
+    return max(2, len(items) // 2)

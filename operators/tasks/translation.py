@@ -8,25 +8,25 @@ translated in pieces that end at sentences where possible, so that a branch's sc
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from operators.config import LANGUAGES, OperatorConfig
-from operators.decoding.generation import Generation
-from operators.engine.drafting import decoding
-from operators.engine.session import Part, Session, Work
-from operators.events import (
-    ModelInfo,
-    Segment,
-    Source,
-    Stability,
-    TranslationEvent,
-    Usage,
-    event_id,
+from operators.config import LANGUAGES
+from operators.events import Event, Segment, Source, Stability, TranslationEvent
+from operators.tasks.base import (
+    Answer,
+    Ask,
+    Asked,
+    Outcome,
+    Partial,
+    Spoken,
+    Steps,
+    StreamView,
+    Task,
+    total,
 )
-from operators.model.tokenizer import Tokenizer
-from operators.tasks.prompts import Prompts
 from operators.text import normalized_erasure
 
 _SENTENCE_END = re.compile(r"(?<=[.!?…。！？])\s+")
@@ -57,148 +57,112 @@ def split_text(text: str, limit: int, count: Callable[[str], int]) -> list[str]:
     return [p for piece in pieces for p in split_text(piece, limit, count)]
 
 
-class TranslationTask:
-    """Makes the generations a part owes and turns finished ones into events."""
+@dataclass(frozen=True)
+class TextToTranslate:
+    """Words that are not the stream's own. ``previous``: the translation of an earlier version of
+    them, a draft for this one, or empty."""
 
-    def __init__(
-        self, config: OperatorConfig, prompts: Prompts, tokenizer: Tokenizer, model: ModelInfo
-    ) -> None:
-        self._config, self._prompts = config, prompts
-        self._tokenizer, self._model = tokenizer, model
+    text: str
+    language: str
+    previous: str = ""
 
-    def generations(
-        self, session: Session, part: Part, on_finish: Callable[[Generation], None]
-    ) -> list[Generation]:
-        """One generation per language and piece of ``part``; entered in its work. Mutates the work."""
-        work = part.work
-        assert work is not None
-        made: list[Generation] = []
-        pieces = self.pieces(part.said)
-        for code in self._config.targets:
-            if work.segment.language == code:
-                continue
-            for piece in pieces:
-                generation = self.generation(session, code, piece, on_finish)
-                work.answers.setdefault(code, []).append(generation)
-                made.append(generation)
-        work.owed += len(made)
-        return made
+
+class TranslationTask(Task):
+    """Translates final segments into every target language, partial hypotheses, and other text."""
+
+    name = "translation"
+
+    def wants(self, segment: Segment) -> bool:
+        return bool(self.targets(segment))
+
+    def targets(self, segment: Segment) -> list[str]:
+        return [code for code in self.tools.config.targets if code != segment.language]
+
+    def run(self, view: StreamView, occasion: Spoken | Partial | Asked) -> Steps:
+        match occasion:
+            case Spoken(segment, text):
+                return (yield from self._part(segment, text))
+            case Partial():
+                return (yield from self._partial(view, occasion))
+            case Asked(request):
+                pieces = self.pieces(" ".join(request.text.split()))
+                answers = yield [self.ask(request.language, p, request.previous) for p in pieces]
+                return Outcome(text=joined(answers))
+
+    def _part(self, segment: Segment, text: str) -> Steps:
+        codes, pieces = self.targets(segment), self.pieces(text)
+        answers = yield [self.ask(code, piece) for code in codes for piece in pieces]
+        n = len(pieces)
+        return Outcome(part={code: answers[at * n :][:n] for at, code in enumerate(codes)})
+
+    def _partial(self, view: StreamView, occasion: Partial) -> Steps:
+        segment, code, shown = occasion.segment, occasion.language, occasion.shown
+        pieces = self.pieces(" ".join(segment.text.split()))
+        answers = yield [self.ask(code, piece, shown) for piece in pieces]
+        event = self._event(segment, code, answers, shown, view.source)
+        tail = replace(event, tail=joined(answers), is_final=False, policy="retranslation")
+        return Outcome(events=(tail,))
 
     def pieces(self, text: str) -> list[str]:
         """``text`` cut as far as a branch needs it, at sentences where possible."""
-        limit = self._config.translation_unit_tokens
-        return split_text(text, limit, lambda t: len(self._tokenizer.encode(t)))
+        limit = self.tools.config.translation_unit_tokens
+        return split_text(text, limit, lambda t: len(self.tools.tokenizer.encode(t)))
 
-    def generation(
-        self,
-        session: Session,
-        code: str,
-        text: str,
-        on_finish: Callable[[Generation], None],
-        *,
-        number: int = 0,
-        previous: str = "",
-    ) -> Generation:
-        """The translation of one piece into the language of ``code``. ``previous``: what an earlier
-        version of the text was translated to, as the draft for this one; of a text in several
-        pieces the drafter finds the place that belongs to each."""
-        task = f"translation:{code}"
-        prompt = self._prompts.render("translate", language=LANGUAGES[code], text=text)
-        source_tokens = len(self._tokenizer.encode(text))
-        room = self._config.branch_tokens - len(prompt)
-        return Generation(
-            task=task,
+    def ask(self, code: str, text: str, previous: str = "") -> Ask:
+        """An ask for the translation of one piece into the language of ``code``. ``previous``: what
+        an earlier version of the text was translated to; of a text in several pieces the drafter
+        finds the place that belongs to each."""
+        config, tokenizer = self.tools.config, self.tools.tokenizer
+        prompt = self.tools.prompts.render("translate", language=LANGUAGES[code], text=text)
+        room = config.branch_tokens - len(prompt)
+        return Ask(
             prompt=prompt,
-            max_tokens=min(room, 3 * source_tokens + 16),
-            eos_ids=self._tokenizer.eos_ids,
-            decoding=decoding(
-                self._config, session, task, prompt, self._tokenizer.encode(previous)
-            ),
+            max_tokens=min(room, 3 * len(tokenizer.encode(text)) + 16),
+            kind=f"translation:{code}",
+            previous=tokenizer.encode(previous),
             ends=self._complete,
-            number=number,
-            on_finish=on_finish,
         )
 
     def _complete(self, output: Sequence[int]) -> bool:
         """The prompt opens a quotation on one line: its closing mark or a line break ends it."""
-        text = self._tokenizer.decode(output)
+        text = self.tools.tokenizer.decode(output)
         return "\n" in text.lstrip() or text.rstrip().endswith(('"', "”", "»"))
 
-    def text(self, made: list[Generation]) -> str:
-        """The pieces' translations as one text."""
-        pieces = [self._tokenizer.decode(g.output).strip(' \n"“”«»') for g in made]
-        return " ".join(p for p in pieces if p)
-
-    def events(self, session: Session, work: Work) -> list[TranslationEvent]:
-        """The finished translations of one segment, one event per language, in settings' order."""
+    def join(
+        self, segment: Segment, outcomes: Sequence[Outcome], shown: Mapping[str, str]
+    ) -> Sequence[Event]:
+        """The translations of one segment, one event per language, in the settings' order."""
         made = []
-        for code, answers in work.answers.items():
-            event = self._event(
-                session, work.segment, work.ticket, code, answers, work.shown.get(code, "")
-            )
-            made.append(replace(event, committed=self.text(answers)))
+        for code in self.targets(segment):
+            answers = [answer for outcome in outcomes for answer in outcome.part[code]]
+            event = self._event(segment, code, answers, shown.get(code, ""), Source())
+            made.append(replace(event, committed=joined(answers)))
         return made
 
-    def hypothesis_event(
-        self,
-        session: Session,
-        segment: Segment,
-        ticket: int,
-        code: str,
-        made: list[Generation],
-        shown: str,
-        degraded: tuple[str, ...],
-    ) -> TranslationEvent:
-        """The translation of a partial: all of it may change. ``shown``: the tail before it."""
-        event = self._event(session, segment, ticket, code, made, shown)
-        return replace(
-            event,
-            tail=self.text(made),
-            is_final=False,
-            policy="retranslation",
-            degraded=(*degraded, *event.degraded),
-        )
-
     def _event(
-        self,
-        session: Session,
-        segment: Segment,
-        ticket: int,
-        code: str,
-        made: list[Generation],
-        shown: str,
+        self, segment: Segment, code: str, answers: Sequence[Answer], shown: str, source: Source
     ) -> TranslationEvent:
-        """All but the text; takes the next revision."""
-        task = f"translation:{code}"
-        revision = session.next_revision(task)
-        cut = sorted({g.finish_reason for g in made} - {"stop"})
-        deleted, erasure = normalized_erasure(shown, self.text(made))
+        """All but the text."""
+        cut = sorted({answer.finish_reason for answer in answers} - {"stop"})
+        deleted, erasure = normalized_erasure(shown, joined(answers))
         return TranslationEvent(
-            stream_id=session.stream_id,
-            epoch=session.epoch,
-            revision=revision,
-            event_id=event_id(session.stream_id, task, session.epoch, revision),
+            stream_id=segment.stream_id,
+            epoch=0,
+            revision=0,
             target_lang=code,
             unit_id=segment.segment_id,
             source_lang=segment.language,
             source_text=segment.text,
             source_segment_ids=(segment.segment_id,),
-            covers=session.covers,
-            source=Source(first_offset=ticket, last_offset=ticket),
-            model=self._model,
-            usage=_usage(made, cut),
+            source=source,
+            model=self.tools.model,
+            usage=total([a.usage for a in answers], cut[0] if cut else "stop"),
             stability=Stability(deleted, round(erasure, 4)),
             degraded=tuple(f"cut_by_{reason}" for reason in cut),
         )
 
 
-def _usage(made: list[Generation], cut: list[str]) -> Usage:
-    usages = [g.usage() for g in made]
-    return Usage(
-        prompt_tokens=sum(u.prompt_tokens for u in usages),
-        output_tokens=sum(u.output_tokens for u in usages),
-        drafted=sum(u.drafted for u in usages),
-        accepted=sum(u.accepted for u in usages),
-        verifies=sum(u.verifies for u in usages),
-        finish_reason=cut[0] if cut else "stop",
-    )
+def joined(answers: Sequence[Answer]) -> str:
+    """The pieces' translations as one text."""
+    pieces = [answer.text.strip(' \n"“”«»') for answer in answers]
+    return " ".join(piece for piece in pieces if piece)

@@ -112,8 +112,10 @@ class Follower:
             return None
         if isinstance(event, SummaryEvent):
             changed = view.take_summary(event)
-        else:
+        elif isinstance(event, TranslationEvent):
             changed = view.take_translation(event)
+        else:
+            changed = True  # a user's own task: shown as it comes
         return view if changed else None
 
     def _view(self, stream_id: str) -> StreamView | None:

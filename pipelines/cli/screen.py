@@ -14,7 +14,14 @@ from rich.layout import Layout
 from rich.panel import Panel
 from rich.text import Text
 
-from operators.events import Event, LedgerItem, Segment, SummaryEvent, TranslationEvent
+from operators.events import (
+    Event,
+    LedgerItem,
+    ResultEvent,
+    Segment,
+    SummaryEvent,
+    TranslationEvent,
+)
 from pipelines.cli.following import StreamView
 
 MARKS = {"topic": "•", "decision": "✓", "action_item": "→", "open_question": "?"}
@@ -195,6 +202,9 @@ def plain_event(event: Event) -> Iterable[str]:
     """Lines for a terminal that cannot be redrawn, or a pipe."""
     if isinstance(event, TranslationEvent):
         yield f"[{event.stream_id}] {translation_text(event).plain}"
+        return
+    if isinstance(event, ResultEvent):
+        yield f"[{event.stream_id}] {clean(event.task)}: {clean(event.text)}"
         return
     yield summary_line(event)
     changed = [item for item in event.items if item.last_changed_revision == event.revision]

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from operators.errors import LongstreamError
-from operators.events import Event, SummaryEvent, event_id
+from operators.events import Event, SummaryEvent, TranslationEvent, event_id, task_of
 from pipelines.config.load import Settings
 from pipelines.kafka.publishers import Message
 from pipelines.wire import codec
@@ -22,16 +22,11 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def task_of(event: Event) -> str:
-    """The event's task as revisions and metrics name it."""
-    return "summary" if isinstance(event, SummaryEvent) else f"translation:{event.target_lang}"
-
-
 def status_of(event: Event) -> str:
     """Whether more is to come of the same: "partial" or "final", as metrics name it."""
     if isinstance(event, SummaryEvent):
         return event.status
-    return "final" if event.is_final else "partial"
+    return "final" if not isinstance(event, TranslationEvent) or event.is_final else "partial"
 
 
 def complete(event: Event, topic: str, partition: int) -> Event:

@@ -169,7 +169,7 @@ def test_probing_a_late_draft_model_stays_within_its_share_of_the_time() -> None
 def test_what_is_known_survives_a_snapshot() -> None:
     control = DraftControl()
     control.update("ngram3", 4, 2)
-    assert DraftControl.recall(control.memory) == control
+    assert DraftControl.restored(control.memory) == control
 
 
 # --- many answers ----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Any order of feeding, forking, drafting, rejecting, evicting, parking, saving and restoring equals the
+"""Any order of feeding, forking, drafting, rejecting, evicting, offloading, saving and restoring equals the
 slow reference, which knows none of these.
 
 Every logit any rule gets to see is held against the reference, in fp32 within 1e-3 and with the same
@@ -23,8 +23,9 @@ from operators.cache.batch import Row
 from operators.decoding.drafters import Draft
 from operators.decoding.generation import Generation
 from operators.engine.session import Session
+from operators.engine.task_run import TaskRun
 from operators.model.loader import DecoderModel
-from tests.engine import SINKS, assert_same_logits, random_tokens, toy_decoder
+from tests.engine import SINKS, assert_same_logits, random_tokens, run_of, toy_decoder
 from tests.reference import BranchReference, StreamReference
 from tests.toy import toy_model
 from tests.world import WINDOW, World
@@ -61,6 +62,7 @@ class Answer:
     stream: Stream
     generation: Generation
     reference: BranchReference
+    run: TaskRun
 
 
 @dataclass
@@ -109,13 +111,13 @@ class CacheMachine(RuleBasedStateMachine):
         return random_tokens(count, seed=self.seed)
 
     def kv(self, name: str) -> Tensor:
-        return self.world.parking.memory(self.streams[name].session)[0]
+        return self.world.residency.memory(self.streams[name].session).kv
 
     def resident(self, stream: Stream) -> bool:
         """Into a slot, out of which the one goes that was not used for longest; False if all answer."""
         self.turn += 1
         stream.session.last_used = self.turn
-        return stream.session.slot is not None or self.world.parking.make_resident(stream.session)
+        return stream.session.slot is not None or self.world.residency.make_resident(stream.session)
 
     def block(self, stream: Stream, count: int) -> tuple[Row, Tensor] | None:
         """Tokens to be fed, and the reference's logits."""
@@ -179,7 +181,8 @@ class CacheMachine(RuleBasedStateMachine):
 
     def close(self, answer: Answer) -> None:
         self.answers.remove(answer)
-        answer.stream.session.close(answer.generation, self.world.cache)
+        answer.run.close(self.world.cache)
+        answer.stream.session.runs.remove(answer.run)
 
     def close_all_of(self, stream: Stream) -> None:
         for answer in [a for a in self.answers if a.stream is stream]:
@@ -209,8 +212,9 @@ class CacheMachine(RuleBasedStateMachine):
         if self.resident(stream):
             generation = Generation("test", self.tokens(prompt), 100, frozenset())
             generation.start(self.world.cache.fork(stream.session.slot))
-            stream.session.running.append(generation)
-            self.answers.append(Answer(stream, generation, stream.reference.fork()))
+            run = run_of(generation)
+            stream.session.runs.append(run)
+            self.answers.append(Answer(stream, generation, stream.reference.fork(), run))
 
     @precondition(lambda self: any(a.generation.prefilling for a in self.answers))
     @rule(budget=st.integers(1, 4))
@@ -252,7 +256,7 @@ class CacheMachine(RuleBasedStateMachine):
         """To host memory, and from there to the store if that is full."""
         session = self.streams[name].session
         if session.slot is not None and session.idle:
-            self.world.parking.park(session)
+            self.world.residency.evict(session)
 
     @rule(name=st.sampled_from(NAMES))
     def snapshot(self, name: str) -> None:
@@ -269,7 +273,7 @@ class CacheMachine(RuleBasedStateMachine):
         if stream.saved is not None:
             data, reference = stream.saved
             self.close_all_of(stream)
-            self.world.parking.drop(stream.session)
+            self.world.residency.drop(stream.session)
             stream.session = self.world.restored(name, data)
             stream.reference = copy.copy(reference)
 
@@ -290,9 +294,9 @@ class CacheMachine(RuleBasedStateMachine):
         if not hasattr(self, "untouched"):
             return
         self.world.cache.check_integrity()
-        parking = self.world.parking
-        assert parking.in_store == len(self.world.store.files)
-        assert parking.in_host <= self.world.config.host_streams
+        offload = self.world.residency.offload
+        assert offload.on_disk == len(self.world.store.files)
+        assert offload.in_host <= self.world.config.host_streams
         for stream in self.streams.values():
             assert stream.session.frontier == stream.reference.frontier
         assert self.kv("quiet").equal(self.untouched)

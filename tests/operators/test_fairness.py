@@ -160,14 +160,14 @@ def test_two_silent_streams_do_not_take_each_others_slot() -> None:
     say(before, "silent", 0)
     (emission,) = [e for _ in range(9) for e in before.step()]
     operator = make(slots=1, targets=(), update_tokens=50)
-    parked: list[str] = []
-    park = operator._parking.park
+    evicted: list[str] = []
+    evict = operator._residency.evict
 
     def watched(session: Session) -> None:
-        parked.append(session.stream_id)
-        park(session)
+        evicted.append(session.stream_id)
+        evict(session)
 
-    operator._parking.park = watched  # type: ignore[method-assign]
+    operator._residency.evict = watched  # type: ignore[method-assign]
     for stream in "ab":
         operator.open(stream, msgspec.structs.replace(emission.state, stream_id=stream))
     summarised = []
@@ -175,4 +175,4 @@ def test_two_silent_streams_do_not_take_each_others_slot() -> None:
         tick(operator)
         summarised += [e.stream_id for e in operator.step() if e.events]
     assert sorted(summarised) == ["a", "b"]
-    assert parked == summarised[:1]
+    assert evicted == summarised[:1]

@@ -225,9 +225,9 @@ def test_what_cites_a_corrected_segment_later_has_the_correction() -> None:
     desk.work()
     session = desk.operator._sessions["a"]
     assert [where.correction for where, _ in session.visible_parts(0)] == ["we ship fifty"]
-    session.items = (cited("s0"),)  # as from an update that ran while the correction came
+    session.ledger.items = (cited("s0"),)  # as from an update that ran while the correction came
     session.cite_corrections()
-    assert session.items[0].evidence[0].correction == "we ship fifty"
+    assert session.ledger.items[0].evidence[0].correction == "we ship fifty"
 
 
 def test_a_speaker_who_is_known_later_is_remembered_in_the_evidence() -> None:

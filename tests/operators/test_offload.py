@@ -111,11 +111,10 @@ def test_kv_comes_back_bit_for_bit(url: str, tmp_path: Path) -> None:
     assert session.slot is not None
     before = operator.cache.export(session.slot)
     snapshot = operator.snapshot("a")
-    operator._parking.park(session)
-    assert session.parked is None
-    assert session.spilled is not None
+    operator._residency.evict(session)
+    assert operator._residency.offload.is_on_disk("a")
     assert operator.snapshot("a") == snapshot
-    assert operator._parking.make_resident(session)
+    assert operator._residency.make_resident(session)
     assert session.slot is not None
     assert torch.equal(operator.cache.export(session.slot), before)
 
@@ -130,17 +129,18 @@ def test_the_least_recently_used_streams_move_first() -> None:
 
     def where() -> list[str]:
         sessions = [operator._sessions[name] for name in NAMES]
-        return ["slot" if s.slot else "host" if s.parked is not None else "store" for s in sessions]
+        on_disk = operator._residency.offload.is_on_disk
+        return ["slot" if s.slot else "store" if on_disk(s.stream_id) else "host" for s in sessions]
 
     assert where() == ["store", "host", "host", "slot"]
-    assert (operator._parking.in_host, operator._parking.in_store) == (2, 1)
+    assert (operator._residency.offload.in_host, operator._residency.offload.on_disk) == (2, 1)
     operator.feed(speech("a", 2)[1], 10)
     drain(operator)
     assert where() == ["slot", "store", "host", "host"]
     assert len(store.files) == 1
     operator.close()
     assert store.files == {}
-    assert (operator._parking.in_host, operator._parking.in_store) == (0, 0)
+    assert (operator._residency.offload.in_host, operator._residency.offload.on_disk) == (0, 0)
 
 
 @pytest.mark.parametrize("fault", ["gone", "torn", "another"])
@@ -186,13 +186,13 @@ def test_streams_without_work_cost_a_step_nothing(monkeypatch: pytest.MonkeyPatc
     operator.open("a")
     operator.feed(speech("a", 1)[0], 0)
     looked_at: set[str] = set()
-    make_due = UpdatePolicy.make_due
+    start_due = UpdatePolicy.start_due
 
-    def watched(self: UpdatePolicy, session: Session, now: float) -> None:
+    def watched(self: UpdatePolicy, session: Session) -> None:
         looked_at.add(session.stream_id)
-        make_due(self, session, now)
+        start_due(self, session)
 
-    monkeypatch.setattr(UpdatePolicy, "make_due", watched)
+    monkeypatch.setattr(UpdatePolicy, "start_due", watched)
     drain(operator)
     assert looked_at == {"a"}
 
@@ -203,4 +203,4 @@ def test_without_a_store_host_memory_holds_them_all() -> None:
         operator.open(name)
         operator.feed(speech(name, 1)[0], at)
         drain(operator)
-    assert operator._parking.in_host == 3
+    assert operator._residency.offload.in_host == 3

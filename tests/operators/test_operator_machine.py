@@ -122,7 +122,7 @@ class OperatorMachine(RuleBasedStateMachine):
     def park(self, name: str) -> None:
         session = self.operator._sessions[name]
         if session.slot is not None and session.idle:
-            self.operator._parking.park(session)
+            self.operator._residency.evict(session)
 
     @rule(name=st.sampled_from(NAMES))
     def snapshot(self, name: str) -> None:
@@ -157,9 +157,9 @@ class OperatorMachine(RuleBasedStateMachine):
         for name, stream in getattr(self, "streams", {}).items():
             expected = alone(self.device, name)
             assert comparable(stream.told, expected) <= expected
-            parking = self.operator._parking
-            assert parking.in_store == len(self.store.files)
-            assert not parking.in_host or parking.in_host <= self.sizes["host_streams"]
+            offload = self.operator._residency.offload
+            assert offload.on_disk == len(self.store.files)
+            assert not offload.in_host or offload.in_host <= self.sizes["host_streams"]
 
     def teardown(self) -> None:
         """Fed to their ends, the streams have said all they say alone."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from operators.engine.hypotheses import MAX_UNITS
+from operators.engine.partial_hypotheses import MAX_UNITS
 from operators.events import Event, Segment, SummaryEvent, TranslationEvent
 from operators.observer import Observer
 from operators.state import Emission
@@ -292,7 +292,7 @@ def test_a_snapshot_is_the_same_with_a_partial_in_work() -> None:
     before = operator.snapshot("a")
     say(operator, "we move the red", 10)
     operator.step()
-    assert operator._sessions["a"].hypotheses.running
+    assert operator._sessions["a"].partials.running
     after = operator.snapshot("a")
     other, same = make(), make()
     other.open("a", snapshot=before)
@@ -310,7 +310,7 @@ def test_what_is_kept_is_bounded() -> None:
         if n % 3 == 0:
             operator.step()
             operator.cache.check_integrity()
-    kept = operator._sessions["a"].hypotheses.units
+    kept = operator._sessions["a"].partials.units
     assert list(kept) == [f"u{n}" for n in range(4 * MAX_UNITS, 5 * MAX_UNITS)]
     assert tails(events(drain(operator), "a"))[-1].unit_id in kept
 
@@ -321,11 +321,11 @@ def test_whoever_needs_slot_or_branch_takes_it_from_a_partial() -> None:
     say(operator, "we move the red button", 10)
     operator.step()
     operator.step()
-    assert operator._sessions["a"].hypotheses.running
+    assert operator._sessions["a"].partials.running
     final = replace(speech("b", 1)[0], text="it is on.")
     operator.feed(final, 0)
     operator.step()
-    assert not operator._sessions["a"].hypotheses.running
+    assert not operator._sessions["a"].partials.running
     assert operator._sessions["b"].slot is not None
     emissions = drain(operator)
     order = [(m.stream_id, e.is_final) for m in emissions for e in m.events if tails([e]) or True]
@@ -341,7 +341,7 @@ def test_a_final_is_not_a_step_later_for_a_partial_in_work(stream: str) -> None:
             say(operator, "we move the red button", 10, segment_id="v")
             for _ in range(3):
                 operator.step()
-            assert operator._sessions["a"].hypotheses.running
+            assert operator._sessions["a"].partials.running
         text = "we move the red button again on a red remote and test it and test it again."
         operator.feed(Segment(stream_id=stream, segment_id="u", text=text), 11)
         for count in range(1, 500):
@@ -390,4 +390,4 @@ def test_it_is_off_by_default() -> None:
     emissions = drain(operator)
     assert [m.done for m in emissions] == [[10]]
     assert not events(emissions, "a")
-    assert not operator._sessions["a"].hypotheses.units
+    assert not operator._sessions["a"].partials.units

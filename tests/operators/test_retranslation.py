@@ -47,10 +47,10 @@ def make(drafter: str) -> tuple[StreamOperator, Counts]:
 
 
 def translate(operator: StreamOperator, text: str, previous: str = "") -> str:
-    done: list[str] = []
-    operator.translate("a", text, "fr", done.append, previous)
+    pending = operator.translate("a", text, "fr", previous)
     drain(operator)
-    return done[0]
+    assert pending.text is not None
+    return pending.text
 
 
 @pytest.mark.usefixtures("device")

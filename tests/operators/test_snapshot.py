@@ -117,7 +117,7 @@ def test_the_memory_comes_back_to_the_last_bit_and_taking_it_changes_nothing() -
     stream = operator._sessions["a"]
     assert stream.slot is not None
     assert torch.equal(load(first)["kv"], operator.cache.export(stream.slot))
-    operator._parking.park(stream)
+    operator._residency.evict(stream)
     assert operator.snapshot("a") == first
 
 

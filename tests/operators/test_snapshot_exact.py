@@ -70,8 +70,8 @@ def until_quiet(kind: str) -> StreamOperator:
         made.feed(segment, at)
     drain(made)
     if kind.endswith("out of the store"):
-        made._parking.park(made._sessions["a"])
-        assert made._sessions["a"].spilled is not None
+        made._residency.evict(made._sessions["a"])
+        assert made._residency.offload.is_on_disk("a")
     return made
 
 
@@ -139,7 +139,7 @@ def test_a_snapshot_holds_all_that_belongs_to_the_stream() -> None:
     }
     assert memory.length == session.frontier
     assert memory.state.cursor == BEFORE - 1
-    assert memory.state.items == session.items
+    assert memory.state.items == session.ledger.items
     assert memory.index == session.index.tokens
     assert memory.draft_arms["summary"] == session.draft_controls["summary"].memory
     assert [part.info.offset for part in memory.window] == [
@@ -166,7 +166,7 @@ def test_another_draft_models_memory_is_left_aside() -> None:
     snapshot, _ = whole()
     plain = make(None)
     plain.open("a", snapshot=snapshot)
-    assert plain._sessions["a"].parked_draft is None
+    assert plain._residency.offload.get("a").draft is None
     assert go_on(plain) == go_on(until_quiet("draft model"))
 
 

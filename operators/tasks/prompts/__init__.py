@@ -60,6 +60,10 @@ class Prompts:
         opened = encode(_fill(opening, fields)) if opening else []
         return encode(_fill(question.rstrip("\n"), fields)) + self._suffix + opened
 
+    def instruction(self, text: str) -> list[int]:
+        """Tokens of an instruction in plain words, up to and including the assistant's header."""
+        return self._tokenizer.encode(f"\n{text.strip()}") + self._suffix
+
     def opening(self, name: str, **fields: str) -> str:
         """The words the answer to prompt ``name`` is made to begin with; often empty."""
         return _fill(self._texts[name].rstrip("\n").partition("{answer}")[2], fields)

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from operators.events import Event, Segment, SummaryEvent, TranslationEvent
+from operators.events import Event, Segment, SummaryEvent, TranslationEvent, task_of
 from pipelines.cli.replaying import Sent
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -179,11 +179,12 @@ class Tally:
         for event in self.events[stream_id]:
             content: tuple[object, ...]
             if isinstance(event, SummaryEvent):
-                task, content = "summary", (event.text, event.items, event.covers.to_seq)
-            else:
-                task = f"translation:{event.target_lang}"
+                content = (event.text, event.items, event.covers.to_seq)
+            elif isinstance(event, TranslationEvent):
                 content = (event.unit_id, event.committed, event.tail)
-            contents[task, event.epoch, event.revision].append(content)
+            else:
+                content = (event.text, event.data)
+            contents[task_of(event), event.epoch, event.revision].append(content)
         problems = []
         for (task, epoch, revision), found in sorted(contents.items()):
             name = f"{stream_id}: {task} revision {epoch}.{revision}"

@@ -12,28 +12,44 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from operators.cache.batch import Row
 from operators.cache.kv_cache import KvLayout
+from operators.cache.offload import Offload, OffloadedKv
 from operators.config import OperatorConfig
 from operators.decoding.acceptance import Costs, DraftControl
 from operators.decoding.draft_model import DraftModel
 from operators.decoding.drafters import NgramIndex
 from operators.decoding.generation import Generation
-from operators.engine.residency import Parking
+from operators.engine.residency import Residency
+from operators.engine.runner import Runner
 from operators.engine.scheduler import Scheduler, StepPlan
 from operators.engine.session import Part, Session
+from operators.engine.task_run import TaskRun
+from operators.engine.task_runner import TaskRunner
 from operators.errors import ConfigError
 from operators.events import ModelInfo, Segment
 from operators.model.loader import DecoderModel
 from operators.observer import Observer
 from operators.state import WindowSegment
+from operators.tasks.base import Ask, Asked, Due, Occasion, Outcome, Steps, StreamView, Task, Tools
 from operators.tasks.prompts import Prompts
 from operators.tasks.summary import SummaryTask
-from operators.tasks.translation import TranslationTask
+from operators.tasks.translation import TextToTranslate, TranslationTask
+
+
+class OneAnswer(Task):
+    """Stands for whatever asked for an answer that is to be measured."""
+
+    name = "measured"
+
+    def run(self, view: StreamView, occasion: Asked) -> Steps:
+        (answer,) = yield [occasion.request]
+        return Outcome(text=answer.text)
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,21 @@ class Tasks:
     config: OperatorConfig
     summary: SummaryTask
     translation: TranslationTask
+    runner: TaskRunner
+
+    def begin(self, session: Session, task: Task, occasion: Occasion) -> TaskRun:
+        """A run of the task with its first asks, for which no branch is open yet."""
+        run = TaskRun(task, occasion)
+        self.runner.begin(session, run)
+        return run
+
+    def update(self, session: Session) -> Generation:
+        """The first answer that a summary update needs: a compaction or the update itself."""
+        return self.begin(session, self.summary, Due("request")).asked[0]
+
+    def translate(self, session: Session, text: str, previous: str = "") -> Generation:
+        wanted = Asked(TextToTranslate(text, "fr", previous))
+        return self.begin(session, self.translation, wanted).asked[0]
 
 
 @dataclass
@@ -65,6 +96,14 @@ class Answered:
     decoding_from: float = 0.0
     """When the last prompt of all that run together was through."""
     turns: list[Turn] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A stream as it was at some time, to be taken up again any number of times."""
+
+    session: Session
+    kv: OffloadedKv
 
 
 @dataclass(frozen=True)
@@ -95,6 +134,11 @@ class Desk:
             model.forward("ingest", self.cache, [row])
         self._prefix = self.cache.export(slot)
         self.cache.release(slot)
+        offload, encode = Offload(0), model.tokenizer.encode
+        self.runner = Runner(model, self.cache, self.draft, Observer(), time.perf_counter)
+        self.residency = Residency(
+            self.cache, self._prefix, self.draft, offload, encode, Observer()
+        )
 
     def _new_draft(self, draft: DecoderModel) -> DraftModel:
         config = self.config
@@ -110,17 +154,15 @@ class Desk:
 
     def scheduler(self, config: OperatorConfig, costs: Costs | None = None) -> Scheduler:
         by_model = self.draft if config.drafter in ("auto", "draft") else None
-        encode = self.model.tokenizer.encode
-        parking = Parking(self.cache, config, self._prefix, by_model, None, encode, Observer())
-        return Scheduler(self.cache, config, parking, draft=by_model, costs=costs)
+        return Scheduler(self.cache, config, self.residency, draft=by_model, costs=costs)
 
     def tasks(self, config: OperatorConfig) -> Tasks:
-        tokenizer, info = self.model.tokenizer, ModelInfo()
-        return Tasks(
-            config,
-            SummaryTask(config, self.prompts, tokenizer, info),
-            TranslationTask(config, self.prompts, tokenizer, info),
-        )
+        tokenizer = self.model.tokenizer
+        runner = TaskRunner(config, self.cache, tokenizer, lambda: 0.0)
+        tasks = Tasks(config, SummaryTask(), TranslationTask(), runner)
+        for task in (tasks.summary, tasks.translation):
+            task.tools = Tools(config, self.prompts, tokenizer, ModelInfo())
+        return tasks
 
     # --- streams -----------------------------------------------------------------------------
 
@@ -161,29 +203,20 @@ class Desk:
         )
         return Part(text, said, tokens, info)
 
-    def place(self, session: Session) -> Session:
+    def place(self, session: Session) -> Place:
         """The stream as it is now, to be taken up again any number of times by :meth:`at`."""
-        assert session.slot is not None
-        return dataclasses.replace(
-            session,
-            slot=None,
-            parked=self.cache.export(session.slot),
-            parked_length=session.slot.length,
-            parked_draft=self.draft.export(session.slot) if self.draft is not None else None,
-            window=deque(session.window),
-            last_output=dict(session.last_output),
-        )
+        return Place(_copy(session), self.residency.memory(session))
 
-    @staticmethod
-    def at(place: Session, controls: dict[str, DraftControl]) -> Session:
-        """A stream that stands at ``place`` and has learned ``controls`` about its drafters."""
-        return dataclasses.replace(place, draft_controls=controls, due=deque(), running=[])
+    def at(self, place: Place, controls: dict[str, DraftControl]) -> Session:
+        """A stream that stands at ``place``, with draft statistics of its own."""
+        session = _copy(place.session, draft_controls=controls)
+        self.residency.keep(session, place.kv)
+        return session
 
-    def read_prompt(self, place: Session, generation: Generation) -> ReadPrompt:
+    def read_prompt(self, place: Place, generation: Generation) -> ReadPrompt:
         """Read an answer's prompt at that place; stream and answer stay as they are."""
         slot = self.cache.allocate()
-        assert place.parked is not None
-        self.cache.restore(slot, place.parked, place.parked_length)
+        self.cache.restore(slot, place.kv.kv, place.kv.length)
         branch = self.cache.fork(slot)
         row = Row(slot, generation.prompt, branch, num_logits=1)
         logits = self.model.forward("ingest", self.cache, [row])
@@ -192,6 +225,7 @@ class Desk:
             torch.stack([layer[branch.region, :, : branch.length] for layer in pool])
             for pool in pools
         )
+        self.cache.drop(branch)
         self.cache.release(slot)
         return ReadPrompt(keys, values, logits)
 
@@ -209,7 +243,7 @@ class Desk:
         answers = [Answered(generation) for _, generation in asked]
         held = [session.slot is not None for session in sessions]
         for session, generation in asked:
-            session.due.append(generation)
+            session.due.append(_run_of(generation))
         scheduler.admit(sessions)
         if any(session.due for session in sessions):
             raise ConfigError(f"{len(asked)} answers do not fit: raise slots and branches")
@@ -225,10 +259,18 @@ class Desk:
             else:
                 self._step(scheduler, sessions, answers)
         for session, keep in zip(sessions, held, strict=True):
-            if not keep and session.slot is not None:
-                self.cache.release(session.slot)
-                session.slot = None
+            if not keep:
+                self.residency.drop(session)
         return answers
+
+    def summarise(self, scheduler: Scheduler, tasks: Tasks, session: Session) -> None:
+        """Write an update, as the engine would, and put it into the stream's ledger."""
+        run = tasks.begin(session, tasks.summary, Due("request"))
+        while run.outcome is None:
+            self.run(scheduler, [(session, generation) for generation in run.asked])
+            run.waiting.clear()
+            run.advance(self.cache)
+        session.apply(run.outcome, fork=run.fork)
 
     def _put(self, generation: Generation, prompt: ReadPrompt) -> None:
         branch, used = generation.branch, prompt.keys.shape[2]
@@ -261,34 +303,60 @@ class Desk:
 
     def _step(self, scheduler: Scheduler, sessions: list[Session], answers: list[Answered]) -> None:
         began = time.perf_counter()
-        plan = scheduler.plan(sessions, lambda session: None)
+        plan = scheduler.plan(sessions, NoTranscript())
         self._verifies(plan, answers)
         ended = time.perf_counter()
         for answer in answers:
-            if any(g is answer.generation for _, g in plan.verifies):
+            if any(planned.generation is answer.generation for planned in plan.decoding):
                 answer.decode_s += ended - began
         self._tidy(sessions)
 
     def _tidy(self, sessions: list[Session]) -> None:
         for session in sessions:
-            for generation in [g for g in session.running if g.finish_reason]:
-                assert generation.branch is not None
-                self.cache.drop(generation.branch)
-                session.running.remove(generation)
+            session.conclude_runs(self.cache)
 
     def _verifies(self, plan: StepPlan, answers: list[Answered]) -> None:
-        logits = self.model.forward("generation", self.cache, [row for row, _ in plan.verifies])
+        self.runner.make_drafts(plan.decoding)
+        rows = [planned.generation.verify_row(planned.draft) for planned in plan.decoding]
+        logits = self.model.forward("generation", self.cache, rows)
         at = 0
-        for row, generation in plan.verifies:
-            accepted, tokens = generation.verified(logits[at : at + row.num_logits])
+        for row, planned in zip(rows, plan.decoding, strict=True):
+            accepted, tokens = planned.generation.verified(logits[at : at + row.num_logits])
             at += row.num_logits
-            answer = next(a for a in answers if a.generation is generation)
+            answer = next(a for a in answers if a.generation is planned.generation)
             turn = Turn(time.perf_counter(), len(row.tokens) - 1, accepted, len(tokens))
             answer.turns.append(turn)
 
 
-def ignore(generation: Generation) -> None:
-    """For answers nobody waits for."""
+class NoTranscript:
+    """Nothing is appended to any stream while answers are measured."""
+
+    def next_part(self, session: Session) -> Part | None:
+        return None
+
+
+def _run_of(generation: Generation) -> TaskRun:
+    """A run whose one answer is ``generation``."""
+    task, ask = OneAnswer(), Ask(generation.prompt, generation.max_tokens)
+    view = cast(StreamView, None)  # OneAnswer does not look at it
+    run = TaskRun(task, Asked(ask), steps=task.run(view, Asked(ask)), make=lambda _: generation)
+    run.start()
+    return run
+
+
+def _copy(session: Session, **changes: Any) -> Session:
+    """The stream with nothing under way; what a run mutates is its own."""
+    return dataclasses.replace(
+        session,
+        slot=None,
+        offloaded_length=session.frontier,
+        window=deque(session.window),
+        last_output=dict(session.last_output),
+        ledger=dataclasses.replace(session.ledger),
+        due=deque(),
+        runs=[],
+        **changes,
+    )
 
 
 Make = Callable[[Tasks, Session], Generation]

@@ -130,7 +130,7 @@ def _held(operator: StreamOperator, offsets: Watermark) -> dict[str, Any]:
         "window_text_bytes": sum(len(p.text.encode()) for p in session.window),
         "queued": len(session.queue) + len(session.works) + len(session.due),
         "recent_ids": len(session.recent),
-        "ledger_items": len(session.items),
+        "ledger_items": len(session.ledger.items),
         "state_bytes": len(msgspec.json.encode(session.state())),
         "draft_controls": len(session.draft_controls),
         "open_offsets": len(offsets),

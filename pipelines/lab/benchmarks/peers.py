@@ -23,7 +23,7 @@ import torch
 
 from operators.config import OperatorConfig
 from operators.decoding.acceptance import Costs
-from operators.events import Event, SummaryEvent
+from operators.events import Event, task_of
 from operators.model.loader import DecoderModel
 from operators.stream_operator import StreamOperator
 from pipelines import models
@@ -181,8 +181,7 @@ def _lengths(job: Job, events: list[Event]) -> list[list[int]]:
     """Output tokens in the order of the asks: events of one kind come in order of revision."""
     made: dict[tuple[str, str], list[Event]] = defaultdict(list)
     for event in sorted(events, key=lambda e: e.revision):
-        kind = "summary" if isinstance(event, SummaryEvent) else f"translation:{event.target_lang}"
-        made[event.stream_id, kind].append(event)
+        made[event.stream_id, task_of(event)].append(event)
     lengths = []
     for stream in job.streams:
         left = {key: iter(found) for key, found in made.items() if key[0] == stream.stream_id}

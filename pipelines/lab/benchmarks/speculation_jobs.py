@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from operators.decoding.acceptance import Costs
-from operators.decoding.generation import Generation
-from operators.engine.session import Session
 from operators.events import Segment
 from pipelines.dev.demo.plan import meeting_files
-from pipelines.lab.benchmarks.desk import Desk, Make, Tasks, ignore
+from pipelines.lab.benchmarks.desk import Desk, Make, Place, Tasks
 from pipelines.wire.codec import read_transcript
 
 
@@ -63,7 +61,7 @@ class Job:
     """An answer that can be asked for again and again: made at ``place`` of the stream."""
 
     task: str
-    place: Session
+    place: Place
     make: Make
 
 
@@ -75,30 +73,21 @@ def jobs(desk: Desk, sizes: Sizes, costs: Costs) -> Iterator[Job]:
     config = dataclasses.replace(desk.config, drafter="auto")
     tasks, scheduler = desk.tasks(config), desk.scheduler(config, costs)
 
-    def summarise() -> None:
-        view = tasks.summary.view(session, "request")
-        generation = tasks.summary.update(session, ignore)
-        desk.run(scheduler, [(session, generation)])
-        tasks.summary.finish(session, view, generation)
-
     desk.listen(session, heard, sizes.window)
-    yield Job(
-        "first summary", desk.place(session), lambda tasks, at: tasks.summary.update(at, ignore)
-    )
+    yield Job("first summary", desk.place(session), Tasks.update)
     place = desk.place(session)
     for segment in _utterances(meeting, sizes.translations):
-        yield Job("translation", place, partial(_translation, text=segment.text))
+        yield Job("translation", place, partial(Tasks.translate, text=segment.text))
     for segment in _utterances(meeting, sizes.utterances, max(sizes.growing)):
         yield from _growing(desk, sizes, place, segment, costs)
     for _ in range(sizes.most_updates):
-        summarise()
+        desk.summarise(scheduler, tasks, session)
         desk.listen(session, heard, sizes.window // 3)
-        if tasks.summary.needs_compaction(session):
+        if tasks.update(session).task == "compaction":
             break
-    yield Job("update", desk.place(session), lambda tasks, at: tasks.summary.update(at, ignore))
-    yield Job(
-        "compaction", desk.place(session), lambda tasks, at: tasks.summary.compaction(at, ignore)
-    )
+        update = Job("update", desk.place(session), Tasks.update)
+    yield update
+    yield Job("compaction", desk.place(session), Tasks.update)
 
 
 def _utterances(meeting: Sequence[Segment], count: int, words: int = 18) -> list[Segment]:
@@ -107,19 +96,15 @@ def _utterances(meeting: Sequence[Segment], count: int, words: int = 18) -> list
     return sorted(enough, key=lambda s: len(s.text.split()))[:count]
 
 
-def _translation(tasks: Tasks, at: Session, text: str, previous: str = "") -> Generation:
-    return tasks.translation.generation(at, "fr", text, ignore, previous=previous)
-
-
 def _growing(
-    desk: Desk, sizes: Sizes, place: Session, segment: Segment, costs: Costs
+    desk: Desk, sizes: Sizes, place: Place, segment: Segment, costs: Costs
 ) -> Iterator[Job]:
     """An utterance translated again and again while it grows."""
     tasks, scheduler = desk.tasks(desk.config), desk.scheduler(desk.config, costs)
     words, previous = segment.text.split(), ""
     for count in sizes.growing:
-        make = partial(_translation, text=" ".join(words[:count]), previous=previous)
+        make = partial(Tasks.translate, text=" ".join(words[:count]), previous=previous)
         yield Job("retranslation", place, make)
         at = desk.at(place, {})
         (answered,) = desk.run(scheduler, [(at, make(tasks, at))])
-        previous = tasks.translation.text([answered.generation])
+        previous = desk.model.tokenizer.decode(answered.generation.output)

@@ -18,6 +18,7 @@ import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,13 +28,14 @@ import torch
 from operators.config import OperatorConfig
 from operators.decoding.acceptance import Costs
 from operators.decoding.generation import Generation
-from operators.engine.drafting import decoding
 from operators.engine.session import Session
+from operators.engine.task_runner import make_drafters
 from operators.model.quantization import runs_w8a8
+from operators.tasks.base import Ask
 from pipelines.dev.demo.plan import meeting_files
 from pipelines.device.calibration import VERIFY, cost_curve
 from pipelines.lab.benchmarks import TAKES
-from pipelines.lab.benchmarks.desk import Answered, Desk, ReadPrompt, Tasks, ignore
+from pipelines.lab.benchmarks.desk import Answered, Desk, Place, ReadPrompt, Tasks
 from pipelines.lab.benchmarks.harness import TOY, Result, Run
 from pipelines.wire.codec import read_transcript
 
@@ -70,7 +72,7 @@ class _Side:
 class _Stream:
     """A stream at its place, and the prompt of its summary."""
 
-    place: Session
+    place: Place
     prompt: ReadPrompt
 
 
@@ -192,9 +194,8 @@ def _streams(desk: Desk, sizes: Sizes, say: Callable[[str], None]) -> Iterator[_
         if number % 8 == 0:
             say(f"filling the windows: {number + 1} of {max(sizes.streams)}")
         place = desk.place(session)
-        assert session.slot is not None
-        desk.cache.release(session.slot)
-        update = desk.tasks(desk.config).summary.update(desk.at(place, {}), ignore)
+        desk.residency.drop(session)
+        update = desk.tasks(desk.config).update(desk.at(place, {}))
         yield _Stream(place, desk.read_prompt(place, update))
 
 
@@ -203,7 +204,7 @@ def _together(side: _Side, streams: Sequence[_Stream], drafter: str) -> list[Ans
     config = dataclasses.replace(desk.config, drafter=drafter)
     tasks = desk.tasks(config)
     at = [desk.at(stream.place, {}) for stream in streams]
-    asked = [(session, tasks.summary.update(session, ignore)) for session in at]
+    asked = [(session, tasks.update(session)) for session in at]
     prompts = [stream.prompt for stream in streams]
     return desk.run(desk.scheduler(config, side.costs), asked, prompts)
 
@@ -264,8 +265,10 @@ def _fairness(side: _Side, streams: Sequence[_Stream]) -> Result:
 
 
 def _drafted(tasks: Tasks, session: Session, drafts: Sequence[int]) -> Generation:
-    generation = tasks.summary.update(session, ignore)
-    generation.decoding = decoding(tasks.config, session, "summary", generation.prompt, drafts)
+    generation = tasks.update(session)
+    ask = Ask(generation.prompt, generation.max_tokens, previous=drafts)
+    drafters = partial(make_drafters, tasks.config, session.index, ask)
+    generation.decoding = dataclasses.replace(generation.decoding, make_drafters=drafters)
     return generation
 
 

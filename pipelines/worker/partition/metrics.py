@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
-from operators.events import Event
-from pipelines.wire.messages import status_of, task_of
+from operators.events import Event, task_of
+from pipelines.wire.messages import status_of
 from pipelines.worker.context import Host
 from pipelines.worker.partition.in_flight import Records
 from pipelines.worker.partition.queues import Lane

@@ -1,70 +1,58 @@
-"""What a stream keeps of partial hypotheses: the newest of each unit, its work, what was shown of it.
+"""What a stream keeps of partial hypotheses: the newest of each unit, its runs, what was shown of it.
 
-None of this is part of the stream's state. A unit is forgotten with its final; the number of units is
-bounded, whatever comes.
+None of this is part of the stream's state. A unit is dropped with its final; the number of units is
+bounded.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from operators.cache.kv_cache import KvCache
 from operators.decoding.generation import Generation
+from operators.engine.task_run import TaskRun
 from operators.events import Segment
 
 MAX_UNITS = 8
-"""Units (segments) of a stream of which partials are known; beyond, the oldest is forgotten."""
+"""Units (segments) of a stream of which partials are kept; beyond, the oldest is dropped."""
 
 
 @dataclass(eq=False)
 class Hypothesis:
-    """A partial that is to be translated. ``coalesced``: others before it were left out. ``told``:
+    """A partial that is to be translated. ``coalesced``: others before it were left out. ``done``:
     languages whose translation is out."""
 
     segment: Segment
     ticket: int
     coalesced: bool = False
-    told: set[str] = field(default_factory=set)
-
-
-class Piece(NamedTuple):
-    """A branch that is still to be opened for the hypothesis in work."""
-
-    language: str
-    number: int
-    text: str
+    done: set[str] = field(default_factory=set)
 
 
 @dataclass(eq=False)
 class Unit:
-    """At most one hypothesis in work and one that waits. ``pieces``: how many each language has;
-    ``made``: its finished ones; ``shown``: by language, the tail published last."""
+    """At most one hypothesis in work and one that waits. ``todo``: languages still to be started;
+    ``shown``: by language, the tail published last."""
 
     newest: Segment
     waiting: Hypothesis | None = None
     working: Hypothesis | None = None
-    todo: deque[Piece] = field(default_factory=deque)
-    running: list[Generation] = field(default_factory=list)
-    pieces: int = 0
-    made: dict[str, list[Generation]] = field(default_factory=dict)
+    todo: deque[str] = field(default_factory=deque)
+    runs: list[TaskRun] = field(default_factory=list)
     shown: dict[str, str] = field(default_factory=dict)
 
     def stop(self, cache: KvCache) -> None:
-        """Give up the hypothesis in work and its branches. Only between steps, or when none is left."""
-        for generation in self.running:
-            assert generation.branch is not None
-            cache.drop(generation.branch)
-        self.running.clear()
+        """Give up the hypothesis in work and its branches. Only between steps."""
+        for run in self.runs:
+            run.close(cache)
+        self.runs.clear()
         self.todo.clear()
-        self.made.clear()
         self.working = None
 
 
 @dataclass(eq=False)
-class Hypotheses:
-    """The units of one stream, least recently heard first."""
+class PartialHypotheses:
+    """The units of one stream, least recently submitted first."""
 
     units: dict[str, Unit] = field(default_factory=dict)
 
@@ -74,11 +62,11 @@ class Hypotheses:
 
     @property
     def running(self) -> list[Generation]:
-        return [generation for unit in self.units.values() for generation in unit.running]
+        return [g for unit in self.units.values() for run in unit.runs for g in run.open]
 
-    def hear(self, segment: Segment, ticket: int, cache: KvCache) -> None:
-        """Let the hypothesis wait, in the place of an older one of its unit, unless it says nothing
-        new: an older revision, or the same words again. A blank one takes those before it back."""
+    def submit(self, segment: Segment, ticket: int, cache: KvCache) -> None:
+        """Let the hypothesis wait, in place of an older one of its unit, unless it says nothing new:
+        an older revision, or the same words again. A blank one withdraws those before it."""
         unit = self.units.pop(segment.segment_id, None)
         if unit is None and not segment.text.strip():
             return
@@ -94,9 +82,9 @@ class Hypotheses:
             return
         unit.waiting = Hypothesis(segment, ticket, coalesced=unit.waiting is not None)
         while len(self.units) > MAX_UNITS:
-            self.forget(next(iter(self.units)), cache)
+            self.drop(next(iter(self.units)), cache)
 
-    def forget(self, segment_id: str, cache: KvCache) -> dict[str, str]:
+    def drop(self, segment_id: str, cache: KvCache) -> dict[str, str]:
         """Its final has come: nothing more is published. Returns what was shown, by language."""
         unit = self.units.pop(segment_id, None)
         if unit is None:
@@ -104,7 +92,7 @@ class Hypotheses:
         unit.stop(cache)
         return unit.shown
 
-    def recall(self, cache: KvCache) -> None:
+    def preempt(self, cache: KvCache) -> None:
         """Give the branches back; what was in work waits again, unless something newer does."""
         for unit in self.units.values():
             again = unit.working
@@ -116,4 +104,4 @@ class Hypotheses:
 
     def clear(self, cache: KvCache) -> None:
         for segment_id in list(self.units):
-            self.forget(segment_id, cache)
+            self.drop(segment_id, cache)

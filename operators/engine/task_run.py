@@ -1,0 +1,128 @@
+"""One run of a task: its generator, the answers in the making, and the branches that hold its fork."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from operators.cache.kv_cache import Branch, KvCache, StreamSlot
+from operators.decoding.generation import NONFINITE, Generation
+from operators.tasks.base import Answer, Ask, Occasion, Outcome, Steps, Task
+
+MakeGeneration = Callable[[Ask], Generation]
+
+
+@dataclass(eq=False)
+class TaskRun:
+    """From the place where the task became due until ``outcome`` is set.
+
+    While it has asks under way it holds at least one branch. A later ask forks beside that one, so
+    every ask of the run sees the stream as of the same frontier, however far ingest has gone on
+    since (the cache lets it go no further than an open branch allows).
+    """
+
+    task: Task
+    occasion: Occasion
+    fork: int = -1
+    """The stream's frontier where the run started: what its branches see ends here."""
+    steps: Steps | None = None
+    make: MakeGeneration | None = None
+    decode: Callable[[Sequence[int]], str] = lambda tokens: ""
+    asked: list[Generation] = field(default_factory=list)
+    """Of the generator's last step, in the order of its asks."""
+    waiting: deque[Generation] = field(default_factory=deque)
+    """Those of them that have no branch yet."""
+    outcome: Outcome | None = None
+
+    @property
+    def open(self) -> list[Generation]:
+        return [g for g in self.asked if g.branch is not None and not g.finish_reason]
+
+    def start(self) -> None:
+        """Run the generator up to its first asks, or to its outcome."""
+        self._resume(None)
+
+    def open_next(self, slot: StreamSlot, cache: KvCache) -> None:
+        """Fork for the next waiting ask; a region must be free."""
+        self.waiting.popleft().start(cache.fork(slot, beside=self._held()))
+
+    def advance(self, cache: KvCache) -> None:
+        """Pass branches of finished answers on; when all answers are there, go on with the generator.
+        Mutates the run; drops branches that nothing needs."""
+        for generation in self.asked:
+            if generation.finish_reason and generation.branch is not None:
+                self._pass_on(generation, cache)
+        if not self.asked or self.waiting or self.open:
+            return
+        held, reasons = self._held(), [g.finish_reason for g in self.asked]
+        for generation in self.asked:
+            generation.branch = None
+        if NONFINITE in reasons:
+            self._fail("nonfinite_logits")
+        else:
+            self._resume([self._answer(g) for g in self.asked])
+        if held is not None:
+            if self.waiting:
+                self._reuse(held)
+            else:
+                cache.drop(held)
+
+    def close(self, cache: KvCache) -> None:
+        """Give the run up: drop its branches, end its generator. Leaves no trace in the stream."""
+        for generation in self.asked:
+            if generation.branch is not None:
+                cache.drop(generation.branch)
+                generation.branch = None
+        self.waiting.clear()
+        if self.steps is not None:
+            self.steps.close()
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _resume(self, answers: Sequence[Answer] | None) -> None:
+        assert self.steps is not None
+        assert self.make is not None
+        asks: Sequence[Ask] = ()
+        try:
+            while not asks:
+                asks = next(self.steps) if answers is None else self.steps.send(answers)
+                answers = ()
+        except StopIteration as end:
+            self.outcome, self.asked = end.value, []
+            return
+        self.asked = [self.make(ask) for ask in asks]
+        self.waiting.extend(self.asked)
+
+    def _fail(self, reason: str) -> None:
+        if self.steps is not None:
+            self.steps.close()
+        self.outcome, self.asked = Outcome(failed=reason), []
+
+    def _held(self) -> Branch | None:
+        return next((g.branch for g in self.asked if g.branch is not None), None)
+
+    def _pass_on(self, finished: Generation, cache: KvCache) -> None:
+        """Its branch to a waiting ask; else drop it, unless it is the last and holds the fork."""
+        branch = finished.branch
+        assert branch is not None
+        others = any(g.branch is not None for g in self.asked if g is not finished)
+        if self.waiting:
+            finished.branch = None
+            self._reuse(branch)
+        elif others:
+            finished.branch = None
+            cache.drop(branch)
+
+    def _reuse(self, branch: Branch) -> None:
+        branch.length = 0  # the region is used again from its start
+        self.waiting.popleft().start(branch)
+
+    def _answer(self, generation: Generation) -> Answer:
+        return Answer(
+            tokens=tuple(generation.output),
+            text=self.decode(generation.output),
+            finish_reason=generation.finish_reason,
+            usage=generation.usage(),
+            weights=generation.weights,
+        )

@@ -1,0 +1,259 @@
+"""The seam between the engine and what it is asked to write.
+
+A task says when it is due and what to ask of the model. One *run* of a task is a Python generator: it
+reads a view of the stream, yields the asks it needs, is sent their answers, may yield again, and
+returns an outcome. All asks of a run see the stream as of one place, the run's fork, whatever is
+ingested meanwhile. The whole of a small task::
+
+    class Keywords(Task):
+        name = "keywords"
+
+        def due(self, progress):
+            return "tokens" if progress.tokens >= 200 else None
+
+        def run(self, view, occasion):
+            (answer,) = yield [self.tools.ask("Name three keywords of the transcript.", max_tokens=24)]
+            return Outcome(events=(self.tools.result(self.name, view, answer),))
+
+The built-in tasks (summary, translation, answer) use this seam and nothing else of the engine.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from operators.config import OperatorConfig
+from operators.events import (
+    AnswerEvent,
+    AnyEvent,
+    Event,
+    Evidence,
+    KvInfo,
+    LedgerItem,
+    ModelInfo,
+    ResultEvent,
+    Segment,
+    Source,
+    Trigger,
+    Usage,
+)
+from operators.model.tokenizer import Tokenizer
+from operators.tasks.prompts import Prompts
+
+# --- what starts a run ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Due:
+    """The task's own rhythm, a request for an update, or the end of the stream."""
+
+    trigger: Trigger
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A final segment, or one part of a long one, has entered the window. ``text`` has no speaker."""
+
+    segment: Segment
+    text: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A caller's request; ``request`` is what the task itself defined for it."""
+
+    request: Any
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A partial hypothesis is to be shown; ``shown`` is the text shown before it."""
+
+    segment: Segment
+    language: str
+    shown: str
+
+
+Occasion = Due | Spoken | Asked | Partial
+
+# --- what a run sees ------------------------------------------------------------------------------
+
+
+class SeenSegment(NamedTuple):
+    """A segment (or a part of one) whose tokens the run's branches see. ``new``: no update has
+    covered it yet."""
+
+    evidence: Evidence
+    text: str
+    new: bool
+
+
+@dataclass
+class Ledger:
+    """A stream's durable notes and the number of the next one. Replaced by outcomes only."""
+
+    items: tuple[LedgerItem, ...] = ()
+    next_item: int = 1
+
+
+@dataclass(frozen=True)
+class StreamView:
+    """What a task knows of a stream: the window as of the fork. ``ledger`` alone is live, so that an
+    outcome is built on the notes as they are when it is applied. A task must not change what it sees."""
+
+    stream_id: str
+    epoch: int
+    segments: tuple[SeenSegment, ...]
+    ledger: Ledger
+    last_output: Mapping[str, str]
+    revision: int
+    """The number that the task's next event will get, for tasks that number one kind of event."""
+    source: Source
+    kv: KvInfo
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stream has come since the last fork of a task. Tokens of transcript; seconds."""
+
+    tokens: int
+    seconds: float
+    uncovered: int
+    """Tokens in the window that no update has covered."""
+
+
+# --- what a run asks and returns ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One answer wanted from the model, on a branch of its own.
+
+    ``prompt``: tokens behind the transcript. ``previous``: tokens of an earlier answer, a draft for
+    this one (speed only). ``ends``: whether an output is complete, asked after every token, besides
+    the model's own end token. ``choices``: first tokens to be weighed; nothing is generated then.
+    """
+
+    prompt: Sequence[int]
+    max_tokens: int
+    kind: str = ""
+    """What acceptance statistics and sampling settings go by; the task's name if empty."""
+    previous: Sequence[int] = ()
+    ends: Callable[[Sequence[int]], bool] | None = None
+    choices: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``finish_reason``: stop, length or repetition. ``weights``: the probabilities of the ask's
+    ``choices``, normalised over them."""
+
+    tokens: tuple[int, ...]
+    text: str
+    finish_reason: str
+    usage: Usage
+    weights: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to. The engine numbers the events and fills in what they cover.
+
+    ``items``: the new ledger, None for no change. ``covers``: everything up to the fork is now in
+    the ledger (the summary alone may say so). ``remember``: outputs to be seen again by later runs,
+    by name. ``part``: what :meth:`Task.join` is given for one part of a segment. ``failed``: the run
+    came to nothing and must leave no trace; the reason.
+    """
+
+    events: tuple[AnyEvent, ...] = ()
+    items: tuple[LedgerItem, ...] | None = None
+    next_item: int | None = None
+    covers: bool = False
+    remember: Mapping[str, str] = field(default_factory=dict)
+    part: Any = None
+    text: str = ""
+    failed: str = ""
+
+
+Steps = Generator[Sequence[Ask], Sequence[Answer], Outcome]
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a task works with; given to it before its first run."""
+
+    config: OperatorConfig
+    prompts: Prompts
+    tokenizer: Tokenizer
+    model: ModelInfo
+
+    def ask(self, text: str, *, max_tokens: int, **options: Any) -> Ask:
+        """An ask with an instruction in plain words; ``options`` are those of :class:`Ask`. Text from
+        the stream may stand in it: nothing it spells acts as a special token."""
+        prompt = self.prompts.instruction(text)
+        room = self.config.branch_tokens - len(prompt)
+        return Ask(prompt, min(max_tokens, room), **options)
+
+    def result(self, task: str, view: StreamView, answer: Answer) -> ResultEvent:
+        """A plain event with the answer's text."""
+        cut = () if answer.finish_reason == "stop" else (f"cut_by_{answer.finish_reason}",)
+        return ResultEvent(
+            stream_id=view.stream_id,
+            epoch=view.epoch,
+            revision=0,
+            task=task,
+            text=answer.text.strip(),
+            source=view.source,
+            model=self.model,
+            usage=answer.usage,
+            kv=view.kv,
+            degraded=cut,
+        )
+
+
+class Task(ABC):
+    """Base of all tasks. Override :meth:`run`, and :meth:`due` or :meth:`wants`."""
+
+    name = ""
+    """Names the task in events, revisions and metrics; letters, digits, ``_``."""
+    tools: Tools
+
+    def due(self, progress: Progress) -> Trigger | None:
+        """Whether a run should start now, and why. Asked at every place where a fork may happen while
+        none of the task's runs is under way. Changes nothing."""
+        return None
+
+    def seconds_left(self, progress: Progress) -> float | None:
+        """Seconds until the task is due by time alone; None: never."""
+        return None
+
+    def wants(self, segment: Segment) -> bool:
+        """Whether a run should start for this final segment. Changes nothing."""
+        return False
+
+    @abstractmethod
+    def run(self, view: StreamView, occasion: Any) -> Steps:
+        """One run. The engine closes the generator when the model gives no finite numbers."""
+
+    def join(
+        self, segment: Segment, outcomes: Sequence[Outcome], shown: Mapping[str, str]
+    ) -> Sequence[Event]:
+        """The events of a segment from the outcomes of its parts, in order. ``shown``: what was shown
+        of its partial hypotheses, by language."""
+        events = (event for outcome in outcomes for event in outcome.events)
+        return [event for event in events if not isinstance(event, AnswerEvent)]
+
+
+def total(usages: Sequence[Usage], finish_reason: str = "stop") -> Usage:
+    """The tokens spent by several answers together."""
+    return Usage(
+        prompt_tokens=sum(u.prompt_tokens for u in usages),
+        output_tokens=sum(u.output_tokens for u in usages),
+        drafted=sum(u.drafted for u in usages),
+        accepted=sum(u.accepted for u in usages),
+        verifies=sum(u.verifies for u in usages),
+        finish_reason=finish_reason,
+    )
