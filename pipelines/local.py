@@ -1,6 +1,6 @@
 """The operator without Kafka, on a model by its name.
 
-    from pipelines.local import load_operator
+    from longstream import load_operator
 
     operator = load_operator("smollm2-135m", targets=("fr",))  # a StreamOperator
     meeting = operator.open("meeting")
@@ -9,7 +9,7 @@
         print(event)
     print(meeting.summarize(), meeting.translate("See you on Friday.", "de"))
     print(meeting.ask("When is the review?").text)
-    snapshot = meeting.snapshot()  # operator.open("meeting", snapshot=snapshot) goes on from it
+    snapshot = meeting.snapshot()  # operator.open("meeting", snapshot=snapshot) resumes from it
     meeting.close()
 
 See :class:`operators.stream.Stream` for what a stream can do. With a loaded model, a store
@@ -19,11 +19,13 @@ or an observer of your own: :class:`operators.stream_operator.StreamOperator`.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from operators.config import OperatorConfig
 from operators.model.loader import DecoderModel
 from operators.stream_operator import StreamOperator
+from operators.tasks.base import Task
 from pipelines import models
 from pipelines.device.calibration import load_calibrated, measured_costs
 from pipelines.storage.idle import idle_store
@@ -36,15 +38,17 @@ def load_operator(
     spill_url: str = "",
     model_sha256: str = "",
     draft_model_sha256: str = "",
+    tasks: Sequence[Task] = (),
     **settings: Any,
 ) -> StreamOperator:
     """An operator on ``model`` (whatever ``longstream model pull`` takes), ready for streams.
 
-    ``settings`` are those of OperatorConfig. ``model_sha256``: what a model that is no alias must be, as
-    ``longstream model sha256`` says it; needed for one of a model hub. ``draft_model_sha256``: the same
-    for ``draft_model``. ``spill_url``: a folder or object store (fsspec) for streams that have nothing
-    to do, beyond ``host_streams``. Measures what the model costs on this machine on first use (some
-    seconds). Raises ModelError or ConfigError.
+    ``settings`` are those of OperatorConfig, ``tasks`` further tasks beside the built-in ones.
+    ``model_sha256``: digest of a model that is no alias, as ``longstream model sha256`` prints it;
+    required for one of a model hub. ``draft_model_sha256``: the same for ``draft_model``.
+    ``spill_url``: a folder or object store (fsspec) for the KV of idle streams beyond
+    ``host_streams``. Measures the model's costs on this machine on first use (some seconds).
+    Raises ModelError or ConfigError.
     """
     config = OperatorConfig.from_dict(settings)
     pin = models.Pin(model_sha256, "model_sha256")
@@ -58,6 +62,7 @@ def load_operator(
         draft=draft,
         costs=measured_costs(loaded, draft, config, models.default_cache()),
         store=idle_store(spill_url),
+        tasks=tasks,
     )
 
 

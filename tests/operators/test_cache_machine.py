@@ -1,5 +1,5 @@
-"""Any order of feeding, forking, drafting, rejecting, evicting, offloading, saving and restoring equals the
-slow reference, which knows none of these.
+"""Any order of feeding, forking, drafting, rejecting, evicting, offloading, saving and restoring equals
+the slow reference, which knows none of these.
 
 Every logit any rule gets to see is held against the reference, in fp32 within 1e-3 and with the same
 most likely token. What a verify block accepts is held against the reference's own greedy text.

@@ -1,0 +1,93 @@
+"""The public names, the examples, and the wheel that brings them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+import longstream
+from operators.events import Event, ResultEvent, Segment
+from operators.stream_operator import StreamOperator
+from operators.tasks.base import Task
+from tests.engine import toy_decoder
+from tests.operators.test_stream_operator import CONFIG, drain, speech
+
+ROOT = Path(__file__).parents[1]
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    documented = re.findall(r"^- `(\w+)`", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert sorted(documented) == sorted(longstream.__all__)
+    for name in longstream.__all__:
+        assert getattr(longstream, name) is not None
+
+
+def test_importing_it_does_not_import_torch() -> None:
+    code = "import sys, longstream; print('torch' in sys.modules, longstream.__version__)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split()[0] == "False"
+
+
+def test_a_task_of_the_users_own_runs_beside_the_built_in_ones() -> None:
+    task: Task = example("custom_task").Keywords(every=40)
+
+    def told(*tasks: Task) -> list[Event]:
+        operator = StreamOperator(toy_decoder(), CONFIG, tasks=tasks)
+        operator.open("a")
+        for at, segment in enumerate(speech("a", 12)):
+            operator.feed(segment, at)
+        return [event for emission in drain(operator) for event in emission.events]
+
+    events = told(task)
+    mine = [event for event in events if isinstance(event, ResultEvent)]
+    assert [event.revision for event in mine] == list(range(1, len(mine) + 1))
+    assert len(mine) > 2
+    assert {event.task for event in mine} == {"keywords"}
+    assert all(event.event_id and event.usage.output_tokens for event in mine)
+    # It takes nothing from the others: their texts are what they are without it.
+    others = {(type(e), e.revision, getattr(e, "text", "")) for e in events if e not in mine}
+    assert others == {(type(e), e.revision, getattr(e, "text", "")) for e in told()}
+
+
+def test_the_wheel_alone_is_enough(tmp_path: Path) -> None:
+    """Built, unpacked beside the dependencies only, and imported from elsewhere."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    wheels, target = tmp_path / "wheels", tmp_path / "target"
+    build = ["wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(ROOT)]
+    subprocess.run([*pip, *build], check=True, capture_output=True)
+    (wheel,) = wheels.glob("longstream-*.whl")
+    install = ["install", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
+    subprocess.run([*pip, *install], check=True, capture_output=True)
+    code = (
+        f"import sys; sys.path[:0] = [{str(target)!r}, {sysconfig.get_path('purelib')!r}]\n"
+        "from longstream import load_operator, StreamOperator, Segment\n"
+        "import operators, pipelines.wire.codec, pipelines.dev.demo.plan as plan\n"
+        f"assert operators.__file__.startswith({str(target)!r}), operators.__file__\n"
+        "from operators.tasks.prompts import NAMES, _load\n"
+        "assert all(_load(name) for name in NAMES)\n"
+        "assert len(plan.meeting_files()) >= 3\n"
+        "print(Segment(stream_id='a', text='hello').text)"
+    )
+    run = [sys.executable, "-I", "-S", "-c", code]
+    ran = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.stdout.strip() == "hello", ran.stderr
+
+
+def test_segment_is_the_struct_that_streams_take() -> None:
+    assert longstream.Segment is Segment
