@@ -30,6 +30,7 @@ LANGUAGES = {
 
 DTYPES = ("auto", "fp32", "bf16", "int8", "w8a8", "int4")
 DRAFTERS = ("auto", "none", "ngram", "previous", "combined", "draft")
+METHODS = ("select", "lines")
 TASKS = ("summary", "compaction", "translation", "answer")
 ACCEPTANCES = ("coupled", "rejection")
 
@@ -99,10 +100,16 @@ class OperatorConfig:
     skip_behind: int = 0
     """With so many segments of a stream waiting, updates by tokens or time are skipped until the window
     needs one, which says ``updates_skipped`` (0 = never: every update is made, however late)."""
+    summary_method: str = "select"
+    """How an update is written: select (every turn is judged, the weightiest are written one by one) or
+    lines (one answer of several lines over the window)."""
     summary_tokens: int = 128
     """Upper bound of one summary update's answer."""
     ledger_tokens: int = 320
     """Token budget of the ledger shown to the model; above it the ledger is compacted."""
+    ledger_bytes: int = 49_152
+    """Bytes of the durable ledger (text of its items). Above it near-duplicates are merged, then settled
+    and superseded items and the least important topics go, which says ``ledger_trimmed``."""
     targets: tuple[str, ...] = ()
     """Language codes every final segment is translated into."""
     translate_partials: bool = False
@@ -166,6 +173,8 @@ class OperatorConfig:
         need(1 <= self.update_tokens <= self.window, "update_tokens", "between 1 and the window")
         need(self.update_interval_s >= 0, "update_interval_s", "seconds, 0 switches it off")
         need(self.skip_behind >= 0, "skip_behind", "segments, 0 switches it off")
+        need(self.summary_method in METHODS, "summary_method", f"one of {', '.join(METHODS)}")
+        need(self.ledger_bytes >= 1024, "ledger_bytes", "at least 1024 bytes")
         need(self.summary_tokens >= 8, "summary_tokens", "at least 8 tokens")
         need(self.translation_unit_tokens >= 8, "translation_unit_tokens", "at least 8 tokens")
         need(self.max_draft >= 0, "max_draft", "0 switches speculation off")

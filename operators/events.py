@@ -18,7 +18,7 @@ EVENT_NAMESPACE = uuid.UUID("6f1c0a52-6b1f-5d0e-9a53-2f0c2d1f7a10")
 SegmentType = Literal["segment", "session_start", "session_end", "speaker_revision", "forget"]
 Trigger = Literal["tokens", "interval", "topic_shift", "request", "session_end"]
 ItemKind = Literal["topic", "decision", "action_item", "open_question"]
-ItemState = Literal["open", "done", "superseded"]
+ItemState = Literal["open", "done", "superseded", "withdrawn"]
 Restored = Literal["none", "snapshot", "replay"]
 
 
@@ -76,6 +76,11 @@ class LedgerItem(msgspec.Struct, frozen=True, kw_only=True):
     owner: str | None = None
     due: str | None = None
     state: ItemState = "open"
+    importance: float = 0.0
+    """0 to 1: how sure the model was that the turn matters."""
+    supersedes: str | None = None
+    """Id of the item that this one replaces."""
+    by: Literal["model", "person"] = "model"
     last_changed_revision: int = 0
     evidence: tuple[Evidence, ...] = ()
 
@@ -147,6 +152,8 @@ class SummaryEvent(
     usage: Usage = Usage()
     kv: KvInfo = KvInfo()
     stability: Stability = Stability()
+    refused: dict[str, int] = {}
+    """Notes that were not taken, by reason."""
     degraded: tuple[str, ...] = ()
     emitted_at_ms: int = 0
 

@@ -1,16 +1,108 @@
-"""Small measures of a text: words, repetition, what was taken back."""
+"""Small measures of a text in any language: units, numbers, overlap, repetition, what was taken back.
+
+A *unit* is a lower-case word; in scripts that are written without spaces it is a pair of neighbouring
+characters. Nothing here knows a language: no word lists, no case rules.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*", re.UNICODE)
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+"
+)
+"""Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
+_NUMBER = re.compile(r"\d+(?:[.,:\u066b\u066c \u00a0\u202f]\d+)*")
+_STEM, _ENDING = 6, 2
+_FULL_WEIGHT = 4
 
 
 def words(text: str) -> list[str]:
     """Lower-case words of a text, punctuation dropped."""
     return _WORD.findall(text.lower())
+
+
+def units(text: str) -> list[str]:
+    """The text's units in order: words, and pairs of characters where a script has no spaces."""
+    found: list[str] = []
+    for word in _WORD.findall(unicodedata.normalize("NFKC", text).lower()):
+        at = 0
+        for run in _UNSPACED.finditer(word):
+            found += _whole(word[at : run.start()])
+            part = run.group()
+            found += [part[i : i + 2] for i in range(len(part) - 1)] or [part]
+            at = run.end()
+        found += _whole(word[at:])
+    return found
+
+
+def _whole(word: str) -> list[str]:
+    return [word] if word else []
+
+
+def content(text: str) -> dict[str, float]:
+    """The text's units with weights. Words of alphabetic scripts lose what may be an ending ("moves" and
+    "move" are one), and count the less the shorter they are: short ones mostly support nothing."""
+    weighed: dict[str, float] = {}
+    for unit in units(text):
+        if _UNSPACED.match(unit) or unit[0].isdigit():
+            weighed[unit] = 1.0
+        else:
+            stem = unit[: min(_STEM, max(_FULL_WEIGHT, len(unit) - _ENDING))]
+            weighed[stem] = min(1.0, (len(unit) / _FULL_WEIGHT) ** 2)
+    return weighed
+
+
+def support(text: str, sources: Iterable[str]) -> float:
+    """Share of the text's content that occurs in the source texts, 0 to 1."""
+    want, have = content(text), set[str]()
+    for source in sources:
+        have |= content(source).keys()
+    total = sum(want.values())
+    return sum(weight for unit, weight in want.items() if unit in have) / total if total else 0.0
+
+
+def similarity(a: str, b: str) -> float:
+    """Shared content over the smaller of the two contents, 0 to 1 (1: one contains the other)."""
+    left, right = content(a), content(b)
+    smaller = min(sum(left.values()), sum(right.values()))
+    shared = sum(min(weight, right[unit]) for unit, weight in left.items() if unit in right)
+    return shared / smaller if smaller else 0.0
+
+
+def numbers(text: str) -> set[str]:
+    """The numbers in a text as plain digits: 40,000 and 40 000 are one, in digits of any script."""
+    found = _NUMBER.findall(unicodedata.normalize("NFKC", text))
+    return {"".join(str(unicodedata.digit(c)) for c in n if c.isdigit()) for n in found}
+
+
+def longest_copy(text: str, source: str) -> int:
+    """Length in units of the longest stretch of the text that stands in the source."""
+    mine, theirs = units(text), units(source)
+    best, before = 0, [0] * (len(theirs) + 1)
+    for unit in mine:
+        row = [0] * (len(theirs) + 1)
+        for at, other in enumerate(theirs, start=1):
+            if unit == other:
+                row[at] = before[at - 1] + 1
+                best = max(best, row[at])
+        before = row
+    return best
+
+
+def script(text: str) -> str:
+    """The script most of the text's letters are of, by their Unicode names; empty without letters.
+    Kana and Han together are one: Japanese is written in both."""
+    counts: dict[str, int] = {}
+    for char in text:
+        if char.isalpha():
+            name = unicodedata.name(char, "").split(" ")[0]
+            name = "CJK" if name in ("HIRAGANA", "KATAKANA", "CJK") else name
+            counts[name] = counts.get(name, 0) + 1
+    return max(counts, key=lambda name: counts[name]) if counts else ""
 
 
 def trigrams(tokens: Sequence[str]) -> list[tuple[str, ...]]:

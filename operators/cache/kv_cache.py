@@ -91,8 +91,8 @@ class KvCache:
 
     ``keys[layer]``/``values[layer]``: ``[slots, kv_heads, S + R, head_dim]``;
     ``branch_keys[layer]``/``branch_values[layer]``: ``[branches, kv_heads, B, head_dim]``.
-    Allocated once, never grown. A slot or region is zeroed when it is taken: what is masked out is
-    multiplied by nought all the same, so it must be finite whatever its last holder left there.
+    Allocated once, never grown. A slot or region is zeroed when it is taken: masked keys are multiplied
+    by zero, which needs them finite.
     """
 
     def __init__(
@@ -168,9 +168,13 @@ class KvCache:
         del self._open[stream]
         self._free_slots.append(stream.index)
 
-    def fork(self, stream: StreamSlot, beside: Branch | None = None) -> Branch:
+    def fork(
+        self, stream: StreamSlot, beside: Branch | None = None, *, alone: bool = False
+    ) -> Branch:
         """Open a branch at the stream's frontier, or at the fork of the open branch ``beside`` (what
-        that one sees is still all there). Raises :class:`CapacityError` when no region is free.
+        that one sees is still all there). ``alone``: it sees nothing but
+        itself, not even the sinks, and its positions begin at 0.
+        Raises :class:`CapacityError` when no region is free.
 
         The stream itself is not touched, now or by anything the branch does later. The region has the
         slot's number where that is free: branches of neighbouring streams then lie side by side and
@@ -181,8 +185,9 @@ class KvCache:
         own = stream.index
         region = own if own in self._free_regions else max(self._free_regions)
         self._free_regions.remove(region)
-        branch = Branch(stream, region, fork=beside.fork if beside else stream.length)
-        self._wipe(branch.region, self.branch_keys, self.branch_values)
+        fork = 0 if alone else beside.fork if beside else stream.length
+        branch = Branch(stream, region, fork)
+        self.wipe_region(branch.region)
         self._open[stream].append(branch)
         return branch
 
@@ -190,6 +195,10 @@ class KvCache:
         """Throw the branch away. Leaves no trace in the stream."""
         self._open[branch.stream].remove(branch)
         self._free_regions.append(branch.region)
+
+    def wipe_region(self, region: int) -> None:
+        """Zero a region: what is masked out is multiplied by zero, so it must be finite."""
+        self._wipe(region, self.branch_keys, self.branch_values)
 
     @staticmethod
     def _wipe(index: int, *pools: list[Tensor]) -> None:
@@ -207,7 +216,8 @@ class KvCache:
         one token more would overwrite the oldest token that branch still sees.
         """
         slack = self.layout.slack
-        forks = [b.fork for b in self._open[stream]]
+        # A branch that sees nothing of the stream has nothing that could be overwritten.
+        forks = [b.fork for b in self._open[stream] if b.fork]
         return min([slack, *(fork + slack - stream.length for fork in forks)])
 
     def branch_room(self, branch: Branch) -> int:

@@ -144,6 +144,7 @@ class DraftModel:
     ) -> ModelDrafter:
         """A twin for the target's ``branch``, empty until it is drafted on."""
         twin = Branch(self._twins[branch.stream], branch.region, branch.fork)
+        self.cache.wipe_region(branch.region)
         return ModelDrafter(twin, [*prompt, *answer], len(prompt), sampler)
 
     # --- drafting ----------------------------------------------------------------------------

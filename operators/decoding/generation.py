@@ -50,6 +50,8 @@ class Generation:
     """Whether the answer is complete with this output, asked after every token (besides EOS)."""
     choices: tuple[int, ...] = ()
     """First tokens to be weighed instead of an answer: ``weights`` are their probabilities."""
+    alone: bool = False
+    """Its branch sees no transcript."""
     due_at: float = 0.0
 
     branch: Branch | None = None

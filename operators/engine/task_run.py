@@ -45,7 +45,8 @@ class TaskRun:
 
     def open_next(self, slot: StreamSlot, cache: KvCache) -> None:
         """Fork for the next waiting ask; a region must be free."""
-        self.waiting.popleft().start(cache.fork(slot, beside=self._held()))
+        generation = self.waiting.popleft()
+        generation.start(cache.fork(slot, beside=self._held(), alone=generation.alone))
 
     def advance(self, cache: KvCache) -> None:
         """Pass branches of finished answers on; when all answers are there, go on with the generator.
@@ -91,6 +92,8 @@ class TaskRun:
         except StopIteration as end:
             self.outcome, self.asked = end.value, []
             return
+        if len({ask.alone for ask in asks} | {g.alone for g in self.asked}) > 1:
+            raise ValueError(f"task {self.task.name}: asks of one run are all alone, or none is")
         self.asked = [self.make(ask) for ask in asks]
         self.waiting.extend(self.asked)
 

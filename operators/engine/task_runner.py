@@ -76,6 +76,7 @@ class TaskRunner:
             ),
             ends=ask.ends,
             choices=ask.choices,
+            alone=ask.alone,
             due_at=self._clock(),
         )
 

@@ -135,6 +135,8 @@ class Ask:
     ``prompt``: tokens behind the transcript. ``previous``: tokens of an earlier answer, a draft for
     this one (speed only). ``ends``: whether an output is complete, asked after every token, besides
     the model's own end token. ``choices``: first tokens to be weighed; nothing is generated then.
+    ``alone``: the branch sees nothing but the prompt, which is then a whole conversation of its own
+    (:meth:`Prompts.alone`); the asks of one run are either all alone or none.
     """
 
     prompt: Sequence[int]
@@ -144,6 +146,7 @@ class Ask:
     previous: Sequence[int] = ()
     ends: Callable[[Sequence[int]], bool] | None = None
     choices: tuple[int, ...] = ()
+    alone: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,14 @@ budget the oldest items are merged. Everything here is plain data and text, no m
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from operators.events import Evidence, ItemKind, LedgerItem
-from operators.text import repeated_trigram_share, trigrams, words
+from operators.text import repeated_trigram_share, similarity, support, trigrams, units, words
 
 _LINE = re.compile(
     r"^\s*(?:[-*•]|\d+[.)])?\s*\**(TOPIC|DECISION|ACTION|QUESTION)S?\b\**"
@@ -50,6 +53,8 @@ _SIGNS = {
 not anybody promised or asked: an action or a question without such words is a topic like any other."""
 _NOBODY = {"", "who", "none", "unknown", "n/a", "nobody", "someone"}
 MAX_ITEM_CHARS = 280
+SAME = 0.7
+"""Similarity from which two items are about the same thing."""
 MAX_REPEATED = 0.3
 """Share of a note's trigrams that may stand in the ledger already: small models vary sentences' ends."""
 _STOPWORDS = frozenset(  # words that support nothing: common ones, and minutes' own vocabulary
@@ -109,21 +114,6 @@ def _kind(kind: ItemKind, text: str, owner: str) -> ItemKind:
 def content_words(text: str) -> set[str]:
     """Words that carry meaning, cut to a crude stem so that 'designs' supports 'design'."""
     return {w[:6] for w in words(text) if len(w) > 3 and w not in _STOPWORDS}
-
-
-def similarity(a: str, b: str) -> float:
-    """Overlap of content words: shared over the smaller set (1.0 = one contains the other)."""
-    left, right = content_words(a), content_words(b)
-    return len(left & right) / min(len(left), len(right)) if left and right else 0.0
-
-
-def support(text: str, source: Iterable[str]) -> float:
-    """Share of the item's content words found in the source texts."""
-    want = content_words(text)
-    have: set[str] = set()
-    for piece in source:
-        have |= content_words(piece)
-    return len(want & have) / len(want) if want else 0.0
 
 
 def copied(text: str, source: str) -> bool:
@@ -236,9 +226,90 @@ def _evidence_of(text: str, sources: Sequence[LedgerItem]) -> tuple[Evidence, ..
 
 
 def render(items: Sequence[LedgerItem]) -> str:
-    """The ledger as the model reads and writes it, one line per item; "(none)" when empty."""
+    """The ledger's live items as text, one line per item; "(none)" when there is none."""
     lines = []
     for item in items:
-        owner = f" ({item.owner})" if item.owner else ""
-        lines.append(f"{_LABELS[item.kind]}{owner}: {item.text}")
+        if item.state in GONE:
+            continue
+        details = [d for d in (item.owner, item.due, "done" if item.state == "done" else "") if d]
+        about = f" ({', '.join(details)})" if details else ""
+        lines.append(f"{_LABELS[item.kind]}{about}: {item.text}")
     return "\n".join(lines) or "(none)"
+
+
+GONE = ("superseded", "withdrawn")
+
+
+def add_items(
+    items: tuple[LedgerItem, ...], new: Sequence[LedgerItem], refused: Counter[str]
+) -> tuple[LedgerItem, ...]:
+    """Put new items behind the old ones. One that says what a live item of its kind says already is
+    refused as a duplicate; one that says nearly the same in other words, with another number, date or
+    negation, supersedes that item."""
+    kept = list(items)
+    for item in new:
+        like = [at for at, old in enumerate(kept) if _comparable(old, item)]
+        best = max(like, key=lambda at: similarity(kept[at].text, item.text), default=None)
+        if best is None or similarity(kept[best].text, item.text) < SAME:
+            kept.append(item)
+            continue
+        old = kept[best]
+        if set(units(item.text)) <= set(units(old.text)):
+            refused["duplicate"] += 1
+            continue
+        revision = item.last_changed_revision
+        kept[best] = replace(old, state="superseded", last_changed_revision=revision)
+        kept.append(replace(item, supersedes=old.id))
+    return tuple(kept)
+
+
+def _comparable(old: LedgerItem, new: LedgerItem) -> bool:
+    owners = old.owner == new.owner or not (old.owner and new.owner)
+    return old.kind == new.kind and old.state == "open" and owners and old.by == "model"
+
+
+def settle(
+    items: tuple[LedgerItem, ...], done: Sequence[tuple[str, Evidence]], revision: int
+) -> tuple[LedgerItem, ...]:
+    """Mark action items as done, each with the segment that says so."""
+    where = dict(done)
+    return tuple(
+        replace(
+            item,
+            state="done",
+            evidence=tuple(dict.fromkeys((*item.evidence, where[item.id]))),
+            last_changed_revision=revision,
+        )
+        if item.id in where and item.state == "open"
+        else item
+        for item in items
+    )
+
+
+def trim(items: tuple[LedgerItem, ...], limit: int) -> tuple[tuple[LedgerItem, ...], bool]:
+    """The ledger within ``limit`` bytes of text, and whether anything went. First what is superseded or
+    withdrawn, then what is done, then topics by importance, oldest first. Decisions, open actions and
+    open questions stay, and so does what a person wrote."""
+    size = sum(len(item.text.encode()) for item in items)
+    if size <= limit:
+        return items, False
+    gone: set[str] = set()
+    for item in sorted(items, key=_worth):
+        if size <= limit or _worth(item)[0] == KEEP:
+            break
+        gone.add(item.id)
+        size -= len(item.text.encode())
+    return tuple(item for item in items if item.id not in gone), bool(gone)
+
+
+KEEP = 3
+
+
+def _worth(item: LedgerItem) -> tuple[int, float]:
+    if item.by == "person":
+        return KEEP, 0.0
+    if item.state in GONE:
+        return 0, 0.0
+    if item.state == "done":
+        return 1, 0.0
+    return (2, item.importance) if item.kind == "topic" else (KEEP, 0.0)

@@ -1,16 +1,30 @@
-"""The rolling summary: ask for what is new, and put it into the ledger.
+"""The rolling summary: what is new goes into the ledger, a stream's durable memory.
 
-An update is one answer. Before it, when the ledger has outgrown its budget, another answer merges the
-oldest items; both are of one run, so what they see does not depend on load.
+Two methods (``summary_method``). *select*: see :mod:`operators.tasks.minutes`. *lines*: one answer of
+several lines over the window; before it, when the ledger has outgrown its budget, another answer merges
+the oldest items. All asks are of one run, so what they see does not depend on load.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from operators.events import LedgerItem, Stability, SummaryEvent, Trigger, Usage
 from operators.tasks import ledger
-from operators.tasks.base import Answer, Ask, Due, Outcome, Progress, Steps, StreamView, Task
+from operators.tasks.base import (
+    Answer,
+    Ask,
+    Due,
+    Outcome,
+    Progress,
+    Steps,
+    StreamView,
+    Task,
+    total,
+)
+from operators.tasks.minutes import MinuteTaker, item_of
 from operators.text import normalized_erasure
 
 TASK = "summary"
@@ -23,6 +37,7 @@ class SummaryTask(Task):
     """Its events are the stream's summaries; its outcomes alone say what is covered."""
 
     name = TASK
+    _taker: MinuteTaker | None = None
 
     def due(self, progress: Progress) -> Trigger | None:
         if progress.tokens >= self.tools.config.update_tokens:
@@ -37,13 +52,37 @@ class SummaryTask(Task):
     def run(self, view: StreamView, occasion: Due) -> Steps:
         if not any(segment.new for segment in view.segments):
             return self._outcome(view, occasion.trigger, None)  # a final event with nothing new
+        if self.tools.config.summary_method == "select":
+            return (yield from self._select(view, occasion.trigger))
         if self._too_long(view.ledger.items):
             (merged,) = yield [self._compaction(view.ledger.items)]
             self._compact(view, merged)
         (answer,) = yield [self._update(view)]
         return self._outcome(view, occasion.trigger, answer)
 
-    # --- asks --------------------------------------------------------------------------------
+    # --- select ------------------------------------------------------------------------------
+
+    def _select(self, view: StreamView, trigger: Trigger) -> Steps:
+        if self._taker is None:
+            self._taker = MinuteTaker(self.tools)
+        made = yield from self._taker.steps(view)
+        notes, refused, revision = view.ledger, made.refused, view.revision
+        items = ledger.settle(notes.items, made.done, revision)
+        new = [item_of(d, notes.next_item + at, revision) for at, d in enumerate(made.drafts)]
+        items = ledger.add_items(items, new, refused)
+        items, trimmed = ledger.trim(items, self.tools.config.ledger_bytes)
+        event = self._event(view, trigger, items, ("ledger_trimmed",) if trimmed else ())
+        usage = total([answer.usage for answer in made.answers])
+        event = replace(event, usage=usage, refused=dict(refused))
+        return Outcome(
+            (event,),
+            items,
+            notes.next_item + len(new),
+            covers=True,
+            remember={"ledger": event.text},
+        )
+
+    # --- lines: asks -------------------------------------------------------------------------
 
     def _too_long(self, items: Sequence[LedgerItem]) -> bool:
         tokens = self.tools.tokenizer.encode(ledger.render(items))
@@ -79,7 +118,7 @@ class SummaryTask(Task):
             ends=lambda output: tokenizer.decode(output).count("\n") >= MAX_NOTES,
         )
 
-    # --- outcomes ----------------------------------------------------------------------------
+    # --- lines: outcomes ----------------------------------------------------------------------------
 
     def _compact(self, view: StreamView, answer: Answer) -> None:
         """Put the merged items in place of the older half. Mutates the view's ledger."""
@@ -106,7 +145,9 @@ class SummaryTask(Task):
             update = ledger.add_notes(items, notes, seen, revision=view.revision, next_id=next_item)
             items, next_item = update.items, next_item + update.added
             remember[TASK] = text
-        event = self._event(view, trigger, items, answer, tuple(degraded))
+        event = self._event(view, trigger, items, tuple(degraded))
+        if answer is not None:
+            event = replace(event, usage=answer.usage)
         remember["ledger"] = event.text
         return Outcome((event,), items, next_item, covers=True, remember=remember)
 
@@ -115,7 +156,6 @@ class SummaryTask(Task):
         view: StreamView,
         trigger: Trigger,
         items: tuple[LedgerItem, ...],
-        answer: Answer | None,
         degraded: tuple[str, ...],
     ) -> SummaryEvent:
         text = ledger.render(items)
@@ -130,7 +170,7 @@ class SummaryTask(Task):
             source=view.source,
             trigger=trigger,
             model=self.tools.model,
-            usage=answer.usage if answer is not None else Usage(finish_reason="skipped"),
+            usage=Usage(finish_reason="skipped"),
             kv=view.kv,
             stability=Stability(deleted, round(erasure, 4)),
             degraded=degraded,

@@ -27,6 +27,7 @@ CONFIG = OperatorConfig(
     update_tokens=60,
     summary_tokens=24,
     ledger_tokens=80,
+    summary_method="lines",
     translation_unit_tokens=24,
     max_queue=500,
     targets=("fr", "de"),

@@ -15,7 +15,10 @@ from operators.config import OperatorConfig
 from operators.errors import ConfigError
 from operators.model.tokenizer import Tokenizer
 
-NAMES = ("system", "user", "summary", "compact", "translate", "answer")
+NAMES = (
+    *("system", "user", "summary", "compact", "translate", "answer"),
+    *("judge", "note", "owner", "due", "done"),
+)
 _FIELDS = {
     "system": set[str](),
     "user": {"window"},
@@ -23,8 +26,18 @@ _FIELDS = {
     "compact": {"ledger", "limit"},
     "translate": {"language", "text"},
     "answer": {"question"},
+    "judge": {"turn"},
+    "note": {"turn"},
+    "owner": {"turn", "people"},
+    "due": {"turn"},
+    "done": {"task", "turn"},
 }
-_OPTIONAL = {"summary": {"ledger", "since"}, "answer": {"ledger"}}
+_OPTIONAL = {
+    "summary": {"ledger", "since"},
+    "answer": {"ledger"},
+    "note": {"before", "speaker", "what"},
+    "owner": {"before"},
+}
 """``ledger``: the notes so far. The default prompt leaves it out: a 1.5B model that sees its notes
 writes them down again instead of new ones. ``since``: the first words nobody has summarised yet."""
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -60,6 +73,13 @@ class Prompts:
         opened = encode(_fill(opening, fields)) if opening else []
         return encode(_fill(question.rstrip("\n"), fields)) + self._suffix + opened
 
+    def alone(self, name: str, **fields: str) -> list[int]:
+        """Tokens of a whole conversation: the prompt's part before ``---`` is the system message, what
+        follows the user's. For asks that see nothing else."""
+        system, _, user = self._texts[name].strip("\n").rpartition("---\n")
+        before, after = self._tokenizer.chat(system.strip(), "{window}")
+        return before + self._tokenizer.encode(_fill(user, fields)) + after
+
     def instruction(self, text: str) -> list[int]:
         """Tokens of an instruction in plain words, up to and including the assistant's header."""
         return self._tokenizer.encode(f"\n{text.strip()}") + self._suffix
@@ -80,9 +100,10 @@ def _load(name: str) -> str:
 def check_branch_size(config: OperatorConfig, prompts: Prompts) -> None:
     """Refuse sizes with which an update or a translation would not fit a branch: ConfigError."""
     b = config.branch_tokens
-    empty = len(prompts.render("summary", ledger="", limit="4", since="x" * 80))
+    by_lines = config.summary_method == "lines"
+    empty = len(prompts.render("summary", ledger="", limit="4", since="x" * 80)) if by_lines else 0
     need = empty + config.ledger_tokens + config.summary_tokens
-    if need > b:
+    if by_lines and need > b:
         raise ConfigError(
             f"branch_tokens={b}: a summary update needs {need} (instruction {empty} + "
             f"ledger_tokens {config.ledger_tokens} + summary_tokens {config.summary_tokens})"

@@ -1,0 +1,298 @@
+"""Select, then write: the machinery of the notes, with a scripted model, in eight languages."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from operators.config import OperatorConfig
+from operators.events import Evidence, KvInfo, LedgerItem, ModelInfo, Source, SummaryEvent, Usage
+from operators.stream_operator import StreamOperator
+from operators.tasks import ledger
+from operators.tasks.base import Answer, Ask, Due, Ledger, SeenSegment, StreamView, Tools
+from operators.tasks.minutes import (
+    Draft,
+    Turn,
+    calibrated,
+    checked,
+    due_in,
+    problem_of,
+    select,
+)
+from operators.tasks.prompts import Prompts
+from operators.tasks.summary import SummaryTask
+from operators.text import longest_copy, numbers, script, similarity, units
+from tests.engine import ToyTokenizer, toy_decoder
+from tests.operators.test_stream_operator import CONFIG, drain, essence, speech
+
+KIND = dict(zip("ABCDE", range(5), strict=True))
+FLAT = (0.2,) * 5
+
+MEETINGS = {
+    "en": ["The review moves to Friday at ten.", "I will call the supplier before Wednesday.",
+           "Who pays for the labels?", "Good morning everybody."],
+    "fr": ["La revue est déplacée à vendredi 10 h.", "J'appelle le fournisseur avant mercredi.",
+           "Qui paie les étiquettes ?", "Bonjour à tous."],
+    "de": ["Die Abnahme ist jetzt am Freitag um 10.", "Ich rufe vor Mittwoch den Lieferanten an.",
+           "Wer bezahlt die Etiketten?", "Guten Morgen zusammen."],
+    "es": ["La revisión pasa al viernes a las 10.", "Llamaré al proveedor antes del miércoles.",
+           "¿Quién paga las etiquetas?", "Buenos días a todos."],
+    "zh": ["评审改到周五10点。", "我周三之前给供应商打电话。", "标签由谁付钱？", "大家早上好。"],
+    "ja": ["レビューは金曜日の10時に変更します。", "水曜日までに業者に電話します。",
+           "ラベルの費用は誰が払いますか？", "おはようございます。"],
+    "ar": ["انتقلت المراجعة إلى يوم الجمعة الساعة 10.", "سأتصل بالمورد قبل يوم الأربعاء.",
+           "من يدفع ثمن الملصقات؟", "صباح الخير جميعا."],
+    "hi": ["समीक्षा शुक्रवार को 10 बजे होगी।", "मैं बुधवार से पहले सप्लायर को फ़ोन करूँगा।",
+           "लेबल का भुगतान कौन करेगा?", "सुप्रभात, सबको नमस्ते।"],
+}  # fmt: skip
+DUE = {"en": "Wednesday", "fr": "avant mercredi", "de": "vor Mittwoch", "es": "miércoles",
+       "zh": "周三之前", "ja": "水曜日まで", "ar": "الأربعاء", "hi": "बुधवार से पहले"}  # fmt: skip
+SPEAKERS = ["Ana", "Ben", "Carla", "Dan"]
+
+
+def tools() -> Tools:
+    config = OperatorConfig(branch_tokens=4000, window=4000)
+    tokenizer = ToyTokenizer()
+    return Tools(config, Prompts(tokenizer), tokenizer, ModelInfo("toy"))
+
+
+def view(lines: Sequence[str], items: tuple[LedgerItem, ...] = (), at: int = 0) -> StreamView:
+    segments = tuple(
+        SeenSegment(Evidence(f"s{at + n}", speaker=SPEAKERS[n % 4]), line, True)
+        for n, line in enumerate(lines)
+    )
+    notes = Ledger(items, len(items) + 1)
+    return StreamView("m", 0, segments, notes, {}, 1, Source(), KvInfo())
+
+
+Script = Callable[[str, Ask], Answer]
+
+
+def run(seen: StreamView, script: Script) -> SummaryEvent:
+    """Drive one update; ``script`` gives the answer to every prompt."""
+    task = SummaryTask()
+    task.tools = tools()
+    steps = task.run(seen, Due("request"))
+    asks = next(steps)
+    try:
+        while True:
+            decode = task.tools.tokenizer.decode
+            asks = steps.send([script(decode(ask.prompt), ask) for ask in asks])
+    except StopIteration as end:
+        outcome = end.value
+    (event,) = outcome.events
+    seen.ledger.items, seen.ledger.next_item = outcome.items, outcome.next_item
+    assert outcome.covers
+    return event
+
+
+def weights(best: int | None, of: int = 5) -> Answer:
+    """Sure of one letter, or of none."""
+    if best is None:
+        return Answer((), "", "stop", Usage(), (1 / of,) * of)
+    spread = tuple(0.8 if at == best else 0.2 / (of - 1) for at in range(of))
+    return Answer((), "", "stop", Usage(), spread)
+
+
+def text(said: str) -> Answer:
+    return Answer((1,), said, "stop", Usage(output_tokens=len(said)))
+
+
+def scripted(
+    kinds: dict[str, str],
+    notes: dict[str, str] | None = None,
+    due: str = "-",
+    done: Sequence[str] = (),
+) -> Script:
+    """``kinds``: letter by turn; ``notes``: sentence by turn (the turn itself where none is given)."""
+
+    def answer(prompt: str, ask: Ask) -> Answer:
+        places = {prompt.rfind(f"{turn}\n"): turn for turn in kinds}
+        said = places[max(places)] if max(places) >= 0 else None  # the last: others stand before it
+        if "What is this turn?" in prompt:
+            return weights(KIND[kinds[said]] if said else None)
+        if "Who is to do this?" in prompt:
+            return weights(1, len(ask.choices))
+        if "about the task?" in prompt:
+            return weights(0 if said in done else 1 if said else None, 2)
+        if "By when" in prompt:
+            return text(due)
+        assert said is not None
+        return text((notes or {}).get(said, said))
+
+    return answer
+
+
+@pytest.mark.parametrize("language", MEETINGS)
+def test_notes_have_kind_owner_date_and_evidence_in_any_language(language: str) -> None:
+    decision, action, question, greeting = MEETINGS[language]
+    kinds = {decision: "C", action: "D", question: "E", greeting: "A"}
+    event = run(view(MEETINGS[language]), scripted(kinds, due=DUE[language]))
+    found = [(item.kind, item.text, item.owner, item.due) for item in event.items]
+    assert found == [
+        ("decision", decision, None, None),
+        ("action_item", action, "Ben", DUE[language]),
+        ("open_question", question, None, None),
+    ]
+    assert [item.evidence[0].segment_id for item in event.items] == ["s0", "s1", "s2"]
+    assert event.refused == {}
+
+
+@pytest.mark.parametrize("language", MEETINGS)
+def test_a_sentence_with_another_number_or_script_gives_way_to_the_turn_itself(
+    language: str,
+) -> None:
+    decision = MEETINGS[language][0]
+    for wrong, reason in ((decision.replace("10", "11").replace("ten", "11"), "number_added"),
+                          ("Решение принято" if language != "ru" else "x", "other_script")):  # fmt: skip
+        event = run(view([decision]), scripted({decision: "C"}, {decision: wrong}))
+        assert [item.text for item in event.items] == [decision]
+        assert event.refused == {reason: 1}
+
+
+CHANGES = [
+    ("The review moves to Friday at ten.", "The review moves to Monday at ten."),
+    ("We launch in June.", "We will not launch in June."),
+    ("The budget is 40,000 euro.", "The budget is 50,000 euro."),
+    ("评审改到周五10点。", "评审改到周一10点。"),
+    ("Die Abnahme ist am Freitag um 10.", "Die Abnahme ist am Montag um 10."),
+    ("समीक्षा शुक्रवार को 10 बजे होगी।", "समीक्षा सोमवार को 10 बजे होगी।"),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), CHANGES)
+@pytest.mark.parametrize("judged", ["C", "B"])
+def test_a_changed_decision_supersedes_the_old_one(before: str, after: str, judged: str) -> None:
+    """Also where the judge takes the correction for mere information, if it restates the decision."""
+    seen = view([before])
+    run(seen, scripted({before: "C"}))
+    later = view([after], seen.ledger.items, at=1)
+    old, new = run(later, scripted({after: judged})).items
+    assert (old.state, new.state, new.supersedes) == ("superseded", "open", old.id)
+    assert new.text == after
+    assert after in ledger.render((old, new))
+    assert before not in ledger.render((old, new))
+
+
+def test_a_repeated_decision_is_a_duplicate() -> None:
+    line = "The review moves to Friday at ten."
+    seen = view([line])
+    run(seen, scripted({line: "C"}))
+    again = view([line], seen.ledger.items, at=1)
+    event = run(again, scripted({line: "C"}))
+    assert len(event.items) == 1
+    assert event.refused == {"duplicate": 1}
+
+
+def test_an_action_that_a_turn_says_is_done_is_settled_with_that_turn_as_evidence() -> None:
+    action, done = "I will call the supplier before Wednesday.", "I have called the supplier."
+    seen = view(["Hello.", action])
+    run(seen, scripted({"Hello.": "A", action: "D"}))
+    later = view(["Yes.", done], seen.ledger.items, at=2)
+    event = run(later, scripted({"Yes.": "A", done: "C"}, done=[done]))
+    (item,) = event.items
+    assert item.state == "done"
+    assert [e.segment_id for e in item.evidence] == ["s1", "s3"]
+
+
+def test_an_owner_is_asked_for_only_where_somebody_else_is_named() -> None:
+    asked = "Ben, could you send the numbers tomorrow?"
+    event = run(view([asked, "Sure."]), scripted({asked: "D", "Sure.": "A"}))
+    assert [item.owner for item in event.items] == ["Ben"]
+
+
+def test_a_long_turn_whose_sentence_fails_is_refused_and_counted() -> None:
+    said = " ".join(f"{n} talked about this and that," for n in "abcdefgh") + " so it is decided."
+    refused: Counter[str] = Counter()
+    draft = Draft(Turn("Ana", said, 99, []), "decision", 1.0, "-", text="Nothing like it at all.")
+    assert not checked(draft, ["Ana"], refused)
+    assert refused == {"unsupported": 1}
+
+
+def test_what_is_sure_small_talk_or_unsure_gets_no_note() -> None:
+    turns = [Turn("Ana", "x", 9, [], weights=w) for w in (FLAT, (0.9, 0.1, 0, 0, 0))]
+    assert select(turns) == []
+
+
+def test_calibration_divides_by_what_a_blank_turn_gets() -> None:
+    prior = (0.4, 0.3, 0.1, 0.1, 0.1)
+    assert calibrated(prior, prior) == pytest.approx(FLAT)
+    assert calibrated((0.3, 0.3, 0.2, 0.1, 0.1), prior)[2] == max(
+        calibrated((0.3, 0.3, 0.2, 0.1, 0.1), prior)
+    )
+
+
+def test_a_date_is_taken_only_word_for_word() -> None:
+    assert due_in("Wednesday", "before wednesday") == "Wednesday"
+    assert due_in("周五之前", "我会在周五之前把报告发给大家。") == "周五之前"
+    assert due_in("next month", "before Wednesday") is None
+    assert due_in("-", "before Wednesday") is None
+
+
+def test_copies_of_long_turns_are_no_notes() -> None:
+    said = " ".join(f"word{n}" for n in range(40))
+    draft = Draft(Turn("Ana", said, 40, []), "topic", 1.0, "-", text=" ".join(said.split()[:12]))
+    assert problem_of(draft, ["Ana"]) == "copied"
+
+
+def test_what_goes_first_when_the_ledger_is_full() -> None:
+    def item(name: str, kind: str, state: str = "open", weight: float = 0.5) -> LedgerItem:
+        return LedgerItem(id=name, kind=kind, text="x" * 100, state=state, importance=weight)  # type: ignore[arg-type]
+
+    items = (
+        item("old", "decision", "superseded"), item("a1", "action_item", "done"),
+        item("t1", "topic", weight=0.9), item("t2", "topic", weight=0.6),
+        item("d1", "decision"), item("a2", "action_item"), item("q", "open_question"),
+    )  # fmt: skip
+    kept = []
+    for limit in (700, 600, 500, 400, 300, 100):
+        left, trimmed = ledger.trim(items, limit)
+        assert trimmed == (limit < 700)
+        kept.append([i.id for i in left])
+    assert kept == [
+        ["old", "a1", "t1", "t2", "d1", "a2", "q"],
+        ["a1", "t1", "t2", "d1", "a2", "q"],
+        ["t1", "t2", "d1", "a2", "q"],
+        ["t1", "d1", "a2", "q"],
+        ["d1", "a2", "q"],
+        ["d1", "a2", "q"],
+    ]
+
+
+def test_words_numbers_and_scripts_of_any_language() -> None:
+    assert units("Naïve café, 40,000!")[:2] == ["naïve", "café"]
+    assert units("报告周五") == ["报告", "告周", "周五"]
+    assert numbers("40,000 or 40 000 or ٤٠٠٠٠ or 4") == {"40000", "4"}
+    assert (script("今日は"), script("Привет"), script("12 %")) == ("CJK", "CYRILLIC", "")
+    assert similarity("Sie moves the labels", "she move a label") > 0.5
+    assert longest_copy("a b c d", "x b c d y") == 3
+
+
+@pytest.mark.usefixtures("device")
+def test_on_the_engine_it_depends_on_nothing_but_the_words() -> None:
+    """Judged and written on branches that see nothing of the stream: streams alone and among others,
+    with any drafter, give the same notes."""
+
+    def told(names: str, drafter: str) -> dict[str, list[tuple[object, ...]]]:
+        settings = {"summary_method": "select", "drafter": drafter, "targets": ()}
+        settings |= {"prompts": {"judge": "{turn}", "note": "{turn}", "owner": "{turn}{people}",
+                                 "due": "{turn}", "done": "{task}{turn}"}}  # fmt: skip
+        config = OperatorConfig.from_dict({**CONFIG.to_dict(), **settings})
+        operator = StreamOperator(toy_decoder(), config)
+        for name in names:
+            operator.open(name)
+        for at in range(8):
+            for name in names:
+                operator.feed(speech(name, 8)[at], at)
+        found: dict[str, list[tuple[object, ...]]] = {name: [] for name in names}
+        for emission in drain(operator):
+            found[emission.stream_id] += [essence(event) for event in emission.events]
+        operator.cache.check_integrity()
+        return found
+
+    together = told("abc", "none")
+    for name in "abc":
+        assert told(name, "auto")[name] == together[name]
+    assert all(together.values())
