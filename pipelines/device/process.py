@@ -36,7 +36,7 @@ from operators.events import Emission, Segment, SessionState
 from operators.observer import Observer
 from pipelines.device import protocol
 from pipelines.device.frames import FrameReader, frame
-from pipelines.observability.telemetry import BeatObserver
+from pipelines.observability.telemetry import Beat, BeatObserver
 from pipelines.storage.bounded import BoundedStore
 from pipelines.storage.snapshots import Snapshots, SnapshotStore
 
@@ -244,7 +244,7 @@ class Device:
     def _beat_forever(self) -> None:
         while True:
             counters, gauges, observations = self._observer.drain()
-            beat = protocol.Beat(
+            beat = Beat(
                 steps=self._steps,
                 busy=self._busy,
                 counters=counters,

@@ -24,6 +24,7 @@ from operators.events import Emission
 from pipelines.config.load import Settings
 from pipelines.device import protocol
 from pipelines.device.client import DeviceClient
+from pipelines.kafka.errors import explain, is_permanent
 from pipelines.kafka.health import Brokers, watch
 from pipelines.kafka.publishers import make_publisher
 from pipelines.kafka.transport import make_faust_app
@@ -203,7 +204,7 @@ class Worker:
             log.info("stopping")
             return exit_codes.OK
         self._faulty = True
-        reason = exit_codes.in_words(error)
+        reason = explain(error)
         log.error("stopping on a fault, nothing unfinished is acknowledged: %s", reason)
         return exit_codes.code_of(error)
 
@@ -217,13 +218,11 @@ class Worker:
             if self._app.crashed or self._app.should_stop:
                 reason = self._app.crash_reason
                 raise LongstreamError(
-                    f"Faust stopped by itself: {exit_codes.in_words(reason) if reason else 'no reason'}"
+                    f"Faust stopped by itself: {explain(reason) if reason else 'no reason'}"
                 ) from reason
             refusal = self._app.consumer.refusal
-            if refusal is not None and exit_codes.hopeless(refusal):
-                raise LongstreamError(
-                    f"consumer group: {exit_codes.in_words(refusal)}"
-                ) from refusal
+            if refusal is not None and is_permanent(refusal):
+                raise LongstreamError(f"consumer group: {explain(refusal)}") from refusal
 
     async def _watch_brokers(self) -> None:
         brokers = Brokers(self._settings)

@@ -14,10 +14,10 @@ from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from operators.errors import LongstreamError
+from pipelines.kafka.errors import is_permanent
 from pipelines.kafka.publishers import Fenced
 from pipelines.kafka.transport import LongstreamApp
 from pipelines.observability.http import Readiness
-from pipelines.worker import exit_codes
 from pipelines.worker.context import Host
 from pipelines.worker.partition.committer import CommitError
 from pipelines.worker.partition.partition import Partition
@@ -126,7 +126,7 @@ class Assignment:
         now = time.monotonic()
         since = partition.broken_since = partition.broken_since or now
         patience = self._settings.broker_patience_s
-        if exit_codes.hopeless(error) or now - since > patience:
+        if is_permanent(error) or now - since > patience:
             self._fail(partition, error)
             return
         log.warning("partition %d: %s; taken up again soon", partition.number, error)

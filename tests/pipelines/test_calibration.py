@@ -66,8 +66,8 @@ def test_the_device_measures_both_models_and_drafts_with_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = {"big": toy_decoder(), "small": toy_decoder(seed=7, layers=1)}
-    monkeypatch.setattr(loader.model_store, "resolve", lambda name, progress, **_: Path(name))
-    monkeypatch.setattr(loader.model_store, "default_cache", lambda: tmp_path)
+    monkeypatch.setattr(loader.models, "resolve", lambda name, progress, **_: Path(name))
+    monkeypatch.setattr(loader.models, "default_cache", lambda: tmp_path)
     monkeypatch.setattr(calibration, "load_model", lambda path, **_: models[path.name])
     config = OperatorConfig(draft_model="small", slots=2, branches=2, branch_tokens=1500)
     operator, ready = loader.load_operator(
@@ -145,7 +145,7 @@ def test_without_speculation_nothing_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "measure", None)
-    monkeypatch.setattr(loader.model_store, "resolve", lambda name, progress, **_: Path(name))
+    monkeypatch.setattr(loader.models, "resolve", lambda name, progress, **_: Path(name))
     monkeypatch.setattr(calibration, "load_model", lambda path, **_: toy_decoder())
     config = OperatorConfig(drafter="none", branch_tokens=1500)
     loader.load_operator(protocol.Load(model="big"), config, Observer(), lambda _: None)

@@ -17,17 +17,16 @@ from operators.events import (
     SessionState,
 )
 from pipelines.config.load import Settings
+from pipelines.kafka.errors import BrokerUnavailable
 from pipelines.kafka.offsets import Watermark
 from pipelines.kafka.publishers import (
     Fenced,
     Group,
-    Message,
     OutboxPublisher,
     Retriable,
-    pending_results,
 )
 from pipelines.wire.codec import decode_state
-from pipelines.worker.exit_codes import Waited
+from pipelines.wire.messages import Message, pending_results
 from pipelines.worker.partition.committer import ATTEMPTS, CommitError, Committer, Entry
 from pipelines.worker.partition.state import SessionTable
 
@@ -267,10 +266,10 @@ class Silent(FakePublisher):
 def test_a_broker_that_answers_nothing_is_waited_for_so_long() -> None:
     async def body() -> None:
         harness = Harness(Silent(), patience_s=0.05)
-        with pytest.raises(Waited, match="broker_patience_s"):
+        with pytest.raises(BrokerUnavailable, match="broker_patience_s"):
             await harness.committer.open()
         harness.committer.add(entry("a", 0))
-        with pytest.raises(Waited, match="broker_patience_s"):
+        with pytest.raises(BrokerUnavailable, match="broker_patience_s"):
             await harness.committer.failed
         assert not harness.committed
         await harness.committer.close()

@@ -16,8 +16,8 @@ from operators.events import Emission
 from pipelines.config.load import Settings
 from pipelines.device import protocol
 from pipelines.device.client import DeviceClient
-from pipelines.kafka.publishers import Message
 from pipelines.observability.metrics import Metrics
+from pipelines.wire.messages import Message
 from pipelines.worker.context import Host
 from pipelines.worker.partition.partition import Partition
 from pipelines.worker.partition.state import Recovered, SessionTable

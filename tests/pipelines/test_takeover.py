@@ -12,9 +12,8 @@ import pytest
 from operators.errors import ConfigError
 from operators.events import SessionState
 from pipelines.config.load import Settings
-from pipelines.kafka.publishers import Message
 from pipelines.wire.codec import encode_state
-from pipelines.wire.messages import now_ms
+from pipelines.wire.messages import Message, now_ms
 from pipelines.worker.partition.state import SessionTable, compare_with_input
 from tests.pipelines.test_partition import World, with_world
 

@@ -23,8 +23,9 @@ from dataclasses import dataclass, field
 
 from operators.errors import LongstreamError
 from operators.events import Event, SessionState
-from pipelines.kafka.publishers import Fenced, Group, Message, Publisher, Retriable
-from pipelines.worker.exit_codes import Waited, hopeless
+from pipelines.kafka.errors import BrokerUnavailable, is_permanent
+from pipelines.kafka.publishers import Fenced, Group, Publisher, Retriable
+from pipelines.wire.messages import Message
 
 ATTEMPTS = 5
 BACKOFF_SECONDS = 0.2
@@ -86,15 +87,15 @@ class Committer:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def open(self) -> None:
-        """Connect; where the delivery is exactly once this locks out the previous owner.
+        """Connect; with exactly-once delivery this fences the previous owner.
 
-        Raises Waited when Kafka does not let it within ``patience_s``: the client would wait for ever.
+        Raises BrokerUnavailable after ``patience_s`` seconds: the client itself would wait for ever.
         """
         try:
             async with asyncio.timeout(self._patience_s):
                 await self._publisher.open()
         except TimeoutError:
-            raise Waited(
+            raise BrokerUnavailable(
                 f"Kafka did not let the partition's producer begin within {self._patience_s:.0f} s "
                 "(broker_patience_s): is a broker away, or can an earlier transaction not be ended "
                 "because fewer replicas are in sync than min.insync.replicas?"
@@ -197,7 +198,7 @@ class Committer:
             async with asyncio.timeout(self._patience_s):
                 await self._publish(group)
         except TimeoutError:
-            raise Waited(
+            raise BrokerUnavailable(
                 f"Kafka did not take the results within {self._patience_s:.0f} s (broker_patience_s): "
                 "is a broker away, or are fewer replicas in sync than min.insync.replicas?"
             ) from None
@@ -208,7 +209,7 @@ class Committer:
                 await self._publisher.publish(group)
                 return
             except Retriable as error:
-                if hopeless(error):
+                if is_permanent(error):
                     raise CommitError(str(error)) from error
                 if attempt == ATTEMPTS:
                     raise CommitError(f"gave up after {ATTEMPTS} attempts: {error}") from error
@@ -216,7 +217,7 @@ class Committer:
                 await asyncio.sleep(BACKOFF_SECONDS * 2**attempt)
 
     def _fail(self, error: Exception) -> None:
-        if not isinstance(error, Fenced | CommitError | Waited):
+        if not isinstance(error, Fenced | CommitError | BrokerUnavailable):
             wrapped = CommitError(f"commit failed: {type(error).__name__}: {error}")
             wrapped.__cause__ = error
             error = wrapped

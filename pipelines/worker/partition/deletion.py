@@ -18,11 +18,16 @@ from collections.abc import Callable, Sequence
 from operators.errors import DeviceError, SegmentError
 from operators.events import SessionState
 from pipelines.wire.codec import encode_state
-from pipelines.wire.messages import now_ms
+from pipelines.wire.messages import (
+    deletion_messages,
+    forgotten_key,
+    forgotten_value,
+    is_forgotten_key,
+    now_ms,
+)
 from pipelines.worker.context import Host
 from pipelines.worker.partition.committer import Committer, Entry
 from pipelines.worker.partition.queues import Lane
-from pipelines.worker.partition.remnants import farewell, is_remnant, remnant, remnant_key
 from pipelines.worker.partition.state import SessionTable
 
 log = logging.getLogger(__name__)
@@ -125,9 +130,9 @@ class Leaving:
         finished: Sequence[int] = (),
     ) -> None:
         epoch = state.epoch + 1 if state else 0
-        messages = farewell(self._host.settings, stream_id, epoch)
+        messages = deletion_messages(self._host.settings, stream_id, epoch)
         self._committer.add(Entry(messages, forgotten=stream_id, finished=finished))
-        sessions.put(remnant_key(stream_id), remnant(epoch), at_ms=now_ms())
+        sessions.put(forgotten_key(stream_id), forgotten_value(epoch), at_ms=now_ms())
 
     def expire(self, sessions: SessionTable) -> None:
         """Forget the state of streams that ended too long ago (``state_retention_h``), and in the
@@ -136,7 +141,7 @@ class Leaving:
         if hours is None:
             return
         for name in sessions.ended_before(now_ms() - int(hours * 3_600_000)):
-            if is_remnant(name):
+            if is_forgotten_key(name):
                 sessions.put(name, None)
                 self._committer.add(Entry(forgotten=name))
                 continue

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pipelines.kafka.publishers import MESSAGE_ROOM, Message
-from pipelines.wire.messages import dead_letter_of
+from pipelines.wire.messages import MESSAGE_ROOM, Message, dead_letter_of
 from pipelines.worker.context import Host
 from pipelines.worker.partition.committer import Committer, Entry
 from pipelines.worker.partition.in_flight import Records

@@ -20,11 +20,15 @@ from operators.errors import ConfigError, LongstreamError, SegmentError
 from operators.events import SessionState
 from pipelines.config.load import Settings
 from pipelines.kafka.clients import client_options, disconnect
-from pipelines.kafka.publishers import Message, pending_results
+from pipelines.kafka.errors import BrokerUnavailable
 from pipelines.wire.codec import decode_state
-from pipelines.worker.exit_codes import Waited
-from pipelines.worker.partition.remnants import SCHEMA as REMNANT_SCHEMA
-from pipelines.worker.partition.remnants import epoch_of, remnant_key
+from pipelines.wire.messages import (
+    FORGOTTEN_SCHEMA,
+    Message,
+    forgotten_epoch,
+    forgotten_key,
+    pending_results,
+)
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +51,7 @@ class _Head(msgspec.Struct):
     @property
     def over(self) -> bool:
         """Whether this is the state of an ended stream, or what was left of a forgotten one."""
-        return self.ended or self.schema == REMNANT_SCHEMA
+        return self.ended or self.schema == FORGOTTEN_SCHEMA
 
 
 _head_decoder = msgspec.json.Decoder(_Head)
@@ -172,11 +176,11 @@ class SessionTable:
         return max(self._cursors.values(), default=-1)
 
     def _after_forgetting(self, stream_id: str) -> SessionState | None:
-        packed = self._records.get(remnant_key(stream_id))
+        packed = self._records.get(forgotten_key(stream_id))
         if packed is None:
             return None
         try:
-            return SessionState(stream_id=stream_id, epoch=epoch_of(zlib.decompress(packed)))
+            return SessionState(stream_id=stream_id, epoch=forgotten_epoch(zlib.decompress(packed)))
         except msgspec.DecodeError:
             return None
 
@@ -221,7 +225,7 @@ async def recover(settings: Settings, partition: int, timeout: float) -> Recover
         raise RecoveryError(
             f"{topic}[{partition}] was not read within {timeout:.0f} s; is an unfinished transaction "
             "in the way, or the broker slow or away?"
-        ) from Waited()
+        ) from BrokerUnavailable()
     except KafkaError as error:
         raise RecoveryError(f"{topic}[{partition}] cannot be read: {error}") from error
     finally:
