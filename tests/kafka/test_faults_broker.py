@@ -311,7 +311,7 @@ def test_input_made_anew_is_noticed(topics: Any, tmp_path: Path) -> None:
             heir = start("heir")
             assert heir.process.wait(60) == 2, heir.log
             words = last_words(heir)
-            assert "[0] ends at offset 2, but was worked off to offset 3" in words
+            assert "[0] ends at offset 2, but was processed to offset 3" in words
             make_anew(topics, topics.sessions)
             say(made, topics.segments, "a", "new-2")
         other = {"app_id": f"{topics.prefix}anew"} if "another app_id" in words else {}
