@@ -353,11 +353,11 @@ def through_kafka(
     Creates the topics. Returns the counts; raises AssertionError for a record that is nowhere, or in
     two places, or whose dead letter is not what was sent.
     """
-    from pipelines.dev import broker
+    from pipelines.kafka.topics import create_topics
     from tests.worker_process import Records, wait_until, workers
 
     specs = [replace(spec, max_message_bytes=MAX_MESSAGE) for spec in topics.specs]
-    broker.create_topics(topics.bootstrap, specs, partitions)
+    create_topics(topics.bootstrap, specs, partitions)
     names = (topics.segments, topics.translations, topics.dlq)
     limits = {"operator__targets": "fr", "operator__max_text_bytes": MAX_TEXT}
     limits |= {"max_message_bytes": MAX_MESSAGE}

@@ -14,6 +14,7 @@ from kafka.admin import ScramMechanism, UserScramCredentialUpsertion
 from pipelines.dev import broker
 from pipelines.dev.broker.base import free_ports
 from pipelines.dev.broker.jvm import JvmBroker, start_jvm
+from pipelines.kafka.topics import admin_client
 
 USER = "ana"
 PASSWORD = "Marked-Secret-9f31"
@@ -85,7 +86,7 @@ def secure_broker(folder: Path) -> Iterator[SecureBroker]:
         port=plain,
         properties=properties(plain, secure, controller, keystore),
     ) as started:
-        with broker.admin_client(started.bootstrap) as admin:
+        with admin_client(started.bootstrap) as admin:
             for name in MECHANISMS:
                 mechanism = ScramMechanism[name.replace("-", "_")]
                 user = UserScramCredentialUpsertion(USER, mechanism, PASSWORD)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pipelines.dev import broker
+from pipelines.kafka.topics import DEFAULT_PARTITIONS, TOPICS, TopicSpec, create_topics
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Topics:
 
     def name(self, default: str) -> str:
         """``transcripts.segments.v1`` as this test has to call it."""
-        assert default in {spec.name for spec in broker.TOPICS}, f"no such topic: {default}"
+        assert default in {spec.name for spec in TOPICS}, f"no such topic: {default}"
         return self.prefix + default
 
     @property
@@ -44,10 +44,10 @@ class Topics:
         return self.name("insights.dlq.v1")
 
     @property
-    def specs(self) -> list[broker.TopicSpec]:
-        return [replace(spec, name=self.prefix + spec.name) for spec in broker.TOPICS]
+    def specs(self) -> list[TopicSpec]:
+        return [replace(spec, name=self.prefix + spec.name) for spec in TOPICS]
 
-    def create(self, partitions: int = broker.DEFAULT_PARTITIONS) -> Topics:
+    def create(self, partitions: int = DEFAULT_PARTITIONS) -> Topics:
         """Create all of them on the broker; returns self."""
-        broker.create_topics(self.bootstrap, self.specs, partitions)
+        create_topics(self.bootstrap, self.specs, partitions)
         return self

@@ -17,7 +17,6 @@ from operators.errors import ConfigError, LongstreamError
 from operators.events import Segment
 from pipelines.config.fields import Settings
 from pipelines.config.load import load_settings
-from pipelines.dev import broker
 from pipelines.kafka.tools import (
     CONNECT_SECONDS,
     CoordinatorNotAvailableError,
@@ -28,6 +27,7 @@ from pipelines.kafka.tools import (
     partition_for,
     producer,
 )
+from pipelines.kafka.topics import admin_client
 from pipelines.storage.snapshots import SnapshotStore
 from pipelines.wire.codec import decode_state, encode_segment
 from pipelines.wire.dead_letters import header
@@ -243,7 +243,7 @@ def retentions(admin: Any, topics: Iterable[str]) -> dict[str, str]:
 def _admin(settings: Settings) -> Iterator[Any]:
     try:
         login = connection(settings, "longstream-forget")
-        with broker.admin_client(settings.bootstrap, CONNECT_SECONDS, login) as admin:
+        with admin_client(settings.bootstrap, CONNECT_SECONDS, login) as admin:
             yield admin
     except KafkaError as error:
         raise no_broker(settings, error) from error

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from operators.errors import LongstreamError
-from pipelines.cli.worker import topic_specs
 from pipelines.config.load import load_settings
-from pipelines.dev import broker
 from pipelines.kafka.clients import turned_away
+from pipelines.kafka.errors import TopicError
 from pipelines.kafka.tools import connection
+from pipelines.kafka.topics import create_topics, topic_specs
 
 app = typer.Typer(help="Kafka topics.", no_args_is_help=True)
 
@@ -35,7 +35,7 @@ def create(
         settings = load_settings(
             config, bootstrap=bootstrap, partitions=partitions, replication=replication
         )
-        created = broker.create_topics(
+        created = create_topics(
             settings.bootstrap,
             topic_specs(settings),
             settings.partitions,
@@ -43,7 +43,7 @@ def create(
             login=connection(settings, "longstream-topics"),
         )
     except LongstreamError as error:
-        if isinstance(error, broker.BrokerError):
+        if isinstance(error, TopicError):
             error = asyncio.run(turned_away(settings)) or error
         typer.echo(f"longstream topics: {error}", err=True)
         raise typer.Exit(2) from None

@@ -23,6 +23,7 @@ from operators.state import Emission, SessionState
 from pipelines.device import protocol
 from pipelines.device.frames import FrameReader, frame
 from pipelines.device.torch_env import TORCH
+from pipelines.observability.telemetry import Beat
 
 _ERRORS: dict[str, type[Exception]] = {"config": ConfigError, "model": ModelError}
 TEST_OPERATOR = "LONGSTREAM_TEST_OPERATOR"
@@ -45,7 +46,7 @@ class DeviceClient:
     def __init__(
         self,
         on_emission: Callable[[Emission], None],
-        on_beat: Callable[[protocol.Beat], None] = lambda beat: None,
+        on_beat: Callable[[Beat], None] = lambda beat: None,
         on_progress: Callable[[str], None] = lambda message: None,
         on_refused: Callable[[protocol.Refused], None] = lambda refused: None,
         *,
@@ -213,7 +214,7 @@ class DeviceClient:
         self._last_beat = time.monotonic()
         if isinstance(report, protocol.Output):
             self._on_emission(report.emission)
-        elif isinstance(report, protocol.Beat):
+        elif isinstance(report, Beat):
             if report.steps != self._steps or not report.busy:
                 self._steps, self._last_step = report.steps, self._last_beat
             self._busy = report.busy

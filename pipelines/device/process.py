@@ -37,7 +37,7 @@ from operators.observer import Observer
 from operators.state import Emission, SessionState
 from pipelines.device import protocol
 from pipelines.device.frames import FrameReader, frame
-from pipelines.observability.telemetry import BeatObserver
+from pipelines.observability.telemetry import Beat, BeatObserver
 from pipelines.storage.bounded import BoundedStore
 from pipelines.storage.snapshots import Snapshots, SnapshotStore
 
@@ -245,7 +245,7 @@ class Device:
     def _beat_forever(self) -> None:
         while True:
             counters, gauges, observations = self._observer.drain()
-            beat = protocol.Beat(
+            beat = Beat(
                 steps=self._steps,
                 busy=self._busy,
                 counters=counters,

@@ -11,6 +11,7 @@ import msgspec
 
 from operators.events import Segment
 from operators.state import Emission, SessionState
+from pipelines.observability.telemetry import Beat
 
 MAX_FRAME_BYTES = 64 << 20
 
@@ -124,20 +125,6 @@ class Dropped(msgspec.Struct, tag="dropped"):
 
 class Probed(msgspec.Struct, tag="probed"):
     """The model can do a segment."""
-
-
-class Beat(msgspec.Struct, tag="beat", kw_only=True):
-    """Sent at least once a second: proof of progress, and metric deltas since the last beat.
-
-    ``counters`` and ``gauges`` are keyed "name|label=value,label=value"; ``observations`` holds
-    (name-key, value in seconds/tokens) pairs for histograms.
-    """
-
-    steps: int
-    busy: bool
-    counters: dict[str, float] = {}
-    gauges: dict[str, float] = {}
-    observations: list[tuple[str, float]] = []
 
 
 class Fatal(msgspec.Struct, tag="fatal"):

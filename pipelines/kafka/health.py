@@ -4,7 +4,7 @@ aiokafka waits for its brokers without end, and an idle worker has nothing whose
 any broker of the cluster is asked for the list of brokers now and then. Nobody answering is said in
 the log and on ``/ready`` after a while, and so is the first answer after it; ``broker_patience_s``
 without one ends the worker as a commit that is not taken in that time does: with
-:class:`pipelines.worker.exit_codes.Waited`.
+:class:`pipelines.kafka.errors.BrokerUnavailable`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aiokafka.errors import KafkaError, SaslAuthenticationFailed
 
 from pipelines.config.load import Settings
 from pipelines.kafka.clients import client_options, turned_away
-from pipelines.worker.exit_codes import Waited
+from pipelines.kafka.errors import BrokerUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +75,10 @@ async def watch(
     *,
     patience_s: float,
 ) -> None:
-    """Ask for ever. ``tell`` gets in words that nobody answers, and None when somebody does again.
+    """Query the brokers for ever. ``tell`` receives a sentence when none answers, None when one does.
 
-    Raises Waited after ``patience_s`` seconds without an answer. They count from the first question
-    that got none, and no question or pause for more than it may take: a worker that was itself frozen
-    for long has not asked.
+    Raises BrokerUnavailable after ``patience_s`` seconds without an answer. A query and a pause count
+    for no longer than they may take: a worker that was itself frozen has not asked meanwhile.
     """
     answer_s, pause_s = min(ANSWER_SECONDS, patience_s), min(ASK_SECONDS, patience_s / 4)
     silence: float | None = None
@@ -94,7 +93,7 @@ async def watch(
         else:
             silence = (silence or 0.0) + min(time.monotonic() - asked, answer_s)
             if silence > patience_s:
-                raise Waited(
+                raise BrokerUnavailable(
                     f"no broker of Kafka's has answered for {silence:.0f} s (broker_patience_s): "
                     "is it running, and can it be reached from here?"
                 )

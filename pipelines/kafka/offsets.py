@@ -1,14 +1,14 @@
-"""Which offsets of one partition are finished, and how far the partition may be committed."""
+"""Which offsets of one partition are finished, and which offset may be committed."""
 
 from __future__ import annotations
 
 
-class Watermark:
+class OffsetTracker:
     """Offsets of one partition between "read" and "finished".
 
-    Offsets are read in rising order. Those that were never read (transaction markers, compacted
-    records) do not count: the watermark is the smallest offset read and not finished, or one past
-    the highest read. Memory: one entry per open offset.
+    Offsets are read in rising order. Those that are never read (transaction markers, compacted
+    records) do not count: the committable offset is the smallest one read and not finished, or one
+    past the highest read. Memory: one entry per open offset.
     """
 
     def __init__(self) -> None:
@@ -21,19 +21,16 @@ class Watermark:
         return len(self._open)
 
     @property
-    def value(self) -> int | None:
-        """The offset to commit (where a restart goes on); None before any was read."""
+    def committable(self) -> int | None:
+        """The offset to commit, from which a restart reads; None before any was read."""
         if self._open:
             return next(iter(self._open))
         return self._highest + 1 if self._highest >= 0 else None
 
     @property
     def gap(self) -> int:
-        """Messages between the highest finished offset and the watermark (0 = in step)."""
-        return max(0, self._highest_finished + 1 - (self.value or 0))
-
-    def is_open(self, offset: int) -> bool:
-        return offset in self._open
+        """Messages between the highest finished and the committable offset; 0: none."""
+        return max(0, self._highest_finished + 1 - (self.committable or 0))
 
     def is_finished(self, offset: int) -> bool:
         """True for an offset that was read and finished, whether or not it can be committed."""

@@ -23,17 +23,14 @@ from operators.errors import LongstreamError
 from operators.state import SessionState
 from pipelines.config.load import Settings
 from pipelines.kafka.clients import client_options, disconnect
+from pipelines.kafka.errors import explain
 from pipelines.wire.codec import encode_state
-from pipelines.wire.dead_letters import size_of
-from pipelines.worker.exit_codes import in_words
+from pipelines.wire.messages import MESSAGE_ROOM, Message, state_message
 
 TRANSACTION_TIMEOUT_MS = 20_000
 """How long readers wait for a transaction whose worker vanished and that nobody takes over."""
 REQUEST_ROOM = 1 << 20
 BATCH_BYTES = 256 << 10
-MESSAGE_ROOM = 1 << 10
-"""For what Kafka puts around a batch of one message (a topic's limit is one on batches), and for the
-headers of a state."""
 
 
 class Fenced(LongstreamError):
@@ -42,20 +39,6 @@ class Fenced(LongstreamError):
 
 class Retriable(LongstreamError):
     """The group was not published; publishing the same group again is safe."""
-
-
-class Message(msgspec.Struct, frozen=True):
-    """One record to write; its partition is that of the input."""
-
-    topic: str
-    key: bytes | None
-    value: bytes | None
-    headers: list[tuple[str, bytes | None]] = []
-
-    @property
-    def size(self) -> int:
-        """Bytes on the wire, at most; :data:`MESSAGE_ROOM` is left for what holds it there."""
-        return size_of(self.key, self.value, self.headers)
 
 
 @dataclass
@@ -131,7 +114,7 @@ class TransactionalPublisher:
             raise Fenced(f"partition {self._partition} has a new owner") from error
         except (KafkaError, Retriable) as error:
             await self._abort()
-            raise Retriable(in_words(error)) from error
+            raise Retriable(explain(error)) from error
         # 5. From here on an error means "unknown", except that a fenced commit never counts.
         try:
             await self._producer.commit_transaction()
@@ -154,7 +137,7 @@ class TransactionalPublisher:
         assert self._producer is not None
         records = [
             *group.messages,
-            *(_state_message(self._settings, name, s) for name, s in group.states.items()),
+            *(state_message(self._settings, name, s) for name, s in group.states.items()),
         ]
         await _send_all(self._producer, records, self._partition)
 
@@ -173,7 +156,7 @@ class OutboxPublisher:
     1. The states are written first, each with the results of its stream in the group (the outbox).
     2. Then the results. 3. Then the caller acknowledges the input, which is committed later.
     A crash after 1 leaves the results in the state: recovery publishes them again, word for word
-    (:func:`pending_results`), and skips the input they came from.
+    (:func:`~pipelines.wire.messages.pending_results`), and skips the input they came from.
 
     A state and its outbox are one message. Where even one emission's results do not fit into it they are
     written before it, without an outbox: a crash in between loses nothing either, but the next owner
@@ -219,7 +202,7 @@ class OutboxPublisher:
             )
         whole = self.fits(group)
         states = [
-            _state_message(self._settings, name, state, group.outbox.get(name) if whole else None)
+            state_message(self._settings, name, state, group.outbox.get(name) if whole else None)
             for name, state in group.states.items()
         ]
         first, second = (states, group.messages) if whole else (group.messages, states)
@@ -227,7 +210,7 @@ class OutboxPublisher:
             await _send_all(self._producer, first, self._partition)  # 1.
             await _send_all(self._producer, second, self._partition)  # 2.
         except KafkaError as error:
-            raise Retriable(in_words(error)) from error
+            raise Retriable(explain(error)) from error
 
     async def close(self) -> None:
         self._pulse.stop()
@@ -267,39 +250,10 @@ class Pulse:
             self.missed()
 
 
-class _Outbox(msgspec.Struct):
-    outbox: list[Message] = []
-
-
-def pending_results(raw_state: bytes) -> list[Message]:
-    """Results in a state record that may not have been published (empty without an outbox)."""
-    return msgspec.json.decode(raw_state, type=_Outbox).outbox
-
-
 def make_publisher(settings: Settings, partition: int) -> Publisher:
     if settings.delivery == "exactly_once":
         return TransactionalPublisher(settings, partition)
     return OutboxPublisher(settings, partition)
-
-
-def _state_message(
-    settings: Settings,
-    stream_id: str,
-    state: SessionState | None,
-    outbox: list[Message] | None = None,
-) -> Message:
-    if state is None:
-        return Message(settings.topic_sessions, stream_id.encode(), None)
-    value = encode_state(state)
-    if outbox:
-        # The reader of a state skips fields it does not know, so the outbox can ride along.
-        fields = msgspec.json.decode(value)
-        value = msgspec.json.encode({**fields, "outbox": outbox})
-    headers: list[tuple[str, bytes | None]] = [
-        ("content-type", b"application/json"),
-        ("schema", state.schema.encode()),
-    ]
-    return Message(settings.topic_sessions, stream_id.encode(), value, headers)
 
 
 async def _send_all(
@@ -336,4 +290,4 @@ async def _send_all(
     message, reason = failed
     if not isinstance(reason, KafkaError) or isinstance(reason, ProducerFenced):
         raise reason
-    raise Retriable(f"{message.topic}: {in_words(reason)}") from reason
+    raise Retriable(f"{message.topic}: {explain(reason)}") from reason

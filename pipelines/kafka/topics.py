@@ -10,13 +10,12 @@ import kafka.errors
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigFilterType, ConfigResource, ConfigResourceType
 
-from pipelines.dev.broker.base import BrokerError
+from pipelines.config.fields import Settings
+from pipelines.kafka.errors import TopicError
 
 DAY_MS = 24 * 3600 * 1000
-WEEK_MS, MONTH_MS = 7 * DAY_MS, 30 * DAY_MS
+WEEK_MS = 7 * DAY_MS
 DEFAULT_PARTITIONS = 4
-DEFAULT_MESSAGE_BYTES = 8 << 20
-"""As the setting max_message_bytes has it; Kafka's own default is a megabyte."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class TopicSpec:
     name: str
     compact: bool = False
     retention_ms: int | None = None
-    max_message_bytes: int | None = DEFAULT_MESSAGE_BYTES
+    max_message_bytes: int | None = 8 << 20
 
     def configs(self) -> dict[str, str]:
         """The topic's settings as Kafka names them."""
@@ -54,15 +53,27 @@ class TopicSpec:
         return configs
 
 
-# The names of the settings' defaults.
-TOPICS: tuple[TopicSpec, ...] = (
-    TopicSpec("transcripts.segments.v1"),
-    TopicSpec("insights.summaries.v1"),
-    TopicSpec("insights.summaries.latest.v1", compact=True),
-    TopicSpec("insights.translations.v1"),
-    TopicSpec("insights.sessions.v1", compact=True),
-    TopicSpec("insights.dlq.v1", retention_ms=MONTH_MS),
-)
+def topic_specs(settings: Settings) -> list[TopicSpec]:
+    """The topics a worker needs, with the policies they need."""
+    compacted = {settings.topic_summaries_latest, settings.topic_sessions}
+    # State is deleted by tombstones once its stream has ended, never by its age alone.
+    hours = {settings.topic_dlq: settings.dlq_retention_h, settings.topic_sessions: None}
+    specs = []
+    for name in settings.topics:
+        kept = hours.get(name, settings.text_retention_h)
+        specs.append(
+            TopicSpec(
+                name,
+                compact=name in compacted,
+                retention_ms=None if kept is None else int(kept * 3_600_000),
+                max_message_bytes=settings.max_message_bytes,
+            )
+        )
+    return specs
+
+
+TOPICS = tuple(topic_specs(Settings.model_construct()))
+"""With the names and limits of the settings' defaults."""
 
 
 def create_topics(
@@ -76,7 +87,7 @@ def create_topics(
 ) -> list[str]:
     """Create the topics that do not exist and return their names; existing ones are checked.
 
-    Raises :class:`BrokerError` if an existing topic has another number of partitions (keys would
+    Raises :class:`TopicError` if an existing topic has another number of partitions (keys would
     land elsewhere than their state) or another cleanup policy, or the broker refuses.
     ``replication_factor`` -1 is the broker's default. ``login``: what kafka-python's clients take
     for TLS and a login. Safe to call by several at the same time.
@@ -88,7 +99,7 @@ def create_topics(
             admin.wait_for_topics(list(wanted), timeout_ms=int(timeout * 1000))
             _check(admin, wanted, set(created), partitions)
     except kafka.errors.KafkaError as error:
-        raise BrokerError(f"topics could not be created at {bootstrap}: {error}") from error
+        raise TopicError(f"topics could not be created at {bootstrap}: {error}") from error
     return created
 
 
@@ -128,7 +139,7 @@ def _create(
             created.append(answer["name"])
         elif error is not kafka.errors.TopicAlreadyExistsError:
             reason = answer.get("error_message") or error.__name__
-            raise BrokerError(f"topic {answer['name']} could not be created: {reason}")
+            raise TopicError(f"topic {answer['name']} could not be created: {reason}")
     return created
 
 
@@ -142,14 +153,14 @@ def _check(
     for topic in admin.describe_topics(existing):
         found = len(topic["partitions"])
         if found != partitions:
-            raise BrokerError(
+            raise TopicError(
                 f"topic {topic['name']} has {found} partitions, {partitions} are needed: all topics"
                 " keyed by stream must have the same number. Change the setting or use another name"
             )
     for name, policy in _cleanup_policies(admin, existing).items():
         if ("compact" in policy) != wanted[name].compact:
             needed = "compact" if wanted[name].compact else "delete"
-            raise BrokerError(
+            raise TopicError(
                 f"topic {name} has cleanup.policy={policy}, {needed} is needed. Alter it or use"
                 " another name"
             )

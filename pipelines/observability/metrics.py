@@ -25,9 +25,8 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from pipelines.device.protocol import Beat
 from pipelines.observability.catalogue import DEVICE_SPECS, FROM_DEVICE, SPECS, Spec
-from pipelines.observability.telemetry import BeatObserver, decode_key
+from pipelines.observability.telemetry import Beat, BeatObserver, decode_key
 
 __all__ = ["CONTENT_TYPE", "EXPORTED", "BeatObserver", "Metrics"]
 

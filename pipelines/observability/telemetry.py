@@ -1,12 +1,14 @@
-"""Metric values on their way out of the device process: the keys of a beat, and who fills them.
+"""Metrics of the device process: the beat that carries them, its keys, and the observer that fills it.
 
-A key is ``name`` or ``name|label=value,label=value`` (see ``pipelines.device.protocol.Beat``).
+A key is ``name`` or ``name|label=value,label=value`` (see :class:`Beat`).
 Everything kept between two beats is bounded; what does not fit is counted, not hidden.
 """
 
 from __future__ import annotations
 
 import threading
+
+import msgspec
 
 from operators.observer import Observer
 
@@ -15,6 +17,20 @@ MAX_OBSERVATIONS = 8192
 DROPPED = "observations_dropped"
 
 _RESERVED = str.maketrans({"|": "_", ",": "_", "=": "_"})
+
+
+class Beat(msgspec.Struct, tag="beat", kw_only=True):
+    """Sent at least once a second: proof of progress, and metric deltas since the last beat.
+
+    ``counters`` and ``gauges`` are keyed "name|label=value,label=value"; ``observations`` holds
+    (name-key, value in seconds/tokens) pairs for histograms.
+    """
+
+    steps: int
+    busy: bool
+    counters: dict[str, float] = {}
+    gauges: dict[str, float] = {}
+    observations: list[tuple[str, float]] = []
 
 
 def encode_key(name: str, labels: dict[str, str]) -> str:

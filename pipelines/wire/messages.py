@@ -1,21 +1,39 @@
-"""Events and refused records as the messages that go to Kafka."""
+"""Events, refused records and stream states as the messages that go to Kafka."""
 
 from __future__ import annotations
 
+import hashlib
 import time
 from typing import Any
 
 import msgspec
 
-from operators.errors import LongstreamError
 from operators.events import Event, SummaryEvent, TranslationEvent, event_id, task_of
+from operators.state import SessionState
 from pipelines.config.load import Settings
-from pipelines.kafka.publishers import Message
 from pipelines.wire import codec
-from pipelines.wire.dead_letters import Headers, dead_letter
+from pipelines.wire.dead_letters import Headers, dead_letter, size_of
 
 DEAD_LETTER_ROOM = 16 << 10
 """Bytes kept free for the headers a dead letter adds."""
+FORGOTTEN_SCHEMA = "insight.forgotten.v1"
+MESSAGE_ROOM = 1 << 10
+"""For what Kafka puts around a batch of one message (a topic's limit is one on batches), and for the
+headers of a state."""
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One record to write; its partition is that of the input."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes on the wire, at most; :data:`MESSAGE_ROOM` is left for what holds it there."""
+        return size_of(self.key, self.value, self.headers)
 
 
 def now_ms() -> int:
@@ -95,5 +113,72 @@ def dead_letter_of(
     return Message(settings.topic_dlq, key, value, all_headers)
 
 
-def reason_of(error: LongstreamError) -> str:
-    return str(getattr(error, "reason", type(error).__name__))
+# --- the session topic -------------------------------------------------------------------------
+
+
+def state_message(
+    settings: Settings,
+    stream_id: str,
+    state: SessionState | None,
+    outbox: list[Message] | None = None,
+) -> Message:
+    if state is None:
+        return Message(settings.topic_sessions, stream_id.encode(), None)
+    value = codec.encode_state(state)
+    if outbox:
+        # The reader of a state skips fields it does not know, so the outbox can ride along.
+        fields = msgspec.json.decode(value)
+        value = msgspec.json.encode({**fields, "outbox": outbox})
+    headers: list[tuple[str, bytes | None]] = [
+        ("content-type", b"application/json"),
+        ("schema", state.schema.encode()),
+    ]
+    return Message(settings.topic_sessions, stream_id.encode(), value, headers)
+
+
+class _Outbox(msgspec.Struct):
+    outbox: list[Message] = []
+
+
+def pending_results(raw_state: bytes) -> list[Message]:
+    """Results in a state record that may not have been published (empty without an outbox)."""
+    return msgspec.json.decode(raw_state, type=_Outbox).outbox
+
+
+class _Forgotten(msgspec.Struct):
+    epoch: int
+    schema: str = FORGOTTEN_SCHEMA
+
+
+def forgotten_key(stream_id: str) -> str:
+    """The key under which the session topic keeps a forgotten stream's next epoch.
+
+    Without this record a stream of the same name would start in epoch 0 again, and revisions that
+    consumers may still hold would get a second content. The key is a hash, so the record does not
+    reveal the name. The control character keeps it apart from every stream id.
+    """
+    return "\x00" + hashlib.sha256(stream_id.encode()).hexdigest()
+
+
+def is_forgotten_key(key: str) -> bool:
+    return key.startswith("\x00")
+
+
+def forgotten_value(epoch: int) -> bytes:
+    """The value of that record; ``epoch``: the one the stream starts in next time."""
+    return msgspec.json.encode(_Forgotten(epoch))
+
+
+def forgotten_epoch(value: bytes) -> int:
+    """The epoch in that record. Raises msgspec.DecodeError for anything else."""
+    return msgspec.json.decode(value, type=_Forgotten).epoch
+
+
+def deletion_messages(settings: Settings, stream_id: str, epoch: int) -> list[Message]:
+    """The tombstone of a stream's latest summary, and the record of its next epoch. The tombstone of
+    its state is written with the states (:class:`~pipelines.kafka.publishers.Group`)."""
+    key = forgotten_key(stream_id).encode()
+    return [
+        Message(settings.topic_summaries_latest, stream_id.encode(), None),
+        Message(settings.topic_sessions, key, forgotten_value(epoch)),
+    ]

@@ -1,11 +1,11 @@
-"""The worker: Faust consumes, partitions queue, the device computes, committers write.
+"""The worker: Faust consumes, partitions queue, the device computes, committers publish.
 
-Start, in this order: (1) topics checked, (2) HTTP pages, (3) device process with its model, (4) the
-consumer joins its group. Stop, within ``stop_deadline_s``: (1) nothing new is taken, (2) what the
-device has is finished and committed, (3) Faust leaves the group, (4) the device ends. A fault of the
-device, of Faust or of a commit stops the process with an exit code that is not 0 and nothing
-acknowledged: what restarts us finds the input where it was. Before that the device is started again
-(:mod:`pipelines.worker.supervisor`), and a partition that could not be committed is taken up again.
+Start, in this order: (1) the HTTP server, (2) the device process with its model, (3) the consumer joins
+its group. Stop, within ``stop_deadline_s``: (1) no new records, (2) what the device has is finished and
+committed, (3) Faust leaves the group, (4) the device process ends. A fault of the device, of Faust or of
+a commit ends the process with a non-zero exit code and nothing unfinished acknowledged. Before that the
+device is restarted within bounds (:mod:`pipelines.worker.supervisor`), and a partition whose commit
+failed is reopened (:mod:`pipelines.worker.assignment`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from operators.state import Emission
 from pipelines.config.load import Settings
 from pipelines.device import protocol
 from pipelines.device.client import DeviceClient
+from pipelines.kafka.errors import explain, is_permanent
 from pipelines.kafka.health import Brokers, watch
 from pipelines.kafka.publishers import make_publisher
 from pipelines.kafka.transport import make_faust_app
@@ -31,10 +32,10 @@ from pipelines.observability.http import HttpServer, Readiness, serve
 from pipelines.observability.metrics import Metrics
 from pipelines.worker import exit_codes
 from pipelines.worker.assignment import Assignment
-from pipelines.worker.context import Host
-from pipelines.worker.partition.partition import Partition
+from pipelines.worker.context import StreamOwner, WorkerContext
+from pipelines.worker.partition.quotas import TenantLimits
 from pipelines.worker.partition.state import recover
-from pipelines.worker.supervisor import DeviceKeeper
+from pipelines.worker.supervisor import DeviceSupervisor
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +52,13 @@ class Worker:
         self._toy = toy
         self._metrics = Metrics(worker=settings.worker, model=settings.model)
         self._readiness = Readiness()
-        self._owners: dict[str, Partition] = {}
+        self._owners: dict[str, StreamOwner] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._http: HttpServer | None = None
         self._faulty = False
 
     async def run(self, stop: asyncio.Event) -> int:
-        """Work until ``stop`` is set or something fails; the process's exit code.
+        """Run until ``stop`` is set or something fails. Returns the exit code of the process.
 
         Raises ConfigError or ModelError when it cannot start.
         """
@@ -66,7 +67,7 @@ class Worker:
         self._device = self._make_device()
         self._app = make_faust_app(settings)
         self._assignment = Assignment(
-            self._app, self._make_host(), self._readiness, self._spawn, self._fail
+            self._app, self._make_context(), self._readiness, self._spawn, self._fail
         )
         self._connect()
         try:
@@ -88,13 +89,14 @@ class Worker:
 
     # --- start and stop --------------------------------------------------------------------
 
-    def _make_host(self) -> Host:
+    def _make_context(self) -> WorkerContext:
         settings = self._settings
         recovery_s = min(RECOVERY_SECONDS, settings.broker_patience_s)
-        return Host(
+        return WorkerContext(
             settings=settings,
             metrics=self._metrics,
             device=self._device,
+            tenants=TenantLimits(settings, self._owners, self._metrics.tenant_limited),
             owners=self._owners,
             hold=lambda number: self._app.consumer.hold(self._tp(number)),
             release=lambda number: self._app.consumer.release(self._tp(number)),
@@ -102,10 +104,10 @@ class Worker:
             make_publisher=lambda number: make_publisher(settings, number),
             on_progress=self._on_progress,
             admits=self._device.admits,
-            settled=self._device.settled,
+            on_report=self._device.on_report,
         )
 
-    def _make_device(self) -> DeviceKeeper:
+    def _make_device(self) -> DeviceSupervisor:
         settings = self._settings
         load = protocol.Load(
             model=settings.model,
@@ -132,7 +134,7 @@ class Worker:
                 stall_timeout_s=settings.device_stall_s,
             )
 
-        return DeviceKeeper(
+        return DeviceSupervisor(
             client,
             load,
             lambda: list(self._assignment.partitions.values()),
@@ -143,7 +145,7 @@ class Worker:
         )
 
     def _on_ready(self, ready: protocol.Ready | None) -> None:
-        """The device has loaded its model; None when it is gone."""
+        """The device has loaded its model; None when the device is down."""
         self._readiness.model = ready.model if ready else None
         if ready is None:
             return
@@ -159,7 +161,7 @@ class Worker:
         )
 
     def _connect(self) -> None:
-        """Tie the Faust app to us: one agent on the input topic."""
+        """Add one agent on the input topic to the Faust app."""
         topic = self._app.topic(
             self._settings.topic_segments,
             key_type=bytes,
@@ -175,7 +177,7 @@ class Worker:
         self._app.agent(topic, name="segments", concurrency=1)(segments)
 
     async def _start_device(self, stop: asyncio.Event) -> bool:
-        """Load the model, which may take minutes; False if told to stop meanwhile."""
+        """Load the model, which may take minutes; False if ``stop`` is set meanwhile."""
         starting = asyncio.ensure_future(self._device.start())
         stopped = asyncio.ensure_future(stop.wait())
         waited: set[asyncio.Future[Any]] = {starting, stopped}
@@ -190,12 +192,12 @@ class Worker:
         return True
 
     async def _until(self, stop: asyncio.Event) -> int:
-        """Wait for the stop signal or a fault."""
+        """Wait for the stop signal or a fault; the exit code."""
         stopped = self._spawn(_wait(stop))
         crashed = self._spawn(self._run_faust())
-        kept = self._spawn(self._device.keep())
+        supervised = self._spawn(self._device.run())
         watched = self._spawn(self._watch_brokers())
-        waited: set[asyncio.Future[None]] = {stopped, crashed, kept, watched, self._fault}
+        waited: set[asyncio.Future[None]] = {stopped, crashed, supervised, watched, self._fault}
         done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         errors = [future.exception() for future in done]
         error = next((error for error in errors if error is not None), None)
@@ -203,12 +205,12 @@ class Worker:
             log.info("stopping")
             return exit_codes.OK
         self._faulty = True
-        reason = exit_codes.in_words(error)
+        reason = explain(error)
         log.error("stopping on a fault, nothing unfinished is acknowledged: %s", reason)
         return exit_codes.code_of(error)
 
     async def _run_faust(self) -> None:
-        """Start Faust and see that it goes on. The start itself waits for the group without end."""
+        """Start Faust and watch it: its own start waits for the consumer group without end."""
         starting = self._spawn(self._app.start())
         while True:
             await asyncio.sleep(TICK_SECONDS)
@@ -217,13 +219,11 @@ class Worker:
             if self._app.crashed or self._app.should_stop:
                 reason = self._app.crash_reason
                 raise LongstreamError(
-                    f"Faust stopped by itself: {exit_codes.in_words(reason) if reason else 'no reason'}"
+                    f"Faust stopped by itself: {explain(reason) if reason else 'no reason'}"
                 ) from reason
             refusal = self._app.consumer.refusal
-            if refusal is not None and exit_codes.hopeless(refusal):
-                raise LongstreamError(
-                    f"consumer group: {exit_codes.in_words(refusal)}"
-                ) from refusal
+            if refusal is not None and is_permanent(refusal):
+                raise LongstreamError(f"consumer group: {explain(refusal)}") from refusal
 
     async def _watch_brokers(self) -> None:
         brokers = Brokers(self._settings)
@@ -239,7 +239,7 @@ class Worker:
         if self._device.healthy and not self._faulty:
             for partition in self._assignment.partitions.values():
                 partition.stop_feeding()
-            # Leave a third of the time to everything below.
+            # A third of the time is left for everything below.
             await self._drain(self._settings.stop_deadline_s * 0.66)
         for task in list(self._tasks):
             task.cancel()
@@ -253,23 +253,23 @@ class Worker:
         if self._http is not None:
             await self._http.close()
         self._fault.cancel()
-        _heard(self._fault)  # one more that came while we stopped changes nothing
+        _retrieve(self._fault)  # a further fault during the stop changes nothing
 
     async def _drain(self, seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds):
                 await asyncio.gather(*(p.drain() for p in self._assignment.partitions.values()))
         except TimeoutError:
-            log.warning("not all segments under way were finished in %.0f s; they stay", seconds)
+            log.warning("not all segments in flight were finished in %.0f s", seconds)
 
     async def _within(self, deadline: float, work: Any, what: str) -> None:
-        """Await ``work``, but not past the deadline (at least half a second). What then still hangs
-        is left behind: a client whose broker is away may not even listen to being cancelled."""
+        """Await ``work`` until the deadline, at least half a second. What hangs then is abandoned: a
+        client without its broker may not even react to being cancelled."""
         task = asyncio.ensure_future(work)
         await asyncio.wait({task}, timeout=max(0.5, deadline - time.monotonic()))
         if not task.done():
             log.warning("%s did not stop in time", what)
-            task.add_done_callback(_heard)
+            task.add_done_callback(_retrieve)
             task.cancel()
         elif not task.cancelled() and (error := task.exception()) is not None:
             log.warning("%s stopped with %r", what, error)
@@ -280,17 +280,17 @@ class Worker:
     # --- data -------------------------------------------------------------------------------
 
     def _accept(self, event: Any) -> None:
-        """One record from Faust. Must not raise: Faust acknowledges what an agent fails on."""
+        """One record from Faust. Must not raise: Faust acknowledges a record on which an agent fails."""
         try:
             partition = self._assignment.partitions.get(event.message.partition)
             if partition is not None:
                 partition.accept(event)
         except Exception as error:
-            log.exception("a record could not be taken")
+            log.exception("a record could not be accepted")
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """The worker cannot go on; only the first reason counts."""
+        """End the worker with ``error``; only the first one counts."""
         if not self._fault.done():
             self._fault.set_exception(error)
 
@@ -310,7 +310,7 @@ class Worker:
         self._metrics.progress()
 
     async def _tick(self) -> None:
-        """Twice a second: what can only be measured by looking."""
+        """Twice a second: sample the gauges, and expire old states from time to time."""
         expiry = 0.0
         while True:
             await asyncio.sleep(TICK_SECONDS)
@@ -331,8 +331,7 @@ class Worker:
                     partition.measure(self._app.consumer.highwater(self._tp(partition.number)))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """A task that is kept until it ends. With what it dies of the worker cannot go on: nobody else
-        would hear of it."""
+        """Start a task and keep a reference until it ends. An exception of the task ends the worker."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -341,14 +340,14 @@ class Worker:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if task.cancelled():
-            if not task.cancelling():  # nobody asked: a library's own cancelled task came through
-                self._fail(LongstreamError(f"{task.get_coro()} was cut off"))
+            if not task.cancelling():  # not requested: a library cancelled a task it awaited
+                self._fail(LongstreamError(f"{task.get_coro()} was cancelled by a library"))
         elif isinstance(error := task.exception(), Exception):
             self._fail(error)
 
 
-def _heard(task: asyncio.Future[Any]) -> None:
-    """What it ended with is no news: it was cancelled."""
+def _retrieve(task: asyncio.Future[Any]) -> None:
+    """Mark the exception of a cancelled task as retrieved, so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()
 

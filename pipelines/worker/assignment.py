@@ -1,5 +1,5 @@
-"""Which partitions are ours: taken up when the group gives them to us, let go of when it takes them, and
-taken up anew when one of them could not be committed."""
+"""The partitions assigned to this worker: opened on assignment, closed when they are lost, and reopened
+when a commit failed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from operators.errors import LongstreamError
+from pipelines.kafka.errors import is_permanent
 from pipelines.kafka.publishers import Fenced
 from pipelines.kafka.transport import LongstreamApp
 from pipelines.observability.http import Readiness
-from pipelines.worker import exit_codes
-from pipelines.worker.context import Host
+from pipelines.worker.context import WorkerContext
 from pipelines.worker.partition.committer import CommitError
 from pipelines.worker.partition.partition import Partition
 from pipelines.worker.partition.state import RecoveryError
@@ -28,28 +28,28 @@ log = logging.getLogger(__name__)
 FLUSH_ON_REVOKE_SECONDS = 3.0
 REOPEN_SECONDS = 2.0
 REBALANCE_POLL_SECONDS = 0.5
-CUT_OFF = "a Kafka client's own cancelled task cut off what was under way"
+CUT_OFF = "a Kafka client cancelled the partition's task"
 
 
 class Assignment:
-    """``partitions``: ours now, by number. ``spawn`` keeps a task until it ends; ``on_fault`` is told
-    why the worker cannot go on."""
+    """``partitions``: those assigned now, by number. ``spawn`` starts a task; ``on_fault`` receives the
+    error that ends the worker."""
 
     def __init__(
         self,
         app: LongstreamApp,
-        host: Host,
+        context: WorkerContext,
         readiness: Readiness,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         on_fault: Callable[[Exception], None],
     ) -> None:
-        self._app, self._host, self._readiness = app, host, readiness
-        self._settings, self._metrics = host.settings, host.metrics
+        self._app, self._context, self._readiness = app, context, readiness
+        self._settings, self._metrics = context.settings, context.metrics
         self._spawn, self._on_fault = spawn, on_fault
         self.partitions: dict[int, Partition] = {}
         self._closing: dict[int, asyncio.Task[None]] = {}
         self._member_id = ""
-        # Faust's signals hold their receivers weakly: the methods live as long as we do.
+        # Faust's signals hold their receivers weakly, so the bound methods are kept here.
         self._receivers = (self.on_revoked, self.on_assigned)
         app.on_partitions_revoked.connect(self._receivers[0])
         app.on_partitions_assigned.connect(self._receivers[1])
@@ -58,51 +58,51 @@ class Assignment:
         return {tp.partition for tp in tps if tp.topic == self._settings.topic_segments}
 
     async def on_revoked(self, app: Any, revoked: set[TP], **_: Any) -> None:
-        """Commit what is finished, so that the next owner need not do it again.
+        """Commit what is finished, so that the next owner does not repeat it.
 
-        Nothing is dropped yet: most partitions come back with the assignment that follows.
+        The partitions stay open: most of them come back with the assignment that follows.
         """
         mine = [self.partitions[n] for n in self._numbers(revoked) if n in self.partitions]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FLUSH_ON_REVOKE_SECONDS):
                 await asyncio.gather(*(partition.committer.flush() for partition in mine))
         if self._settings.delivery == "at_least_once":
-            # The next owner reads our states when it is told, and nobody fences us before that.
+            # The next owner reads the states on its assignment, and nothing fences this worker before.
             for partition in mine:
                 partition.committer.pause()
 
     async def on_assigned(self, app: Any, assigned: set[TP], **_: Any) -> None:
-        """Let go of what is lost, start what is new; recovery happens outside this callback."""
+        """Close lost partitions, open new ones; they recover outside this callback."""
         numbers = self._numbers(assigned)
-        # Thrown out for a while, another worker may have gone on with what is ours again now.
+        # While this worker was out of the group, another may have continued its partitions.
         member, before = self._app.consumer.member_id, self._member_id
         self._member_id, was_out = member, before not in ("", member)
         if was_out:
-            log.warning("the group had thrown this worker out; it takes up all partitions anew")
+            log.warning("the consumer group had removed this worker; all partitions are reopened")
         for number in list(self.partitions):
             failed = self.partitions[number].committer.failed.done()
             if number not in numbers or failed or was_out:
-                self._lose(number)
+                self._close(number)
         for number in sorted(numbers):
             if number in self.partitions:
                 self.partitions[number].reassigned()
             else:
-                self._gain(number)
+                self._open(number)
         self._readiness.partitions = len(numbers)
         self._metrics.rebalance()
         log.info("assigned partitions %s", sorted(numbers))
 
-    def _gain(self, number: int, broken_since: float | None = None) -> None:
-        partition = self.partitions[number] = Partition(number, self._host, broken_since)
+    def _open(self, number: int, broken_since: float | None = None) -> None:
+        partition = self.partitions[number] = Partition(number, self._context, broken_since)
         self._spawn(self._run_partition(partition))
 
-    def _lose(self, number: int) -> None:
+    def _close(self, number: int) -> None:
         partition = self.partitions.pop(number)
         self._metrics.forget_partition(self._settings.topic_segments, number)
         self._closing[number] = self._spawn(partition.close())
 
     async def _run_partition(self, partition: Partition) -> None:
-        """Recover a partition, then wait for a failure of its committer."""
+        """Recover a partition, then wait until its committer fails."""
         number = partition.number
         try:
             if (closing := self._closing.pop(number, None)) is not None:
@@ -110,49 +110,49 @@ class Assignment:
             await partition.recover()
             await asyncio.shield(partition.committer.failed)
         except (Fenced, CommitError, RecoveryError, KafkaError) as error:
-            await self._take_up_again(partition, error)
+            await self._reopen(partition, error)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            if self.partitions.get(number) is partition:  # else it was closed, and its committer
-                await self._take_up_again(partition, RecoveryError(CUT_OFF))
+            if self.partitions.get(number) is partition:  # else it was closed on purpose
+                await self._reopen(partition, RecoveryError(CUT_OFF))
         except Exception as error:
             self._fail(partition, error)
 
-    async def _take_up_again(self, partition: Partition, error: Exception) -> None:
-        """The partition is unusable but ours: start it anew from what is committed, as a restart of
-        the process would, unless that cannot help or has not helped for too long."""
+    async def _reopen(self, partition: Partition, error: Exception) -> None:
+        """Reopen an assigned partition from what is committed, as a restart of the process would. Fails
+        the worker for a permanent error, or when no commit succeeded for ``broker_patience_s``."""
         now = time.monotonic()
         since = partition.broken_since = partition.broken_since or now
         patience = self._settings.broker_patience_s
-        if exit_codes.hopeless(error) or now - since > patience:
+        if is_permanent(error) or now - since > patience:
             self._fail(partition, error)
             return
-        log.warning("partition %d: %s; taken up again soon", partition.number, error)
-        # Fenced: by another worker, and then the group tells us within a session's time; or by the
-        # broker, which ends a transaction that was cut off.
+        log.warning("partition %d: %s; it is reopened", partition.number, error)
+        # Fenced by another worker: the next assignment comes within a session's time. Or by the broker,
+        # which ends an interrupted transaction.
         fenced = isinstance(error, Fenced)
         await asyncio.sleep(self._settings.session_timeout_s if fenced else REOPEN_SECONDS)
         while self._app.rebalancing:
             await asyncio.sleep(REBALANCE_POLL_SECONDS)
-            if time.monotonic() - since > patience:  # Faust would wait for the broker without end
+            if time.monotonic() - since > patience:  # Faust waits for the broker without end
                 self._fail(partition, error)
                 return
         if self.partitions.get(partition.number) is partition:
             events = partition.unfinished()
-            self._lose(partition.number)
-            self._gain(partition.number, since)
+            self._close(partition.number)
+            self._open(partition.number, since)
             for event in events:
                 self.partitions[partition.number].accept(event)
 
     def _fail(self, partition: Partition, error: Exception) -> None:
-        """Stop the worker, unless the partition is not ours any more."""
+        """End the worker, unless the partition is not assigned any more."""
         if self.partitions.get(partition.number) is not partition:
             return
         if isinstance(error, Fenced):
             error = LongstreamError(
-                f"{error}, again and again, but the consumer group says it is ours: is another "
-                f"app_id={self._settings.app_id!r} running elsewhere?"
+                f"{error}, repeatedly, but the consumer group assigns it to this worker: another "
+                f"deployment may use app_id={self._settings.app_id!r}"
             )
         self._on_fault(error)

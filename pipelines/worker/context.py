@@ -1,52 +1,140 @@
-"""What all partitions of a worker share."""
+"""What the partitions of a worker share, and the protocols between the parts of a partition.
+
+The modules of :mod:`pipelines.worker.partition` know this module and not each other; only its
+``partition.py`` imports them all.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from operators.events import Segment
-from operators.state import SessionState
+from operators.events import Event, Segment
+from operators.state import Emission, SessionState
 from pipelines.config.load import Settings
+from pipelines.kafka.offsets import OffsetTracker
 from pipelines.kafka.publishers import Publisher
 from pipelines.observability.metrics import Metrics
-from pipelines.worker.partition.queues import Lane
-from pipelines.worker.partition.quotas import Tenants
-
-if TYPE_CHECKING:
-    from pipelines.worker.partition.partition import Partition
+from pipelines.wire.messages import Message
 
 
-class DeviceLike(Protocol):
-    """What a partition needs of :class:`pipelines.device.client.DeviceClient`."""
+class Device(Protocol):
+    """The part of :class:`pipelines.device.client.DeviceClient` that a partition uses."""
 
     def open(self, stream_id: str, state: SessionState | None = None) -> None: ...
     def feed(self, segment: Segment, ticket: int, read_at: float = 0.0) -> None: ...
     def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]: ...
 
 
+class StreamOwner(Protocol):
+    """The partition that an open stream belongs to: the device's reports go there."""
+
+    number: int
+
+    def on_emission(self, emission: Emission) -> None: ...
+    def on_refused(self, stream_id: str, offset: int, reason: str, text: str) -> None: ...
+
+
+class Queue(Protocol):
+    """One stream's records: :class:`pipelines.worker.partition.queues.StreamQueue`."""
+
+    stream_id: str
+    state: SessionState | None
+    waiting: deque[tuple[Segment, int]]
+    given: dict[int, Segment]
+    open: bool
+    tried: bool
+    uncovered_since: float | None
+
+    @property
+    def idle(self) -> bool: ...
+    def next(self, bound: int, suspicious: int) -> tuple[Segment, int] | None: ...
+    def suspected(self, strikes: int) -> bool: ...
+    def device_lost(self) -> None: ...
+    def quarantine(self) -> int: ...
+
+
+class Record(Protocol):
+    """One input record that is not committed yet. ``read_at``: monotonic seconds."""
+
+    read_at: float
+
+    @property
+    def message(self) -> Any: ...
+
+
+class Records(Protocol):
+    """The uncommitted records of a partition, by offset."""
+
+    offsets: OffsetTracker
+
+    @property
+    def oldest(self) -> Record | None: ...
+    def __getitem__(self, offset: int) -> Record: ...
+    def get(self, offset: int) -> Record | None: ...
+
+
+class Sessions(Protocol):
+    """The state records of a partition's closed streams."""
+
+    def put(
+        self, stream_id: str, value: bytes | None, cursor: int | None = None, at_ms: int = 0
+    ) -> None: ...
+    def take(self, stream_id: str) -> tuple[SessionState | None, bytes | None]: ...
+    def ended_before(self, at_ms: int) -> list[str]: ...
+    def uncovered(self, least: int) -> Iterable[tuple[str, int]]: ...
+    def outboxes(self, most: int) -> list[tuple[SessionState, list[Message]]]: ...
+
+
+class Tenants(Protocol):
+    """The limits per tenant; both methods raise SegmentError("tenant_limit")."""
+
+    def admit(self, segment: Segment, live: bool) -> None: ...
+    def reserve(self, segment: Segment) -> float: ...
+
+
 @dataclass
-class Host:
-    """Made by :class:`pipelines.worker.app.Worker`."""
+class Entry:
+    """What one emission, dead letter or skipped record adds to a commit."""
+
+    messages: list[Message] = field(default_factory=list)
+    state: SessionState | None = None
+    finished: Sequence[int] = ()
+    """Input offsets that are finished once this is committed."""
+    forgotten: str | None = None
+    """A stream whose state is deleted."""
+    events: Sequence[Event] = ()
+    """The events among the messages; the metrics are taken of them after the commit."""
+
+
+class Commits(Protocol):
+    """Where the parts of a partition put what is to be committed, in order."""
+
+    def add(self, entry: Entry) -> None: ...
+    async def flush(self) -> None: ...
+
+
+@dataclass
+class WorkerContext:
+    """Made by :class:`pipelines.worker.app.Worker`; the same object for all partitions."""
 
     settings: Settings
     metrics: Metrics
-    device: DeviceLike
-    owners: dict[str, Partition]
-    """Which partition each open stream belongs to: emissions find their way by it."""
+    device: Device
+    tenants: Tenants
+    owners: dict[str, StreamOwner]
+    """The owner of each open stream."""
     hold: Callable[[int], None]
+    """Stop fetching a partition, by number; ``release`` fetches it again."""
     release: Callable[[int], None]
-    recover: Callable[[int], Any]
-    """Partition number -> awaitable Recovered."""
+    recover: Callable[[int], Awaitable[Any]]
+    """Reads a partition's states: number -> :class:`~pipelines.worker.partition.state.Recovered`."""
     make_publisher: Callable[[int], Publisher]
     on_progress: Callable[[], None] = lambda: None
-    tenants: Tenants = field(init=False)
-    admits: Callable[[Lane], bool] = lambda lane: True
-    """Whether a lane may have the device now (:mod:`pipelines.worker.supervisor`)."""
-    settled: Callable[[bool], None] = lambda finished: None
-    """Told after the device said something of a lane; True when a segment was done."""
-
-    def __post_init__(self) -> None:
-        self.tenants = Tenants(self.settings, self.owners, self.metrics.tenant_limited)
+    admits: Callable[[Queue], bool] = lambda queue: True
+    """Whether the device may be fed from this queue now (:mod:`pipelines.worker.supervisor`)."""
+    on_report: Callable[[bool], None] = lambda finished: None
+    """Called after each report of the device on a stream; True when a segment is finished."""

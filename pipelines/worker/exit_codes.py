@@ -1,12 +1,11 @@
-"""Why a worker ended: the exit codes, and which of Kafka's errors waiting cannot mend."""
+"""The exit codes of a worker and the errors they stand for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from aiokafka.errors import KafkaError
 
-from aiokafka import errors as kafka
-
-from operators.errors import ConfigError, DeviceError, LongstreamError, ModelError
+from operators.errors import ConfigError, DeviceError, ModelError
+from pipelines.kafka.errors import DENIALS, MISFITS, BrokerUnavailable, causes
 
 OK, FAULT, CONFIG, MODEL, DEVICE, BROKER, DENIED = range(7)
 
@@ -20,37 +19,12 @@ MEANINGS = {
     DENIED: "Kafka refused the login, or an access (ACL)",
 }
 
-DENIALS = (
-    kafka.AuthenticationFailedError,
-    kafka.AuthenticationMethodNotSupported,
-    kafka.ClusterAuthorizationFailedError,
-    kafka.GroupAuthorizationFailedError,
-    kafka.IllegalSaslStateError,
-    kafka.SaslAuthenticationFailed,
-    kafka.TopicAuthorizationFailedError,
-    kafka.TransactionalIdAuthorizationFailed,
-    kafka.UnsupportedSaslMechanismError,
-)
-UNKNOWN_TOPIC = kafka.UnknownTopicOrPartitionError
-MISFITS = (
-    kafka.InvalidTopicError,
-    kafka.MessageSizeTooLargeError,
-    kafka.RecordListTooLargeError,
-    kafka.RecordTooLargeError,
-    UNKNOWN_TOPIC,
-)
-
-
-class Waited(LongstreamError):
-    """Kafka did not answer within the time a worker waits for it."""
-
-
 _CODES: tuple[tuple[tuple[type[BaseException], ...], int], ...] = (
     (DENIALS, DENIED),
     ((*MISFITS, ConfigError), CONFIG),
     ((ModelError,), MODEL),
     ((DeviceError,), DEVICE),
-    ((Waited, kafka.KafkaError), BROKER),
+    ((BrokerUnavailable, KafkaError), BROKER),
 )
 
 
@@ -61,40 +35,6 @@ def code_of(error: BaseException) -> int:
         if any(isinstance(cause, kinds) for cause in chain):
             return code
     return FAULT
-
-
-def hopeless(error: BaseException) -> bool:
-    """Whether somebody has to change something before this can work: waiting would not help.
-
-    A topic that is not known is no such case: a broker that has just started may not know it yet.
-    """
-    known = (cause for cause in causes(error) if not isinstance(cause, UNKNOWN_TOPIC))
-    return any(isinstance(cause, (*DENIALS, *MISFITS, ConfigError)) for cause in known)
-
-
-def in_words(error: BaseException) -> str:
-    """Kafka's error with what to do about it."""
-    if isinstance(error, LongstreamError):
-        return str(error)
-    for cause in causes(error):
-        name = type(cause).__name__
-        if isinstance(cause, DENIALS):
-            return f"Kafka refuses access ({name}: {cause}); check the login and the ACLs"
-        if isinstance(cause, UNKNOWN_TOPIC | kafka.InvalidTopicError):
-            return f"a topic is missing ({name}); make it with `longstream topics create`"
-        if isinstance(cause, MISFITS):
-            return (
-                f"a record is larger than its topic takes ({name}); raise max.message.bytes there"
-            )
-    return f"{type(error).__name__}: {error}" if isinstance(error, kafka.KafkaError) else str(error)
-
-
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it came from, outermost first."""
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__
 
 
 def explained() -> str:

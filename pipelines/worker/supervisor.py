@@ -1,16 +1,16 @@
-"""Keeps a device process running: starts it again when it fails, within bounds.
+"""Keeps a device process running: restarts it when it fails, within bounds.
 
-1. A device that dies, hangs or reports a fault is killed. Every segment it had gets a strike and
-   waits again (:mod:`pipelines.worker.partition.queues`); nothing of it was acknowledged.
-2. It is started again, later each time. After ``restarts`` failures in a row with nothing done in
-   between (no segment, no sentence) the keeper gives up with DeviceError; a model that cannot be
-   loaded, or a wrong setting, ends it at once.
+1. A device that dies, hangs or reports a fault is killed. Every segment it had gets a strike and waits
+   again (:mod:`pipelines.worker.partition.queues`); nothing of it was acknowledged.
+2. It is restarted, with growing delays. After ``restarts`` consecutive failures without a finished
+   segment or a published quarantine the supervisor raises DeviceError; a model that cannot be loaded, or
+   a wrong setting, ends the worker at once.
 3. Streams are opened again from their newest state (or the snapshot it names), and fed again.
-4. Segments with ``attempts`` - 1 strikes are first tried alone, one at a time. One that kills the
-   device then, too, is condemned: left out, a dead letter, its stream marked degraded.
-5. A sentence is published only when the device, started again, has done a harmless segment of ours
-   (a *probe*): one that dies of everything must not turn the whole topic into dead letters, and one
-   that does not may be given any number of deadly segments in a row.
+4. Segments with ``attempts`` - 1 strikes are first tried alone, one at a time. One with which the device
+   fails then, too, is quarantined: left out, to become a dead letter, its stream marked degraded.
+5. The dead letter is published only after the restarted device has finished a harmless segment (a
+   *probe*): a device that fails on everything must not turn the whole topic into dead letters. A
+   published quarantine counts as progress, so any number of such segments may follow each other.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from operators.state import SessionState
 from pipelines.device import protocol
 from pipelines.device.client import DeviceClient, release
 from pipelines.observability.metrics import Metrics
-from pipelines.worker.partition.queues import Lane
+from pipelines.worker.context import Queue
 
 log = logging.getLogger(__name__)
 
@@ -37,29 +37,29 @@ BACKOFF_SECONDS = 0.25
 MAX_BACKOFF_SECONDS = 15.0
 
 
-class Lanes(Protocol):
-    """What the keeper needs of :class:`pipelines.worker.partition.partition.Partition`."""
+class QueueOwner(Protocol):
+    """What the supervisor uses of :class:`pipelines.worker.partition.partition.Partition`."""
 
-    def lanes(self) -> Iterable[Lane]: ...
-    def pump(self, lane: Lane) -> None:
-        """Open the lane on the device if it is admitted, and feed it."""
+    def queues(self) -> Iterable[Queue]: ...
+    def pump(self, queue: Queue) -> None:
+        """Open the queue's stream on the device if it is admitted, and feed it."""
 
-    def condemn(self, lane: Lane, attempts: int, cause: str) -> None:
-        """Leave out the lane's first waiting segment; the dead letter waits for ``sentence``."""
+    def quarantine(self, queue: Queue, attempts: int, cause: str) -> None:
+        """Leave out the queue's first waiting segment, without publishing anything."""
 
-    def sentence(self) -> None:
-        """Publish the dead letters of what was condemned."""
+    def publish_quarantined(self) -> None:
+        """Publish the dead letters of what was quarantined."""
 
 
-class DeviceKeeper:
-    """A device that outlives its process. Feeding it while it is down does nothing: what a lane
-    holds is given again when it is up."""
+class DeviceSupervisor:
+    """A device that outlives its process. Calls while it is down do nothing: what a queue holds is fed
+    when it is up again."""
 
     def __init__(
         self,
         make_client: Callable[[], DeviceClient],
         load: protocol.Load,
-        owners: Callable[[], Iterable[Lanes]],
+        owners: Callable[[], Iterable[QueueOwner]],
         metrics: Metrics,
         *,
         restarts: int,
@@ -76,8 +76,8 @@ class DeviceKeeper:
         self._client = make_client()
         self._up = False
         self._failures = 0
-        self._trial: Lane | None = None
-        self._condemned = False
+        self._trial: Queue | None = None
+        self._quarantined = False
 
     @property
     def suspicious(self) -> int:
@@ -88,29 +88,29 @@ class DeviceKeeper:
     def healthy(self) -> bool:
         return self._up and not self._client.failed.done()
 
-    # --- life -----------------------------------------------------------------------------
+    # --- start, restart, stop ---------------------------------------------------------------
 
     async def start(self) -> None:
-        """Load the model, and have it proven if somebody was condemned. Raises ModelError,
-        ConfigError, or DeviceError after all attempts."""
+        """Load the model, and probe it if a segment is quarantined. Raises ModelError, ConfigError, or
+        DeviceError after all attempts."""
         while True:
             try:
                 ready = await self._client.start(self._load)
-                if self._condemned:
+                if self._quarantined:
                     await self._client.probe()
-                    self._sentence()
+                    self._publish_quarantined()
                 break
             except DeviceError as error:
                 await self._client.kill()
-                await self._count(error)
+                await self._count_failure(error)
                 self._client = self._make_client()
         self._load = msgspec.structs.replace(self._load, again=True)
         self._up = True
         self._metrics.device_up(True)
         self._on_ready(ready)
 
-    async def keep(self) -> None:
-        """Watch the started device for ever. Raises what it cannot be kept running for."""
+    async def run(self) -> None:
+        """Watch the started device and restart it, for ever. Raises the error that ends the worker."""
         while True:
             await asyncio.wait({self._client.failed})
             if self._client.failed.cancelled():
@@ -122,8 +122,8 @@ class DeviceKeeper:
             await self._client.kill()
             if not isinstance(error, DeviceError):
                 raise error or DeviceError("the device stopped")
-            self._lose(error)
-            await self._count(error)
+            self._device_lost(error)
+            await self._count_failure(error)
             self._client = self._make_client()
             await self.start()
             self._next_trial()
@@ -136,26 +136,26 @@ class DeviceKeeper:
         self._up = False
         await self._client.kill()
 
-    async def _count(self, error: DeviceError) -> None:
-        """One more failure in a row: give up, or wait before the next start."""
+    async def _count_failure(self, error: DeviceError) -> None:
+        """Wait before the next start. Raises DeviceError after too many consecutive failures."""
         self._failures += 1
         if self._failures > self._restarts:
             raise DeviceError(
-                f"the device failed {self._failures} times and finished nothing in between; given up. "
-                f"The last time: {error}"
+                f"the device failed {self._failures} times in a row without finishing anything; the "
+                f"last error: {error}"
             ) from error
-        log.warning("%s; starting it again (%d of %d)", error, self._failures, self._restarts)
+        log.warning("%s; restart %d of %d", error, self._failures, self._restarts)
         self._metrics.device_restart()
         await asyncio.sleep(min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2**self._failures))
 
-    # --- what partitions ask of a device ----------------------------------------------------
+    # --- the device, as partitions use it ---------------------------------------------------
 
-    def admits(self, lane: Lane) -> bool:
-        """Whether the lane may be opened now: not while the device is down, or another is tried."""
-        return self._up and (self._trial is None or self._trial is lane)
+    def admits(self, queue: Queue) -> bool:
+        """Whether the queue may be fed now: the device is up, and no other queue is on trial."""
+        return self._up and (self._trial is None or self._trial is queue)
 
     def open(self, stream_id: str, state: SessionState | None = None) -> None:
-        with contextlib.suppress(DeviceError):  # it has just died, which `keep` will hear
+        with contextlib.suppress(DeviceError):  # it has just failed; `run` handles it
             self._client.open(stream_id, state)
 
     def feed(self, segment: Segment, ticket: int, read_at: float = 0.0) -> None:
@@ -170,42 +170,42 @@ class DeviceKeeper:
         release(future, erase)
         return future
 
-    # --- blame ----------------------------------------------------------------------------
+    # --- which segment ends the device ------------------------------------------------------
 
-    def settled(self, finished: bool) -> None:
-        """After the device said something of a lane. ``finished``: a segment was done or failed."""
+    def on_report(self, finished: bool) -> None:
+        """After each report of the device on a stream. ``finished``: a segment was done or failed."""
         if finished:
             self._failures = 0
         if self._trial is not None and not self._trial.given:
             self._next_trial()
 
-    def _lose(self, error: DeviceError) -> None:
+    def _device_lost(self, error: DeviceError) -> None:
         self._trial = None
         for owner in self._owners():
-            for lane in owner.lanes():
-                lane.device_lost()
-                if lane.suspected(self._attempts):
-                    self._condemned = True
-                    owner.condemn(lane, self._attempts, str(error))
+            for queue in owner.queues():
+                queue.device_lost()
+                if queue.suspected(self._attempts):
+                    self._quarantined = True
+                    owner.quarantine(queue, self._attempts, str(error))
         self._metrics.retry("device")
 
     def _next_trial(self) -> None:
-        """Steps 3 and 4: try the next lane with suspects; with none left, everybody goes on."""
+        """Steps 3 and 4: try the next queue with a suspected segment; without one, feed all queues."""
         if self._trial is not None:
             self._trial.tried = False
         for owner in self._owners():
-            for lane in owner.lanes():
-                if lane.suspected(self.suspicious):
-                    self._trial, lane.tried = lane, True
-                    owner.pump(lane)
+            for queue in owner.queues():
+                if queue.suspected(self.suspicious):
+                    self._trial, queue.tried = queue, True
+                    owner.pump(queue)
                     return
         self._trial = None
         for owner in self._owners():
-            for lane in owner.lanes():
-                owner.pump(lane)
+            for queue in owner.queues():
+                owner.pump(queue)
 
-    def _sentence(self) -> None:
-        """Step 5, on a device that has just shown that it works. A verdict is progress, too."""
-        self._failures, self._condemned = 0, False
+    def _publish_quarantined(self) -> None:
+        """Step 5, after a successful probe."""
+        self._failures, self._quarantined = 0, False
         for owner in self._owners():
-            owner.sentence()
+            owner.publish_quarantined()

@@ -24,6 +24,7 @@ from pipelines.dev.broker.base import free_ports, listens
 from pipelines.dev.broker.cache import cached_folder
 from pipelines.dev.broker.docker import container_environment, knock
 from pipelines.dev.broker.process import ProcessBroker
+from pipelines.kafka.topics import TopicSpec, admin_client, create_topics
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,9 +136,9 @@ async def _read(bootstrap: str, topic: str, isolation: str, count: int) -> list[
 
 def test_topics_get_their_policies_and_creating_them_again_changes_nothing(kafka, topics):
     names = sorted(spec.name for spec in topics.specs)
-    assert sorted(broker.create_topics(kafka, topics.specs, 3)) == names
-    assert broker.create_topics(kafka, topics.specs, 3) == []
-    with broker.admin_client(kafka) as admin:
+    assert sorted(create_topics(kafka, topics.specs, 3)) == names
+    assert create_topics(kafka, topics.specs, 3) == []
+    with admin_client(kafka) as admin:
         described = {topic["name"]: topic for topic in admin.describe_topics(names)}
         from kafka.admin import ConfigResource, ConfigResourceType
 
@@ -158,7 +159,7 @@ def test_an_existing_topic_with_another_partition_count_is_refused(kafka, topics
 
 
 def test_an_existing_state_topic_that_is_not_compacted_is_refused(kafka, topics):
-    broker.create_topics(kafka, [broker.TopicSpec(topics.sessions)], 1)
+    create_topics(kafka, [TopicSpec(topics.sessions)], 1)
     with pytest.raises(broker.BrokerError, match=r"cleanup\.policy=delete, compact is needed"):
         topics.create(partitions=1)
 
@@ -170,13 +171,13 @@ def test_a_mistyped_topic_is_not_created(kafka, topics):
             producer.send(topics.prefix + "nobody.made.this", b"x").get(timeout=5)
     finally:
         producer.close()
-    with broker.admin_client(kafka) as admin:
+    with admin_client(kafka) as admin:
         assert topics.prefix + "nobody.made.this" not in admin.list_topics()
 
 
 def test_a_killed_broker_comes_back_with_its_data_on_its_port(own_kafka):
     bootstrap, pid = own_kafka.bootstrap, own_kafka.pid
-    broker.create_topics(bootstrap, partitions=1)
+    create_topics(bootstrap, partitions=1)
     produce(bootstrap, "insights.sessions.v1", [b"before the crash"])
     own_kafka.kill()
     assert not runs(pid)
@@ -392,6 +393,6 @@ def test_tansu_starts_and_carries_records():
         pytest.skip(str(error))
     with started:
         assert not started.transactions
-        broker.create_topics(started.bootstrap, partitions=1)
+        create_topics(started.bootstrap, partitions=1)
         produce(started.bootstrap, "transcripts.segments.v1", [b"a", b"b"])
         assert consume(started.bootstrap, "transcripts.segments.v1", 2) == [b"a", b"b"]

@@ -13,9 +13,8 @@ import pytest
 
 from operators.events import SummaryEvent
 from operators.state import SessionState
-from pipelines.kafka.publishers import Message
 from pipelines.wire.codec import decode_event, encode_event
-from pipelines.wire.messages import complete
+from pipelines.wire.messages import Message, complete
 from tests.worker_process import (
     Records,
     assert_all_reflected,

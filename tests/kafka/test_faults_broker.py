@@ -31,6 +31,7 @@ from pipelines.dev.broker.cluster import Cluster
 from pipelines.dev.broker.jvm import FAST_RESTART, JvmBroker, start_jvm
 from pipelines.dev.broker.process import ProcessBroker
 from pipelines.kafka.health import Brokers
+from pipelines.kafka.topics import admin_client
 from tests.kafka_settings import no_kafka
 from tests.worker_process import (
     Records,
@@ -76,7 +77,7 @@ def check(seen: Records, stream: str, count: int) -> None:
 
 def set_topic(bootstrap: str, topic: str, **configs: str) -> None:
     named = {name.replace("_", "."): value for name, value in configs.items()}
-    with broker.admin_client(bootstrap) as admin:
+    with admin_client(bootstrap) as admin:
         admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, named)])
 
 
@@ -279,7 +280,7 @@ def test_a_topic_that_vanishes_ends_the_worker_and_a_new_one_goes_on(
         worker = start()
         say(made, topics.segments, "a", *ids("a", 2))
         worker.wait_for_log("ready in")
-        with broker.admin_client(topics.bootstrap) as admin:
+        with admin_client(topics.bootstrap) as admin:
             admin.delete_topics([topics.summaries])
         say(made, topics.segments, "a", "a-2")
         assert worker.process.wait(90) == 2, worker.log
@@ -310,7 +311,7 @@ def test_input_made_anew_is_noticed(topics: Any, tmp_path: Path) -> None:
             heir = start("heir")
             assert heir.process.wait(60) == 2, heir.log
             words = last_words(heir)
-            assert "[0] ends at offset 2, but was worked off to offset 3" in words
+            assert "[0] ends at offset 2, but was processed to offset 3" in words
             make_anew(topics, topics.sessions)
             say(made, topics.segments, "a", "new-2")
         other = {"app_id": f"{topics.prefix}anew"} if "another app_id" in words else {}
@@ -321,7 +322,7 @@ def test_input_made_anew_is_noticed(topics: Any, tmp_path: Path) -> None:
 
 
 def make_anew(topics: Any, name: str) -> None:
-    with broker.admin_client(topics.bootstrap) as admin:
+    with admin_client(topics.bootstrap) as admin:
         admin.delete_topics([name])
         wait_until(lambda: name not in admin.list_topics(), 20)
     topics.create(1)
@@ -396,7 +397,7 @@ class Guarded:
         self.bootstrap, self.sasl = started.bootstrap, sasl
 
     def allow(self, kind: ResourceType, name: str, *operations: ACLOperation) -> None:
-        with broker.admin_client(self.bootstrap) as admin:
+        with admin_client(self.bootstrap) as admin:
             admin.create_acls(
                 [
                     ACL(

@@ -175,7 +175,7 @@ def test_a_broken_device_ends_the_worker_and_dooms_no_segment(topics: Any, tmp_p
         say(made, topics.segments, "a", *ids("a", 6))
         broken = start("broken", model="broken")
         assert broken.process.wait(40) == 4, broken.log
-        assert "failed 4 times and finished nothing" in broken.log
+        assert "failed 4 times in a row without finishing anything" in broken.log
         assert not seen.events()
         start("good")
         wait_until(lambda: seen.covered("a") == 5, 30)

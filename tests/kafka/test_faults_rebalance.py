@@ -149,7 +149,7 @@ def test_a_leaving_worker_waits_for_a_long_step_only_so_long(topics: Any, tmp_pa
         first = start("w1")
         wait_until(lambda: (tmp_path / "x").exists(), 40, first.log)
         assert first.stop(timeout=15) == 0, first.log
-        assert "not all segments under way were finished" in first.log
+        assert "not all segments in flight were finished" in first.log
         assert "Traceback" not in first.log
         assert "did not stop in time" not in first.log
         start("w2")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from kafka import KafkaProducer
 
-from pipelines.dev import broker
+from pipelines.kafka.topics import TopicSpec, create_topics
 from tests.worker_process import (
     Records,
     assert_all_reflected,
@@ -88,10 +88,10 @@ def send_poison(made: KafkaProducer, topic: str) -> None:
 
 def test_poison_ends_as_dead_letters_and_the_stream_goes_on(topics: Any, tmp_path: Path) -> None:
     specs = [
-        broker.TopicSpec(spec.name, spec.compact, spec.retention_ms, max_message_bytes=8 << 20)
+        TopicSpec(spec.name, spec.compact, spec.retention_ms, max_message_bytes=8 << 20)
         for spec in topics.specs
     ]
-    broker.create_topics(topics.bootstrap, specs, 1)
+    create_topics(topics.bootstrap, specs, 1)
     with (
         workers(topics, tmp_path) as start,
         producer(topics.bootstrap) as made,
@@ -132,7 +132,7 @@ def test_records_as_large_as_their_topic_takes_stop_nobody(
     traceparent, was larger than its topic takes, and the worker ended at every start."""
     limit = 1 << 20
     specs = [dataclasses.replace(spec, max_message_bytes=limit) for spec in topics.specs]
-    broker.create_topics(topics.bootstrap, specs, 1)
+    create_topics(topics.bootstrap, specs, 1)
     large = b"y" * (limit - 400)
     settings = {"max_message_bytes": limit, "delivery": delivery, "operator__targets": "fr"}
     with (
@@ -172,7 +172,7 @@ def test_results_of_one_commit_that_are_larger_than_a_message_go_out_in_parts(
     message takes, and the worker ended. The large record that fails does not fit even alone."""
     limit = 400_000
     specs = [dataclasses.replace(spec, max_message_bytes=limit) for spec in topics.specs]
-    broker.create_topics(topics.bootstrap, specs, 1)
+    create_topics(topics.bootstrap, specs, 1)
     settings = {"max_message_bytes": limit, "delivery": "at_least_once", "commit_interval_s": 3}
     names = [f"s-{number}" for number in range(24)]
     with (
@@ -340,8 +340,8 @@ def test_a_missing_broker_is_said_in_a_sentence(topics: Any, tmp_path: Path) -> 
 
 def test_unequal_partition_counts_are_refused(topics: Any, tmp_path: Path) -> None:
     *most, last = topics.specs
-    broker.create_topics(topics.bootstrap, most, 2)
-    broker.create_topics(topics.bootstrap, [last], 3)
+    create_topics(topics.bootstrap, most, 2)
+    create_topics(topics.bootstrap, [last], 3)
     with workers(topics, tmp_path) as start:
         worker = start()
         assert worker.process.wait(20) == 2

@@ -11,6 +11,7 @@ from aiokafka.errors import SaslAuthenticationFailed
 from operators.errors import ConfigError
 from pipelines.config.load import Settings
 from pipelines.kafka import health
+from pipelines.kafka.errors import BrokerUnavailable
 from pipelines.kafka.health import Brokers, watch
 from pipelines.worker import exit_codes
 
@@ -69,7 +70,7 @@ def test_patience_ends_with_the_exit_code_of_an_absent_kafka(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     script = Script(monkeypatch, GOOD, *[HUNG] * 99)
-    with pytest.raises(exit_codes.Waited, match="for 34 s") as raised:
+    with pytest.raises(BrokerUnavailable, match="for 34 s") as raised:
         script.run(30)
     assert exit_codes.code_of(raised.value) == exit_codes.BROKER
 

@@ -1,4 +1,4 @@
-"""Commit groups, retries, the outbox and the watermark: no broker needed."""
+"""Commit groups, retries, the outbox and the offsets: no broker needed."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from hypothesis import strategies as st
 from operators.errors import ConfigError, SegmentError
 from operators.state import SessionState
 from pipelines.config.load import Settings
-from pipelines.kafka.offsets import Watermark
+from pipelines.kafka.errors import BrokerUnavailable
+from pipelines.kafka.offsets import OffsetTracker
 from pipelines.kafka.publishers import (
     Fenced,
     Group,
-    Message,
     OutboxPublisher,
     Retriable,
-    pending_results,
 )
 from pipelines.wire.codec import decode_state
-from pipelines.worker.exit_codes import Waited
+from pipelines.wire.messages import Message, pending_results
 from pipelines.worker.partition.committer import ATTEMPTS, CommitError, Committer, Entry
 from pipelines.worker.partition.state import SessionTable
 
@@ -38,35 +37,35 @@ def run(body: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-# --- watermark ---------------------------------------------------------------------------------
+# --- offsets ---------------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(0, 50), unique=True, min_size=1).map(sorted), st.randoms())
 def test_watermark_is_never_above_an_open_offset(offsets: list[int], rng: Any) -> None:
     """Whatever the gaps in the offsets and the order of finishing."""
-    watermark = Watermark()
+    offsets = OffsetTracker()
     unread, open_ = list(offsets), []
     while unread or open_:
         if unread and (not open_ or rng.random() < 0.5):
             open_.append(unread.pop(0))
-            watermark.read(open_[-1])
+            offsets.read(open_[-1])
         else:
             offset = open_.pop(rng.randrange(len(open_)))
-            watermark.finish(offset)
-            assert watermark.is_finished(offset)
+            offsets.finish(offset)
+            assert offsets.is_finished(offset)
         read = [o for o in offsets if o not in unread]
-        assert watermark.value == min(open_, default=read[-1] + 1)
-        assert len(watermark) == len(open_)
-    assert watermark.gap == 0
+        assert offsets.committable == min(open_, default=read[-1] + 1)
+        assert len(offsets) == len(open_)
+    assert offsets.gap == 0
 
 
 def test_an_offset_is_read_once_and_in_order() -> None:
-    watermark = Watermark()
-    watermark.read(5)
+    offsets = OffsetTracker()
+    offsets.read(5)
     with pytest.raises(ValueError, match="read after"):
-        watermark.read(5)
+        offsets.read(5)
     with pytest.raises(KeyError):
-        watermark.finish(4)
+        offsets.finish(4)
 
 
 # --- committer ---------------------------------------------------------------------------------
@@ -103,9 +102,9 @@ class Harness:
     """A committer whose offsets 0…9 are open."""
 
     def __init__(self, publisher: FakePublisher, **options: Any) -> None:
-        self.watermark = Watermark()
+        self.offsets = OffsetTracker()
         for offset in range(10):
-            self.watermark.read(offset)
+            self.offsets.read(offset)
         self.committed: list[Entry] = []
         self.publisher = publisher
         options = {"interval_s": 0.02, "max_events": 100, **options}
@@ -114,8 +113,8 @@ class Harness:
 
     def finish(self, offsets: Iterable[int]) -> int | None:
         for offset in offsets:
-            self.watermark.finish(offset)
-        return self.watermark.value
+            self.offsets.finish(offset)
+        return self.offsets.committable
 
     def note(self, entries: list[Entry], seconds: float) -> None:
         self.committed += entries
@@ -146,7 +145,7 @@ def test_a_group_holds_results_in_order_the_newest_states_and_the_watermark() ->
 
 
 def test_a_group_that_would_be_too_large_is_committed_in_parts() -> None:
-    """In order, each with the watermark of its own entries; the parts do not wait for the interval."""
+    """In order, each with the offsets of its own entries; the parts do not wait for the interval."""
 
     async def body() -> None:
         harness = Harness(FakePublisher(), interval_s=60)
@@ -265,10 +264,10 @@ class Silent(FakePublisher):
 def test_a_broker_that_answers_nothing_is_waited_for_so_long() -> None:
     async def body() -> None:
         harness = Harness(Silent(), patience_s=0.05)
-        with pytest.raises(Waited, match="broker_patience_s"):
+        with pytest.raises(BrokerUnavailable, match="broker_patience_s"):
             await harness.committer.open()
         harness.committer.add(entry("a", 0))
-        with pytest.raises(Waited, match="broker_patience_s"):
+        with pytest.raises(BrokerUnavailable, match="broker_patience_s"):
             await harness.committer.failed
         assert not harness.committed
         await harness.committer.close()

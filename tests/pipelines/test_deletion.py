@@ -16,19 +16,24 @@ from operators.events import Segment, SummaryEvent
 from operators.state import SessionState
 from pipelines.cli.following import StreamView
 from pipelines.config.load import load_settings
-from pipelines.kafka.publishers import _state_message
 from pipelines.storage.idle import idle_store
 from pipelines.storage.snapshots import SnapshotStore, folder_of
 from pipelines.wire import codec
+from pipelines.wire.messages import (
+    deletion_messages,
+    forgotten_key,
+    forgotten_value,
+    is_forgotten_key,
+    state_message,
+)
 from pipelines.worker.partition.committer import Committer, Entry
 from pipelines.worker.partition.deletion import ERASE_ATTEMPTS
-from pipelines.worker.partition.remnants import farewell, is_remnant, remnant, remnant_key
 from pipelines.worker.partition.state import SessionTable
 from tests.pipelines.test_partition import World, with_world
 
 with warnings.catch_warnings():  # kafka-python reads its resources in a deprecated way on import
     warnings.filterwarnings("ignore", "(read|open)_text is deprecated", DeprecationWarning)
-    from pipelines.cli.worker import topic_specs
+    from pipelines.kafka.topics import topic_specs
 
 HOUR_MS = 3_600_000
 
@@ -43,7 +48,7 @@ def state(stream: str, epoch: int = 0, ended: bool = False) -> bytes:
 def test_a_forgotten_stream_starts_in_the_epoch_its_remnant_names() -> None:
     table = SessionTable()
     assert table.take("anna") == (None, None)
-    table.put(remnant_key("anna"), remnant(3))
+    table.put(forgotten_key("anna"), forgotten_value(3))
     fresh = SessionState(stream_id="anna", epoch=3)
     assert table.take("anna") == (fresh, None)
     assert table.take("anna") == (
@@ -57,7 +62,7 @@ def test_a_forgotten_stream_starts_in_the_epoch_its_remnant_names() -> None:
 
 def test_a_remnant_does_not_tell_the_name_and_no_stream_can_pose_as_one() -> None:
     settings = load_settings()
-    records = farewell(settings, "anna", 1)
+    records = deletion_messages(settings, "anna", 1)
     gone, left = records
     assert (gone.topic, gone.key, gone.value) == (settings.topic_summaries_latest, b"anna", None)
     assert b"anna" not in (left.key or b"") + (left.value or b"")
@@ -76,7 +81,7 @@ def test_a_tombstone_takes_the_place_of_earlier_states_and_gives_way_to_later_on
     gone = Entry(forgotten="anna")
     assert group_of(Entry(state=old), gone) == {"anna": None}
     assert group_of(Entry(state=old), gone, Entry(state=new)) == {"anna": new}
-    message = _state_message(load_settings(), "anna", None)
+    message = state_message(load_settings(), "anna", None)
     assert (message.key, message.value) == (b"anna", None)
 
 
@@ -201,7 +206,7 @@ def test_a_mark_that_was_obeyed_before_a_restart_is_not_obeyed_again() -> None:
     async def test(world: World) -> None:
         again = SessionState(stream_id="anna", epoch=1, cursor=5)
         world.recovered.sessions.put("anna", codec.encode_state(again))
-        world.recovered.sessions.put(remnant_key("anna"), remnant(1))
+        world.recovered.sessions.put(forgotten_key("anna"), forgotten_value(1))
         await world.partition.recover()
         mark = world.say(1, "anna", FORGET)
         await world.settle()
@@ -239,13 +244,13 @@ def test_only_what_ended_long_ago_is_over() -> None:
     table.put("live", state("live"), at_ms=1)
     table.put("early", state("early", ended=True), at_ms=1)
     table.put("late", state("late", ended=True), at_ms=9)
-    table.put(remnant_key("gone"), remnant(1), at_ms=2)
+    table.put(forgotten_key("gone"), forgotten_value(1), at_ms=2)
     table.put("broken", b'{"ended": tr', at_ms=1)
     over = table.ended_before(5)
-    assert over == ["early", remnant_key("gone")]
-    assert [is_remnant(name) for name in over] == [False, True]
+    assert over == ["early", forgotten_key("gone")]
+    assert [is_forgotten_key(name) for name in over] == [False, True]
     table.take("early")
-    table.put(remnant_key("gone"), None)
+    table.put(forgotten_key("gone"), None)
     assert table.ended_before(99) == ["late"]
 
 

@@ -20,6 +20,7 @@ from pipelines.device.client import DeviceClient
 from pipelines.device.frames import FrameReader, frame
 from pipelines.device.process import Device
 from pipelines.lab.chaos.operators import Echo
+from pipelines.observability.telemetry import Beat
 from pipelines.storage.bounded import BoundedStore
 from tests.operators.test_stream_operator import CONFIG
 
@@ -36,7 +37,7 @@ class Seen:
 
     def __init__(self) -> None:
         self.emissions: list[Emission] = []
-        self.beats: list[protocol.Beat] = []
+        self.beats: list[Beat] = []
 
     async def wait(self, count: int, timeout: float = 10.0) -> None:
         async with asyncio.timeout(timeout):

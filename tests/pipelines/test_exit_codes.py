@@ -6,6 +6,7 @@ import pytest
 from aiokafka import errors as kafka
 
 from operators.errors import ConfigError, DeviceError, LongstreamError, ModelError
+from pipelines.kafka.errors import BrokerUnavailable, is_permanent
 from pipelines.kafka.publishers import Retriable
 from pipelines.worker import exit_codes
 from pipelines.worker.partition.committer import CommitError
@@ -26,7 +27,7 @@ def caused(error: Exception, *causes: Exception) -> Exception:
         (ConfigError("x"), exit_codes.CONFIG),
         (ModelError("x"), exit_codes.MODEL),
         (DeviceError("x"), exit_codes.DEVICE),
-        (exit_codes.Waited("x"), exit_codes.BROKER),
+        (BrokerUnavailable("x"), exit_codes.BROKER),
         (RuntimeError("x"), exit_codes.FAULT),
         (LongstreamError("x"), exit_codes.FAULT),
         (caused(CommitError("x"), Retriable("x"), kafka.KafkaTimeoutError()), exit_codes.BROKER),
@@ -42,13 +43,13 @@ def test_the_most_telling_cause_gives_the_code(error: Exception, code: int) -> N
 
 def test_waiting_helps_against_what_passes_only() -> None:
     for passing in (kafka.KafkaConnectionError(), kafka.UnknownTopicOrPartitionError()):
-        assert not exit_codes.hopeless(caused(CommitError("x"), passing))
+        assert not is_permanent(caused(CommitError("x"), passing))
     for lasting in (
         kafka.RecordListTooLargeError(),
         kafka.GroupAuthorizationFailedError("g"),
         ConfigError("more states than fit"),
     ):
-        assert exit_codes.hopeless(caused(CommitError("x"), Retriable("x"), lasting))
+        assert is_permanent(caused(CommitError("x"), Retriable("x"), lasting))
 
 
 def test_every_code_is_explained_once() -> None:

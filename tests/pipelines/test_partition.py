@@ -1,4 +1,4 @@
-"""A partition between a fake device and a fake publisher: lanes, bounds, dead letters. No broker."""
+"""A partition between a fake device and a fake publisher: queues, bounds, dead letters. No broker."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from operators.config import OperatorConfig
 from operators.events import Segment, Source, SummaryEvent, TranslationEvent
 from operators.state import Emission, Failure, SessionState
 from pipelines.config.load import Settings
-from pipelines.kafka.publishers import (
-    Message,
-)
 from pipelines.observability.metrics import Metrics
-from pipelines.worker.context import Host
+from pipelines.wire.messages import Message
+from pipelines.worker.context import StreamOwner, WorkerContext
 from pipelines.worker.partition.partition import Partition
+from pipelines.worker.partition.quotas import TenantLimits
 from pipelines.worker.partition.state import Recovered, SessionTable
 from tests.pipelines.test_committer import FakePublisher, run
 
@@ -87,17 +86,19 @@ class World:
         self.recovered = Recovered(SessionTable(), 0)
         self.recovery_gate = asyncio.Event()
         self.recovery_gate.set()
-        self.host = Host(
+        owners: dict[str, StreamOwner] = {}
+        self.context = WorkerContext(
             settings=self.settings,
             metrics=Metrics(),
             device=self.device,
-            owners={},
+            tenants=TenantLimits(self.settings, owners),
+            owners=owners,
             hold=lambda number: self.held.append(True),
             release=lambda number: self.held.append(False),
             recover=self._recover,
             make_publisher=lambda number: self.publisher,
         )
-        self.partition = Partition(0, self.host)
+        self.partition = Partition(0, self.context)
 
     async def _recover(self, number: int) -> Recovered:
         await self.recovery_gate.wait()
@@ -353,7 +354,7 @@ def test_events_are_completed_and_the_latest_summary_goes_to_both_topics() -> No
 def test_a_stream_belongs_to_one_partition() -> None:
     async def test(world: World) -> None:
         world.say(0, "a")
-        other = Partition(1, world.host)
+        other = Partition(1, world.context)
         await other.recover()
         other.accept(Event(0, "a", {"text": "x"}))
         await other.committer.flush()
@@ -384,7 +385,7 @@ def test_a_lost_partition_forgets_its_streams_and_commits_nothing() -> None:
         world.done("a", 0)
         await world.partition.close()
         assert world.device.dropped == ["a"]
-        assert not world.host.owners
+        assert not world.context.owners
         assert not event.acked
         assert not world.publisher.groups
 

@@ -8,7 +8,7 @@ from operators.errors import SegmentError
 from operators.events import Segment
 from pipelines.config.load import Settings
 from pipelines.worker.partition import quotas
-from pipelines.worker.partition.quotas import Rate, Tenants
+from pipelines.worker.partition.quotas import Rate, TenantLimits
 from tests.pipelines.test_partition import World, with_world
 
 
@@ -48,10 +48,10 @@ def test_rates_remember_a_bounded_number_of_tenants(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_slower_of_two_rates_counts_and_limits_are_off_by_default() -> None:
-    assert Tenants(Settings(), {}).pace(segment()) == 0.0
+    assert TenantLimits(Settings(), {}).reserve(segment()) == 0.0
     limited: list[str] = []
     both = Settings(tenant_segments_per_s=100, tenant_bytes_per_s=10, tenant_burst_s=1)
-    paced = Tenants(both, {}, limited.append, clock=lambda: 5.0)
+    paced = TenantLimits(both, {}, limited.append, clock=lambda: 5.0)
     assert paced.pace(segment(text="x" * 10)) == 5.0
     assert paced.pace(segment(text="x" * 10)) == 6.0
     assert paced.pace(segment(tenant=None)) == 5.0, "who names no tenant is one of their own"
@@ -64,7 +64,7 @@ def test_the_slower_of_two_rates_counts_and_limits_are_off_by_default() -> None:
 def test_a_stream_too_many_is_refused_until_another_has_ended() -> None:
     open_now: dict[str, object] = {}
     limited: list[str] = []
-    limits = Tenants(Settings(tenant_max_streams=2), open_now, limited.append)
+    limits = TenantLimits(Settings(tenant_max_streams=2), open_now, limited.append)
 
     def admit(stream: str, tenant: str = "t", live: bool = False) -> None:
         limits.admit(segment(stream, tenant), live)
@@ -85,7 +85,7 @@ def test_a_stream_too_many_is_refused_until_another_has_ended() -> None:
 
 
 def test_streams_that_are_gone_are_not_remembered() -> None:
-    limits = Tenants(Settings(tenant_max_streams=1), {})
+    limits = TenantLimits(Settings(tenant_max_streams=1), {})
     for number in range(100):
         limits.admit(segment(f"s{number}", tenant="t"), False)
     assert sum(map(len, limits._streams.values())) == 1
@@ -102,10 +102,10 @@ def test_a_tenant_over_its_rate_waits_while_others_go_on() -> None:
         assert world.device.fed == [("hot", 0), ("calm", 3)]
         world.done("hot", 0)
         assert world.device.fed[2:] == []
-        (lane,) = (lane for lane in world.partition.lanes() if lane.stream_id == "hot")
+        (queue,) = (queue for queue in world.partition.queues() if queue.stream_id == "hot")
         for offset in (1, 2):  # its time comes
             world.partition._pacing.not_before[offset] = 0.0
-            world.partition._pacing.wake(lane)
+            world.partition._pacing.wake(queue)
         assert world.device.fed[2:] == [("hot", 1), ("hot", 2)]
         assert world.partition._pacing.not_before == {}
 

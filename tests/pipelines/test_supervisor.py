@@ -16,12 +16,13 @@ from operators.state import Emission
 from pipelines.config.load import Settings
 from pipelines.device import protocol
 from pipelines.device.client import DeviceClient
-from pipelines.kafka.publishers import Message
 from pipelines.observability.metrics import Metrics
-from pipelines.worker.context import Host
+from pipelines.wire.messages import Message
+from pipelines.worker.context import StreamOwner, WorkerContext
 from pipelines.worker.partition.partition import Partition
+from pipelines.worker.partition.quotas import TenantLimits
 from pipelines.worker.partition.state import Recovered, SessionTable
-from pipelines.worker.supervisor import DeviceKeeper
+from pipelines.worker.supervisor import DeviceSupervisor
 from tests.pipelines.test_committer import FakePublisher
 from tests.pipelines.test_partition import Event
 
@@ -40,7 +41,7 @@ class World:
         self.publisher = FakePublisher()
         self.metrics = Metrics()
         self.partitions: list[Partition] = []
-        self.keeper = DeviceKeeper(
+        self.supervisor = DeviceSupervisor(
             lambda: DeviceClient(self.emission, stall_timeout_s=1.0),
             protocol.Load(model=model, toy=True),
             lambda: self.partitions,
@@ -49,26 +50,28 @@ class World:
             attempts=self.settings.device_attempts,
             on_ready=lambda ready: None,
         )
-        host = Host(
+        owners: dict[str, StreamOwner] = {}
+        context = WorkerContext(
             settings=self.settings,
             metrics=self.metrics,
-            device=self.keeper,
-            owners={},
+            device=self.supervisor,
+            tenants=TenantLimits(self.settings, owners),
+            owners=owners,
             hold=lambda number: None,
             release=lambda number: None,
             recover=self._recover,
             make_publisher=lambda number: self.publisher,
-            admits=self.keeper.admits,
-            settled=self.keeper.settled,
+            admits=self.supervisor.admits,
+            on_report=self.supervisor.on_report,
         )
-        self.partition = Partition(0, host)
+        self.partition = Partition(0, context)
         self.partitions.append(self.partition)
 
     async def _recover(self, number: int) -> Recovered:
         return Recovered(SessionTable(), 0)
 
     def emission(self, emission: Emission) -> None:
-        if owner := self.partition._host.owners.get(emission.stream_id):
+        if owner := self.partition._context.owners.get(emission.stream_id):
             owner.on_emission(emission)
 
     def say(self, offset: int, stream: str, text: str) -> None:
@@ -90,15 +93,15 @@ def run(test: Callable[[World, asyncio.Task[None]], Awaitable[None]], world: Any
     async def body() -> None:
         made: World = world()
         await made.partition.recover()
-        await made.keeper.start()
-        keeping = asyncio.create_task(made.keeper.keep())
+        await made.supervisor.start()
+        keeping = asyncio.create_task(made.supervisor.run())
         try:
             async with asyncio.timeout(30):
                 await test(made, keeping)
         finally:
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
-            await made.keeper.kill()
+            await made.supervisor.kill()
             await made.partition.close()
 
     asyncio.run(body())
@@ -174,7 +177,7 @@ def test_a_device_that_dies_of_everything_is_given_up_and_nothing_is_left_out() 
     async def test(world: World, keeping: asyncio.Task[None]) -> None:
         for offset in range(9):
             world.say(offset, f"s{offset}", "x")
-        with pytest.raises(DeviceError, match="failed 5 times and finished nothing"):
+        with pytest.raises(DeviceError, match="failed 5 times in a row without finishing anything"):
             await keeping
         assert not world.publisher.groups
 
@@ -184,7 +187,7 @@ def test_a_device_that_dies_of_everything_is_given_up_and_nothing_is_left_out() 
 def test_a_lone_segment_is_not_blamed_for_a_device_that_dies_of_everything() -> None:
     async def test(world: World, keeping: asyncio.Task[None]) -> None:
         world.say(0, "a", "x")
-        with pytest.raises(DeviceError, match="failed 5 times and finished nothing"):
+        with pytest.raises(DeviceError, match="failed 5 times in a row without finishing anything"):
             await keeping
         assert not world.publisher.groups
 
@@ -213,10 +216,13 @@ def test_deadly_segments_in_a_row_do_not_use_up_the_restarts() -> None:
 def test_a_device_that_dies_with_nothing_under_way_is_given_up() -> None:
     async def test(world: World, keeping: asyncio.Task[None]) -> None:
         while not keeping.done():
-            if world.keeper.healthy and (process := world.keeper._client._process) is not None:
+            if (
+                world.supervisor.healthy
+                and (process := world.supervisor._client._process) is not None
+            ):
                 process.kill()
             await asyncio.sleep(0.01)
-        with pytest.raises(DeviceError, match="failed 3 times and finished nothing"):
+        with pytest.raises(DeviceError, match="failed 3 times in a row without finishing anything"):
             await keeping
 
     run(test, lambda: World(device_restarts=2, device_attempts=2))
@@ -226,9 +232,9 @@ def test_a_missing_model_is_not_tried_again() -> None:
     async def body() -> None:
         world = World("none")
         with pytest.raises(ModelError, match="no such model"):
-            await world.keeper.start()
-        await world.keeper.kill()
-        assert world.keeper._failures == 0
+            await world.supervisor.start()
+        await world.supervisor.kill()
+        assert world.supervisor._failures == 0
 
     asyncio.run(body())
 
@@ -238,7 +244,7 @@ def test_streams_that_come_while_the_device_is_down_are_served_when_it_is_up(
 ) -> None:
     async def test(world: World, keeping: asyncio.Task[None]) -> None:
         world.say(0, "a", f"EXIT ONCE {tmp_path / 'x'}")
-        while world.keeper.healthy:  # noqa: ASYNC110
+        while world.supervisor.healthy:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         world.say(1, "new", "x")
         world.say(2, "a", "x")
@@ -263,7 +269,9 @@ def test_a_store_that_goes_away_does_not_stop_a_device_that_starts_again(tmp_pat
 
     def made() -> World:
         world = World()
-        world.keeper._load = msgspec.structs.replace(world.keeper._load, snapshot_url=str(url))
+        world.supervisor._load = msgspec.structs.replace(
+            world.supervisor._load, snapshot_url=str(url)
+        )
         return world
 
     run(test, made)
@@ -275,17 +283,17 @@ def test_a_lost_partition_ends_the_trial_of_its_stream() -> None:
     """Its suspect goes with it; the other partition's streams must not wait for a verdict."""
 
     async def test(world: World, keeping: asyncio.Task[None]) -> None:
-        other = Partition(1, world.partition._host)
+        other = Partition(1, world.partition._context)
         world.partitions.append(other)
         await other.recover()
         world.say(0, "a", "SLEEP 60")
-        lane = world.partition.lanes()[0]
-        while not lane.given:  # noqa: ASYNC110
+        queue = world.partition.queues()[0]
+        while not queue.given:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        while lane.strikes.get(0, 0) < 2 or not lane.tried:  # noqa: ASYNC110
+        while queue.strikes.get(0, 0) < 2 or not queue.tried:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         other.accept(Event(0, "z", {"text": "x"}))
-        assert not other.lanes()[0].given, "it waits for the verdict"
+        assert not other.queues()[0].given, "it waits for the verdict"
         world.partitions.remove(world.partition)
         await world.partition.close()
         while not any("z" in group.states for group in world.publisher.groups):  # noqa: ASYNC110

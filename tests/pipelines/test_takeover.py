@@ -12,9 +12,8 @@ import pytest
 from operators.errors import ConfigError
 from operators.state import SessionState
 from pipelines.config.load import Settings
-from pipelines.kafka.publishers import Message
 from pipelines.wire.codec import encode_state
-from pipelines.wire.messages import now_ms
+from pipelines.wire.messages import Message, now_ms
 from pipelines.worker.partition.state import SessionTable, compare_with_input
 from tests.pipelines.test_partition import World, with_world
 
@@ -180,9 +179,7 @@ def test_states_are_behind_the_end_of_their_input() -> None:
     compare_with_input(settings, 0, 8, 7, start=0, end=8)
     compare_with_input(settings, 0, None, -1, start=0, end=0)
     compare_with_input(settings, 0, None, 6, start=7, end=7)  # all expired, and all done
-    with pytest.raises(
-        ConfigError, match=r"\[3\] ends at offset 2, but was worked off to offset 8"
-    ):
+    with pytest.raises(ConfigError, match=r"\[3\] ends at offset 2, but was processed to offset 8"):
         compare_with_input(settings, 3, None, 7, start=0, end=2)
     with pytest.raises(ConfigError, match="another app_id"):
         compare_with_input(settings, 3, 9, 1, start=0, end=2)

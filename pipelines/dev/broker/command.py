@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 import typer
 
 from pipelines.dev import broker
+from pipelines.kafka.errors import TopicError
+from pipelines.kafka.topics import DEFAULT_PARTITIONS, TOPICS, TopicSpec, create_topics
 
 
 def kafka(
@@ -23,12 +25,12 @@ def kafka(
     ] = "auto",
     partitions: Annotated[
         int, typer.Option(min=1, help="Partitions of every topic.")
-    ] = broker.DEFAULT_PARTITIONS,
+    ] = DEFAULT_PARTITIONS,
 ) -> None:
     """Run Kafka on this machine with the topics created; Ctrl-C stops it and removes its data."""
     try:
         run(port=port, kind=kind, partitions=partitions)
-    except broker.BrokerError as error:
+    except (broker.BrokerError, TopicError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
 
@@ -37,8 +39,8 @@ def run(
     *,
     port: int | None = None,
     kind: Literal["auto", "docker", "jvm"] = "auto",
-    partitions: int = broker.DEFAULT_PARTITIONS,
-    topics: Iterable[broker.TopicSpec] = broker.TOPICS,
+    partitions: int = DEFAULT_PARTITIONS,
+    topics: Iterable[TopicSpec] = TOPICS,
 ) -> None:
     """Start a broker, say how to reach it, and block until SIGINT or SIGTERM.
 
@@ -50,7 +52,7 @@ def run(
         stop.set()
 
     with broker.start(kind, port=port, log=typer.echo) as kafka_broker:
-        created = broker.create_topics(kafka_broker.bootstrap, topics, partitions)
+        created = create_topics(kafka_broker.bootstrap, topics, partitions)
         # Only now: until here the default, an exception, is what ends a slow start at once.
         previous = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
         typer.echo(f"topics, {partitions} partitions each: {', '.join(created)}")

@@ -20,7 +20,6 @@ from rich.live import Live
 
 from operators.errors import LongstreamError
 from pipelines.cli.replaying import parse_speed
-from pipelines.cli.worker import topic_specs
 from pipelines.dev import broker
 from pipelines.dev.broker.base import free_ports
 from pipelines.dev.demo.plan import DEMO, DemoPlan, transcripts, with_choices
@@ -36,6 +35,7 @@ from pipelines.dev.demo.run import DemoRun
 from pipelines.dev.demo.tally import Tally
 from pipelines.dev.demo.worker import WorkerProcess, settings_with
 from pipelines.kafka.tools import connection
+from pipelines.kafka.topics import create_topics, topic_specs
 
 APP_ID = "longstream-demo"
 PIPE_WIDTH = 120
@@ -102,7 +102,7 @@ def run(plan: DemoPlan, plain: bool = False, transcript_out: Path | None = None)
         environment = _environment(plan, kafka)
         settings = settings_with(environment)
         login = connection(settings, "longstream-demo")
-        broker.create_topics(  # 2. topics
+        create_topics(  # 2. topics
             kafka.bootstrap, topic_specs(settings), settings.partitions, login=login
         )
         tally = Tally(plan.targets, exactly_once=kafka.transactions)

@@ -17,7 +17,7 @@ import psutil
 from operators.config import OperatorConfig
 from operators.events import Segment
 from operators.stream_operator import StreamOperator
-from pipelines.kafka.offsets import Watermark
+from pipelines.kafka.offsets import OffsetTracker
 from pipelines.lab.benchmarks.harness import TOY, Result, Run
 from pipelines.lab.benchmarks.talk import speech
 
@@ -84,7 +84,7 @@ def formula(operator: StreamOperator) -> int:
 def feed(run: Run, operator: StreamOperator, total: int) -> list[dict[str, Any]]:
     """Feed until ``total`` tokens are in; evenly spaced looks at what is held."""
     operator.open(STREAM)
-    session, offsets = operator._sessions[STREAM], Watermark()
+    session, offsets = operator._sessions[STREAM], OffsetTracker()
     looks = QUICK_SAMPLES if run.quick else SAMPLES
     samples: list[dict[str, Any]] = []
     began, cpu = time.perf_counter(), time.process_time()
@@ -106,7 +106,7 @@ def feed(run: Run, operator: StreamOperator, total: int) -> list[dict[str, Any]]
     return samples
 
 
-def _do(operator: StreamOperator, segment: Segment, offsets: Watermark) -> None:
+def _do(operator: StreamOperator, segment: Segment, offsets: OffsetTracker) -> None:
     """One segment in, and all that comes of it out."""
     assert segment.seq is not None
     offsets.read(segment.seq)
@@ -117,7 +117,7 @@ def _do(operator: StreamOperator, segment: Segment, offsets: Watermark) -> None:
                 offsets.finish(ticket)
 
 
-def _held(operator: StreamOperator, offsets: Watermark) -> dict[str, Any]:
+def _held(operator: StreamOperator, offsets: OffsetTracker) -> dict[str, Any]:
     """Resident bytes, and the size of everything a stream keeps."""
     session = operator._sessions[STREAM]
     gc.collect()

@@ -17,6 +17,7 @@ from operators.errors import LongstreamError
 from pipelines.config.fields import Settings
 from pipelines.dev import broker as brokers
 from pipelines.dev.broker.jvm import FAST_RESTART
+from pipelines.kafka.topics import TOPICS, create_topics
 from pipelines.lab.chaos import watching
 from pipelines.lab.chaos.check import Findings, Place, Record, Topics, check, differences
 from pipelines.lab.chaos.models import model_settings
@@ -108,7 +109,7 @@ class Chaos:
 
     def run(self) -> Outcome:
         options, settings = self._options, self._settings
-        brokers.create_topics(settings.bootstrap, brokers.TOPICS, options.partitions)
+        create_topics(settings.bootstrap, TOPICS, options.partitions)
         plan = make_plan(
             options.seed, options.kills, options.broker_restarts, options.least_s, options.most_s
         )

@@ -15,12 +15,12 @@ from rich.console import Console
 
 from operators.errors import ConfigError, LongstreamError
 from pipelines.cli.replaying import parse_speed
-from pipelines.cli.worker import topic_specs
 from pipelines.config.fields import TOPIC_FIELDS, Settings
 from pipelines.dev import broker
 from pipelines.dev.broker.base import free_ports
 from pipelines.dev.demo.worker import WorkerProcess, settings_with
 from pipelines.kafka.tools import connection
+from pipelines.kafka.topics import create_topics, topic_specs
 from pipelines.lab.soak.plan import stretches
 from pipelines.lab.soak.report import problems, table
 from pipelines.lab.soak.resources import Sampler, plot, summary
@@ -92,9 +92,7 @@ def run(
         environment = _environment(kafka, model)
         settings = settings_with(environment)
         login = connection(settings, "longstream-soak")
-        broker.create_topics(
-            kafka.bootstrap, topic_specs(settings), settings.partitions, login=login
-        )
+        create_topics(kafka.bootstrap, topic_specs(settings), settings.partitions, login=login)
         with WorkerProcess(environment, free_ports(1)[0]) as worker:
             _wait(worker)
             sampler = Sampler(lambda: _pids(worker, kafka), worker.numbers, every, samples)

@@ -1,16 +1,15 @@
-"""Groups what a partition finished and has it published, in order, one group at a time.
+"""Publishes what a partition finished, in order, one group at a time.
 
-1. Entries are collected until ``commit_interval_s`` after the first, or ``commit_max_events`` of
-   them, or somebody asks (:meth:`Committer.flush`). Where they would be too large for the publisher
-   only the first of them are taken, the others at once after these.
-2. They become one :class:`~pipelines.kafka.publishers.Group`: messages in order, the newest state per
-   stream, and the partition's watermark with their offsets finished.
-3. The group is published. If nothing of it counts the *same* group is tried again, a few times,
-   unless Kafka's reason is one that waiting cannot mend.
-4. Only then are the entries reported as committed (their input is acknowledged).
+1. Entries are collected for ``commit_interval_s`` after the first, up to ``commit_max_events``, or
+   until :meth:`Committer.flush`. If they are too large for the publisher, they are split into groups.
+2. They become one :class:`~pipelines.kafka.publishers.Group`: the messages in order, the newest state
+   of each stream, and the committable offset after these entries.
+3. The group is published. If nothing of it took effect the *same* group is retried a few times, unless
+   the error is permanent.
+4. Only then are the entries reported as committed and their input acknowledged.
 
-When 3 fails for good the committer stops, ``failed`` says why, and nothing is acknowledged: who takes
-the partition up again, here or elsewhere, finds the input where it was.
+When step 3 fails for good the committer stops, ``failed`` holds the error, and nothing is acknowledged:
+the partition's next owner reads the input from the committed offset again.
 """
 
 from __future__ import annotations
@@ -18,42 +17,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 
 from operators.errors import LongstreamError
-from operators.events import Event
-from operators.state import SessionState
-from pipelines.kafka.publishers import Fenced, Group, Message, Publisher, Retriable
-from pipelines.worker.exit_codes import Waited, hopeless
+from pipelines.kafka.errors import BrokerUnavailable, is_permanent
+from pipelines.kafka.publishers import Fenced, Group, Publisher, Retriable
+from pipelines.worker.context import Entry
 
 ATTEMPTS = 5
 BACKOFF_SECONDS = 0.2
 
 
 class CommitError(LongstreamError):
-    """Results could not be committed; what counts is unknown until a restart reads it back."""
-
-
-@dataclass
-class Entry:
-    """What one emission, dead letter or skipped record adds to a group."""
-
-    messages: list[Message] = field(default_factory=list)
-    state: SessionState | None = None
-    finished: Sequence[int] = ()
-    """Input offsets that are done once this is committed."""
-    forgotten: str | None = None
-    """A stream of which no state is to be left."""
-    events: Sequence[Event] = ()
-    """The events among the messages, for who measures them after the commit."""
+    """Results could not be committed; what took effect is unknown until a restart reads it back."""
 
 
 class Committer:
     """The commit loop of one partition.
 
-    ``finish`` marks offsets as finished and returns the partition's watermark; ``on_committed`` is
-    called with the entries after each commit and the seconds it took.
+    ``finish`` marks offsets as finished and returns the committable offset; ``on_committed`` is
+    called after each commit with its entries and its duration in seconds.
     """
 
     def __init__(
@@ -82,20 +65,20 @@ class Committer:
         self._allowed = asyncio.Event()
         self._allowed.set()
         self.committed_offset = 0
-        """What the partition is committed to; never committed backwards."""
+        """The partition's committed offset; it only rises."""
         self._task: asyncio.Task[None] | None = None
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def open(self) -> None:
-        """Connect; where the delivery is exactly once this locks out the previous owner.
+        """Connect; with exactly-once delivery this fences the previous owner.
 
-        Raises Waited when Kafka does not let it within ``patience_s``: the client would wait for ever.
+        Raises BrokerUnavailable after ``patience_s`` seconds: the client itself would wait for ever.
         """
         try:
             async with asyncio.timeout(self._patience_s):
                 await self._publisher.open()
         except TimeoutError:
-            raise Waited(
+            raise BrokerUnavailable(
                 f"Kafka did not let the partition's producer begin within {self._patience_s:.0f} s "
                 "(broker_patience_s): is a broker away, or can an earlier transaction not be ended "
                 "because fewer replicas are in sync than min.insync.replicas?"
@@ -113,7 +96,7 @@ class Committer:
             self._urgent.set()
 
     async def flush(self) -> None:
-        """Commit what is pending now; returns when it is, or when the committer has failed."""
+        """Commit what is pending now; returns when that is done, or when the committer has failed."""
         if self._task is None or self._task.done():
             return
         self._urgent.set()
@@ -122,7 +105,7 @@ class Committer:
         idle.cancel()
 
     def pause(self) -> None:
-        """Commit nothing more until :meth:`resume`; a commit under way is finished."""
+        """Start no commit until :meth:`resume`; one that is running is finished."""
         self._allowed.clear()
 
     def resume(self) -> None:
@@ -193,12 +176,12 @@ class Committer:
             group.offset = offset
 
     async def _publish_in_time(self, group: Group) -> None:
-        """The client itself waits for brokers that are away, without end; we do not."""
+        """Bounded by ``patience_s``: the client itself waits for its brokers without end."""
         try:
             async with asyncio.timeout(self._patience_s):
                 await self._publish(group)
         except TimeoutError:
-            raise Waited(
+            raise BrokerUnavailable(
                 f"Kafka did not take the results within {self._patience_s:.0f} s (broker_patience_s): "
                 "is a broker away, or are fewer replicas in sync than min.insync.replicas?"
             ) from None
@@ -209,7 +192,7 @@ class Committer:
                 await self._publisher.publish(group)
                 return
             except Retriable as error:
-                if hopeless(error):
+                if is_permanent(error):
                     raise CommitError(str(error)) from error
                 if attempt == ATTEMPTS:
                     raise CommitError(f"gave up after {ATTEMPTS} attempts: {error}") from error
@@ -217,7 +200,7 @@ class Committer:
                 await asyncio.sleep(BACKOFF_SECONDS * 2**attempt)
 
     def _fail(self, error: Exception) -> None:
-        if not isinstance(error, Fenced | CommitError | Waited):
+        if not isinstance(error, Fenced | CommitError | BrokerUnavailable):
             wrapped = CommitError(f"commit failed: {type(error).__name__}: {error}")
             wrapped.__cause__ = error
             error = wrapped

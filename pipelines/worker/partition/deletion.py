@@ -1,12 +1,12 @@
-"""Streams on their way out: forgotten because a mark in the input asks for it, or by their age.
+"""Deletion of a stream: on request by a ``forget`` record, or by age after its end.
 
-A mark waits until all of its stream before it is done. Then the device erases what it has, and the
-stream's state and latest summary go in the transaction that finishes the mark; records behind the
-mark wait for that and start the stream anew, in a later epoch.
+A request waits until all earlier records of its stream are finished. Then the device erases the stream,
+and the stream's state and latest summary are deleted in the transaction that finishes the request.
+Records behind the request wait for that; they start the stream anew in the next epoch.
 
-What could not be erased is tried again, later each time; the mark waits meanwhile. A device that is away
-is waited for: whoever keeps it gives up in the end. A store that fails ERASE_ATTEMPTS times makes a dead
-letter of the mark, and the stream goes on as it was: nothing says of it that it was forgotten.
+A failed erasure is retried, each time later; the request waits meanwhile. While the device is down the
+retries do not count: the supervisor ends the worker if it stays down. A store that fails ERASE_ATTEMPTS
+times turns the request into a dead letter, and the stream continues as it was.
 """
 
 from __future__ import annotations
@@ -18,135 +18,132 @@ from collections.abc import Callable, Sequence
 from operators.errors import DeviceError, SegmentError
 from operators.state import SessionState
 from pipelines.wire.codec import encode_state
-from pipelines.wire.messages import now_ms
-from pipelines.worker.context import Host
-from pipelines.worker.partition.committer import Committer, Entry
-from pipelines.worker.partition.queues import Lane
-from pipelines.worker.partition.remnants import farewell, is_remnant, remnant, remnant_key
-from pipelines.worker.partition.state import SessionTable
+from pipelines.wire.messages import (
+    deletion_messages,
+    forgotten_key,
+    forgotten_value,
+    is_forgotten_key,
+    now_ms,
+)
+from pipelines.worker.context import Commits, Entry, Queue, Sessions, WorkerContext
 
 log = logging.getLogger(__name__)
 
 ERASE_ATTEMPTS = 6
 ERASE_SECONDS = 60.0
-"""So long a store may take to erase a stream."""
+"""Longest time for a store to erase a stream."""
 RETRY_SECONDS = 1.0
 
 
-class Leaving:
-    """Of one partition. ``again`` is called with the offsets that waited behind a mark, ``refuse`` (a
-    :meth:`Refusals.refuse`) with that of a mark that is given up."""
+class StreamDeletion:
+    """The deletions of one partition. ``redispatch`` receives the offsets that waited behind a request;
+    ``reject`` (:meth:`Rejections.reject`) that of a request that is given up."""
 
     def __init__(
         self,
         number: int,
-        host: Host,
-        committer: Committer,
-        again: Callable[[int], None],
-        refuse: Callable[..., None],
+        context: WorkerContext,
+        commits: Commits,
+        redispatch: Callable[[int], None],
+        reject: Callable[..., None],
     ) -> None:
-        self._number, self._host, self._committer = number, host, committer
-        self._again, self._refuse = again, refuse
-        self._marks: dict[str, list[int]] = {}
-        """By stream: the mark's offset, then those behind it."""
+        self._number, self._context, self._commits = number, context, commits
+        self._redispatch, self._reject = redispatch, reject
+        self._requests: dict[str, list[int]] = {}
+        """By stream: the request's offset, then those behind it."""
         self._closed = False
 
     def close(self) -> None:
         self._closed = True
 
-    def behind(self, stream_id: str, offset: int) -> bool:
-        """Whether a mark stands before this record of the stream; then it waits for that."""
-        if (marked := self._marks.get(stream_id)) is None:
+    def request(self, stream_id: str, offset: int) -> None:
+        self._requests[stream_id] = [offset]
+
+    def defer(self, stream_id: str, offset: int) -> bool:
+        """Whether the record comes behind a request for its stream; it then waits for that."""
+        if (requested := self._requests.get(stream_id)) is None:
             return False
-        marked.append(offset)
+        requested.append(offset)
         return True
 
-    def mark(self, stream_id: str, offset: int) -> None:
-        self._marks[stream_id] = [offset]
+    def due(self, queue: Queue) -> bool:
+        """Whether the stream's deletion is requested and everything before the request is finished."""
+        return queue.idle and queue.stream_id in self._requests
 
-    def leave(self, lane: Lane, lanes: dict[str, Lane], sessions: SessionTable) -> None:
-        """Forget the lane's stream if it is asked for and all before the mark is done."""
-        if lane.stream_id not in self._marks or not lane.idle:
-            return
-        del lanes[lane.stream_id]
-        self._host.owners.pop(lane.stream_id, None)  # what the device still says is not heard
-        self._erase(lane, sessions, failures=0)
-
-    def _erase(self, lane: Lane, sessions: SessionTable, failures: int) -> None:
-        """Have the device erase the stream. ``failures``: of a store, before this attempt."""
+    def erase(self, queue: Queue, sessions: Sessions, failures: int = 0) -> None:
+        """Let the device erase a stream whose queue is closed, then finish the request. ``failures``:
+        those of a store so far."""
         if self._closed:
             return
-        dropped = self._host.device.drop(lane.stream_id, erase=True)
-        timer = asyncio.get_running_loop().call_later(ERASE_SECONDS, _give_up, dropped)
+        erased = self._context.device.drop(queue.stream_id, erase=True)
+        timer = asyncio.get_running_loop().call_later(ERASE_SECONDS, _time_out, erased)
 
-        def answered(done: asyncio.Future[None]) -> None:
+        def on_done(done: asyncio.Future[None]) -> None:
             timer.cancel()
             error = done.exception()
             if not self._closed:
-                self._left(lane, sessions, failures, error)
+                self._on_erased(queue, sessions, failures, error)
 
-        dropped.add_done_callback(answered)
+        erased.add_done_callback(on_done)
 
-    def _left(
-        self, lane: Lane, sessions: SessionTable, failures: int, error: BaseException | None
+    def _on_erased(
+        self, queue: Queue, sessions: Sessions, failures: int, error: BaseException | None
     ) -> None:
-        """The device has let go: take away the state, then take what stands behind the mark. Not so
-        after an ``error``."""
+        """Delete the state and dispatch what waited behind the request; after an ``error`` retry."""
         failures += isinstance(error, OSError)
         if error is not None and failures < ERASE_ATTEMPTS:
-            away = isinstance(error, DeviceError)
-            seconds = RETRY_SECONDS * (5 if away else 2**failures)
+            seconds = RETRY_SECONDS * (5 if isinstance(error, DeviceError) else 2**failures)
             log.warning(
-                "partition %d: a stream is not erased yet, it is tried again in %.0f s: %s",
+                "partition %d: a stream is not erased yet, next attempt in %.0f s: %s",
                 self._number,
                 seconds,
                 error,
             )
             loop = asyncio.get_running_loop()
-            loop.call_later(seconds, self._erase, lane, sessions, failures)
+            loop.call_later(seconds, self.erase, queue, sessions, failures)
             return
-        mark, *behind = self._marks.pop(lane.stream_id)
+        request, *behind = self._requests.pop(queue.stream_id)
         if error is None:
-            self._say_farewell(lane.stream_id, lane.state, sessions, finished=(mark,))
-            log.info("partition %d: a stream was forgotten, as offset %d asks", self._number, mark)
+            self._delete(queue.stream_id, queue.state, sessions, finished=(request,))
+            log.info("partition %d: stream deleted on request of offset %d", self._number, request)
         else:
-            if lane.state is not None:
-                sessions.put(lane.stream_id, encode_state(lane.state), at_ms=now_ms())
+            if queue.state is not None:
+                sessions.put(queue.stream_id, encode_state(queue.state), at_ms=now_ms())
             text = f"the stream was not erased in {failures} attempts: {error}"
-            self._refuse(mark, "device", "erase_failed", text, retryable=True)
+            self._reject(request, "device", "erase_failed", text, retryable=True)
         for offset in behind:
-            self._again(offset)
+            self._redispatch(offset)
 
-    def _say_farewell(
+    def _delete(
         self,
         stream_id: str,
         state: SessionState | None,
-        sessions: SessionTable,
+        sessions: Sessions,
         finished: Sequence[int] = (),
     ) -> None:
         epoch = state.epoch + 1 if state else 0
-        messages = farewell(self._host.settings, stream_id, epoch)
-        self._committer.add(Entry(messages, forgotten=stream_id, finished=finished))
-        sessions.put(remnant_key(stream_id), remnant(epoch), at_ms=now_ms())
+        messages = deletion_messages(self._context.settings, stream_id, epoch)
+        self._commits.add(Entry(messages, forgotten=stream_id, finished=finished))
+        sessions.put(forgotten_key(stream_id), forgotten_value(epoch), at_ms=now_ms())
 
-    def expire(self, sessions: SessionTable) -> None:
-        """Forget the state of streams that ended too long ago (``state_retention_h``), and in the
-        same time after that what was left of them."""
-        hours = self._host.settings.state_retention_h
+    def expire(self, sessions: Sessions) -> None:
+        """Delete the states of streams that ended more than ``state_retention_h`` ago, and, as long
+        again after that, the records of their next epoch."""
+        hours = self._context.settings.state_retention_h
         if hours is None:
             return
         for name in sessions.ended_before(now_ms() - int(hours * 3_600_000)):
-            if is_remnant(name):
+            if is_forgotten_key(name):
                 sessions.put(name, None)
-                self._committer.add(Entry(forgotten=name))
+                self._commits.add(Entry(forgotten=name))
                 continue
             try:
                 state, _ = sessions.take(name)
             except SegmentError:
-                continue  # a later version's, which will know what to do with it
-            self._say_farewell(name, state, sessions)
+                continue  # written by a later version, which knows how to delete it
+            self._delete(name, state, sessions)
 
 
-def _give_up(dropped: asyncio.Future[None]) -> None:
-    if not dropped.done():
-        dropped.set_exception(OSError(f"the store has not answered in {ERASE_SECONDS:.0f} s"))
+def _time_out(erased: asyncio.Future[None]) -> None:
+    if not erased.done():
+        erased.set_exception(OSError(f"the store has not answered in {ERASE_SECONDS:.0f} s"))

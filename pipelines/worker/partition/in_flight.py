@@ -1,4 +1,4 @@
-"""The records of one partition that were read and are not committed yet, and when that is too many."""
+"""The records of one partition that were read and are not committed yet, with backpressure."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from pipelines.kafka.offsets import Watermark
+from pipelines.kafka.offsets import OffsetTracker
 from pipelines.wire.dead_letters import pairs
-from pipelines.worker.context import Host
+from pipelines.worker.context import WorkerContext
 
 MAX_HELD_BYTES = 32 << 20
-"""Input bytes one partition keeps before it is not fetched any more, whatever their number."""
+"""Input bytes of one partition above which it is held, however few records they are."""
 HEADER_BYTES = 160
-"""What Python needs for a header besides its text: a record may have millions of empty ones."""
+"""Memory of a header besides its text: a record may have millions of empty ones."""
 
 
 @dataclass
 class Record:
-    """One input record under way. ``event`` is Faust's, with the message to acknowledge."""
+    """One input record. ``event`` is Faust's, with the message to acknowledge."""
 
     event: Any
     read_at: float
     size: int = field(init=False)
-    """Bytes it holds in memory, about: key, value and headers."""
+    """Approximate bytes in memory: key, value and headers."""
 
     @property
     def message(self) -> Any:
@@ -37,16 +37,16 @@ class Record:
             self.size += len(name) + len(content or b"") + HEADER_BYTES
 
 
-class Records:
-    """By offset, in the order of reading. Holds and releases the partition (it is not fetched while
-    it is held): at ``in_flight_per_partition`` records or MAX_HELD_BYTES, until half are done."""
+class InFlightRecords:
+    """By offset, in the order of reading. A held partition is not fetched: the caller holds it at a
+    ``load`` of 1 (``in_flight_per_partition`` records or MAX_HELD_BYTES) and releases it at a half."""
 
-    def __init__(self, number: int, host: Host) -> None:
-        self._number, self._host = number, host
+    def __init__(self, number: int, context: WorkerContext) -> None:
+        self._number, self._context = number, context
         self._records: dict[int, Record] = {}
         self._bytes = 0
         self._held = False
-        self.watermark = Watermark()
+        self.offsets = OffsetTracker()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -67,29 +67,29 @@ class Records:
 
     # --- in and out ---------------------------------------------------------------------------
 
-    def take(self, event: Any) -> int | None:
-        """The offset of a record that is new; None for one that is delivered again: it replaces the
-        one that is held, or is acknowledged at once if it is done."""
+    def add(self, event: Any) -> int | None:
+        """Add a delivered record and return its offset. None for one that is delivered again: its event
+        replaces the earlier one, or is acknowledged at once if the record is finished."""
         offset: int = event.message.offset
         if held := self._records.get(offset):
             held.event = event
             return None
-        if self.watermark.is_finished(offset):
+        if self.offsets.is_finished(offset):
             event.ack()
             return None
-        self.watermark.read(offset)
+        self.offsets.read(offset)
         record = self._records[offset] = Record(event, monotonic())
         self._bytes += record.size
         return offset
 
     def finish(self, offsets: Iterable[int]) -> int | None:
-        """Note what is done; the watermark then."""
+        """Finish the offsets; returns the committable offset."""
         for offset in offsets:
-            self.watermark.finish(offset)
-        return self.watermark.value
+            self.offsets.finish(offset)
+        return self.offsets.committable
 
     def acknowledge(self, offset: int) -> None:
-        """It is committed."""
+        """The record is committed: acknowledge its event and drop it."""
         if record := self._records.pop(offset, None):
             self._bytes -= record.size
             record.event.ack()
@@ -101,21 +101,21 @@ class Records:
 
     @property
     def load(self) -> float:
-        """How full the partition is, by records or bytes, whichever is more; 1.0 = hold it."""
-        count = len(self._records) / self._host.settings.in_flight_per_partition
+        """Share of the limit in use, by records or bytes, whichever is more."""
+        count = len(self._records) / self._context.settings.in_flight_per_partition
         return max(count, self._bytes / MAX_HELD_BYTES)
 
     def hold(self) -> None:
         if not self._held:
             self._held = True
-            self._host.hold(self._number)
+            self._context.hold(self._number)
 
     def release(self) -> None:
         if self._held:
             self._held = False
-            self._host.release(self._number)
+            self._context.release(self._number)
 
-    def hold_again(self) -> None:
-        """After a rebalance, which fetches everything."""
+    def reapply_hold(self) -> None:
+        """After a rebalance, which resumes fetching of every partition."""
         if self._held:
-            self._host.hold(self._number)
+            self._context.hold(self._number)

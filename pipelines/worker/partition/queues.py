@@ -1,8 +1,8 @@
-"""One stream's place in a partition: what waits, what the device has, and what killed the device.
+"""One stream's records in a partition: waiting, with the device, or suspected of ending the device.
 
-A segment with the device when it dies is suspected: a *strike* against it. One strike says nothing
-(a machine can run out of memory for any reason). From the last but one allowed on, the lane's
-suspects are tried alone, one at a time, so that the last strike hits the right one.
+Every segment that the device had when it failed gets a *strike*. One strike proves nothing: a machine
+can run out of memory for any reason. From the last but one allowed strike on, suspected segments are
+fed alone, one at a time, so that the last strike falls on the segment that caused it.
 """
 
 from __future__ import annotations
@@ -16,27 +16,29 @@ from operators.events import Segment
 from operators.state import SessionState
 
 LOST = "segment_lost"
-"""In ``degraded``: a segment of the stream killed the device time and again and was left out."""
+"""In ``degraded``: a segment of the stream ended the device repeatedly and was left out."""
 
 
 @dataclass
-class Lane:
-    """One stream's records in order: waiting ones and those with the device."""
+class StreamQueue:
+    """One stream's records in offset order."""
 
     stream_id: str
     cursor: int
+    """The highest offset that is finished; records up to it are skipped."""
     waiting: deque[tuple[Segment, int]] = field(default_factory=deque)
     given: dict[int, Segment] = field(default_factory=dict)
-    """With the device, by offset, in order."""
+    """With the device, by offset."""
     state: SessionState | None = None
-    """The newest state seen: where a device that starts again goes on."""
+    """The newest state: a restarted device continues from it."""
     open: bool = False
-    """Whether the device knows the stream."""
+    """Whether the stream is open on the device."""
     tried: bool = False
-    """The lane is on trial: only its suspects are fed, one at a time."""
+    """On trial: only suspected segments are fed, one at a time."""
     strikes: dict[int, int] = field(default_factory=dict)
-    """How often the device died with a segment, by offset."""
+    """Failures of the device while it had a segment, by offset."""
     uncovered_since: float | None = None
+    """When the oldest segment that no summary covers was read (monotonic seconds)."""
     silent: bool = False
     """Opened without a record of the stream; its tenant is not known yet."""
 
@@ -45,9 +47,9 @@ class Lane:
         return not self.waiting and not self.given
 
     def next(self, bound: int, suspicious: int) -> tuple[Segment, int] | None:
-        """Take what the device may have now, if anything; at most ``bound`` are with it.
+        """Move the next segment to ``given`` and return it, if the device may have it now.
 
-        ``suspicious``: the number of strikes from which a segment is tried alone.
+        At most ``bound`` are given. ``suspicious``: strikes from which a segment is fed alone.
         """
         if not self.waiting or not self.open or len(self.given) >= bound:
             return None
@@ -58,24 +60,24 @@ class Lane:
         return segment, offset
 
     def finish(self, offset: int) -> None:
-        """The device has done, or refused, one of its segments."""
+        """The device finished or refused the segment."""
         self.given.pop(offset, None)
         self.strikes.pop(offset, None)
 
-    def suspected(self, suspicious: int) -> bool:
-        """Whether the next waiting segment has that many strikes."""
-        return bool(self.waiting) and self.strikes.get(self.waiting[0][1], 0) >= suspicious
+    def suspected(self, strikes: int) -> bool:
+        """Whether the next waiting segment has at least so many strikes."""
+        return bool(self.waiting) and self.strikes.get(self.waiting[0][1], 0) >= strikes
 
     def device_lost(self) -> None:
-        """The device is gone: a strike for what it had, which waits again, first in line."""
+        """The device failed: a strike for each given segment; all go back to the front of the queue."""
         for offset, segment in reversed(self.given.items()):
             self.strikes[offset] = self.strikes.get(offset, 0) + 1
             self.waiting.appendleft((segment, offset))
         self.given.clear()
         self.open = self.tried = False
 
-    def condemn(self) -> int:
-        """Leave out the first waiting segment; its offset. The stream goes on behind it, degraded."""
+    def quarantine(self) -> int:
+        """Leave out the first waiting segment and mark the stream degraded. Returns its offset."""
         _, offset = self.waiting.popleft()
         self.strikes.pop(offset, None)
         state = self.state or SessionState(stream_id=self.stream_id)

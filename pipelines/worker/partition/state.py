@@ -1,7 +1,7 @@
-"""The state of a partition's streams, read back from the compacted session topic.
+"""The states of a partition's streams, read from the compacted session topic.
 
-Read after the previous owner was fenced and before the partition's first segment is looked at
-(:mod:`pipelines.worker.partition.partition`), up to the end the partition has at that moment.
+They are read after the previous owner was fenced and before the first segment is decoded, up to the end
+that the partition has at that moment.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ from operators.errors import ConfigError, LongstreamError, SegmentError
 from operators.state import SessionState
 from pipelines.config.load import Settings
 from pipelines.kafka.clients import client_options, disconnect
-from pipelines.kafka.publishers import Message, pending_results
+from pipelines.kafka.errors import BrokerUnavailable
 from pipelines.wire.codec import decode_state
-from pipelines.worker.exit_codes import Waited
-from pipelines.worker.partition.remnants import SCHEMA as REMNANT_SCHEMA
-from pipelines.worker.partition.remnants import epoch_of, remnant_key
+from pipelines.wire.messages import (
+    FORGOTTEN_SCHEMA,
+    Message,
+    forgotten_epoch,
+    forgotten_key,
+    pending_results,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +41,7 @@ class RecoveryError(LongstreamError):
 
 
 class _Head(msgspec.Struct):
-    """What is looked at in every record. ``outbox``: see :mod:`pipelines.kafka.publishers`."""
+    """The fields read of every state record. ``outbox``: see :mod:`pipelines.kafka.publishers`."""
 
     ended: bool = False
     schema: str = ""
@@ -46,39 +50,33 @@ class _Head(msgspec.Struct):
 
     @property
     def over(self) -> bool:
-        """Whether this is the state of an ended stream, or what was left of a forgotten one."""
-        return self.ended or self.schema == REMNANT_SCHEMA
+        """Whether this is the state of an ended stream, or the record of a forgotten one."""
+        return self.ended or self.schema == FORGOTTEN_SCHEMA
 
 
 _head_decoder = msgspec.json.Decoder(_Head)
 
 
 def _head_of(value: bytes) -> _Head:
-    """Empty for a record that cannot be read: who wants its stream will be told."""
+    """Empty for a record that cannot be read: :meth:`SessionTable.take` raises for it."""
     try:
         return _head_decoder.decode(value)
     except msgspec.DecodeError:
         return _Head()
 
 
-class Uncovered(NamedTuple):
-    """Text of a live stream that no summary covers, and when its record was written (Unix ms)."""
-
-    tokens: int
-    at_ms: int
-
-
 class SessionTable:
-    """Latest state record per stream, compressed; decoded when the stream speaks again.
+    """The latest state record of each closed stream, compressed; decoded when the stream is opened.
 
-    Raises ConfigError from ``put`` when all together exceed ``max_bytes``.
+    ``put`` raises ConfigError when the records together exceed ``max_bytes``.
     """
 
     def __init__(self, max_bytes: int = MAX_TABLE_BYTES) -> None:
         self._records: dict[str, bytes] = {}
         self._cursors: dict[str, int] = {}
         self._ended_ms: dict[str, int] = {}
-        self._uncovered: dict[str, Uncovered] = {}
+        self._uncovered: dict[str, tuple[int, int]] = {}
+        """Tokens that no summary covers, and when the record was written (Unix ms)."""
         self._outboxes: dict[str, None] = {}
         self._bytes = 0
         self._max_bytes = max_bytes
@@ -89,10 +87,10 @@ class SessionTable:
     def put(
         self, stream_id: str, value: bytes | None, cursor: int | None = None, at_ms: int = 0
     ) -> None:
-        """Remember the record of a stream, written at ``at_ms``; None (a tombstone) forgets it.
+        """Store a stream's record, written at ``at_ms`` (Unix ms); None (a tombstone) removes it.
 
-        With a ``cursor`` a record behind the one that is held is passed over: a worker presumed dead
-        wrote it late, which only a delivery without transactions lets happen.
+        With a ``cursor``, a record older than the stored one is ignored: without transactions a worker
+        presumed dead can still write one late.
         """
         if cursor is not None:
             if cursor < self._cursors.get(stream_id, -1):
@@ -120,16 +118,16 @@ class SessionTable:
         if head.over:
             self._ended_ms[stream_id] = at_ms
         elif head.uncovered_tokens > 0:
-            self._uncovered[stream_id] = Uncovered(head.uncovered_tokens, at_ms)
+            self._uncovered[stream_id] = head.uncovered_tokens, at_ms
         if bytes(head.outbox) not in (b"", b"[]"):
             self._outboxes[stream_id] = None
 
     def take(self, stream_id: str) -> tuple[SessionState | None, bytes | None]:
-        """Remove and return a stream's state and its raw record; (None, None) if it is new, a state
-        that has nothing but its epoch if the stream was forgotten.
+        """Remove and return a stream's state and its raw record: (None, None) for a new stream, a state
+        with only an epoch for a forgotten one.
 
-        Raises SegmentError("state_unreadable") for a record this version cannot read: starting
-        over instead would give revisions that exist a second content.
+        Raises SegmentError("state_unreadable") for a record this version cannot read: starting over
+        would publish existing revisions with other content.
         """
         packed = self._records.get(stream_id)
         if packed is None:
@@ -142,41 +140,42 @@ class SessionTable:
         return state, raw
 
     def is_live(self, stream_id: str) -> bool:
-        """Whether there is a state of the stream that says it has not ended."""
+        """Whether the table has a state of the stream that has not ended."""
         return stream_id in self._records and stream_id not in self._ended_ms
 
     def ended_before(self, at_ms: int) -> list[str]:
-        """Streams that ended, and remnants that were left, before ``at_ms``."""
+        """Keys of streams that ended, and of records of forgotten streams written, before ``at_ms``."""
         return [name for name, ended in self._ended_ms.items() if ended < at_ms]
 
-    def uncovered(self, least: int) -> dict[str, Uncovered]:
-        """Live streams with at least so many tokens that no summary covers."""
-        return {name: text for name, text in self._uncovered.items() if text.tokens >= least}
+    def uncovered(self, least: int) -> list[tuple[str, int]]:
+        """Live streams with at least ``least`` tokens that no summary covers, and when their record was
+        written (Unix ms)."""
+        return [(name, at) for name, (tokens, at) in self._uncovered.items() if tokens >= least]
 
     def outboxes(self, most: int) -> list[tuple[SessionState, list[Message]]]:
-        """States whose results may not have been published, with these; at most so many at once,
-        each told once."""
+        """Remove and return states whose results may not have been published, with these results; at
+        most ``most`` of them."""
         found: list[tuple[SessionState, list[Message]]] = []
         while self._outboxes and len(found) < most:
             name, _ = self._outboxes.popitem()
             raw = zlib.decompress(self._records[name])
             state, _ = decode_state(raw)
-            if state is not None:  # else a later version's, which will know what to do with it
+            if state is not None:  # else of a later version, which knows what to do with it
                 with contextlib.suppress(msgspec.DecodeError):
                     found.append((state, pending_results(raw)))
         return found
 
     @property
     def newest_cursor(self) -> int:
-        """The highest input offset that a state says is done; -1 for none."""
+        """The highest finished input offset of any state; -1 for none."""
         return max(self._cursors.values(), default=-1)
 
     def _after_forgetting(self, stream_id: str) -> SessionState | None:
-        packed = self._records.get(remnant_key(stream_id))
+        packed = self._records.get(forgotten_key(stream_id))
         if packed is None:
             return None
         try:
-            return SessionState(stream_id=stream_id, epoch=epoch_of(zlib.decompress(packed)))
+            return SessionState(stream_id=stream_id, epoch=forgotten_epoch(zlib.decompress(packed)))
         except msgspec.DecodeError:
             return None
 
@@ -196,13 +195,14 @@ def cursor_of(value: bytes | None) -> int | None:
 class Recovered(NamedTuple):
     sessions: SessionTable
     committed: int
-    """The input offset the partition is committed to (0 if never)."""
+    """The partition's committed input offset (0 if never)."""
 
 
 async def recover(settings: Settings, partition: int, timeout: float) -> Recovered:
     """Read the partition's states and its committed offset.
 
-    Raises RecoveryError when it takes longer than ``timeout`` seconds or the broker refuses.
+    Raises RecoveryError after ``timeout`` seconds or when the broker refuses; ConfigError when the
+    states do not fit the input, or are too large.
     """
     topic = settings.topic_sessions
     consumer = aiokafka.AIOKafkaConsumer(
@@ -219,9 +219,9 @@ async def recover(settings: Settings, partition: int, timeout: float) -> Recover
             return await _read(consumer, settings, partition)
     except TimeoutError:
         raise RecoveryError(
-            f"{topic}[{partition}] was not read within {timeout:.0f} s; is an unfinished transaction "
-            "in the way, or the broker slow or away?"
-        ) from Waited()
+            f"{topic}[{partition}] was not read within {timeout:.0f} s: an unfinished transaction may "
+            "block it, or the broker is slow or unavailable"
+        ) from BrokerUnavailable()
     except KafkaError as error:
         raise RecoveryError(f"{topic}[{partition}] cannot be read: {error}") from error
     finally:
@@ -248,7 +248,7 @@ async def _read(
                     cursor_of(record.value),
                     record.timestamp,
                 )
-    # Last: an end asked for before could be behind states that an owner presumed dead still wrote.
+    # Queried last: an earlier end could be below states that a previous owner still wrote.
     start = (await consumer.beginning_offsets([source]))[source]
     end = (await consumer.end_offsets([source]))[source]
     compare_with_input(settings, partition, committed, table.newest_cursor, start=start, end=end)
@@ -264,24 +264,24 @@ def compare_with_input(
     start: int,
     end: int,
 ) -> None:
-    """Whether what is remembered belongs to the partition as it is: offsets ``start`` to before ``end``.
+    """Compare the states with the input partition, which holds offsets ``start`` to before ``end``.
 
-    Raises ConfigError when the input ends before what was done of it; logs that input was deleted
-    unread.
+    Raises ConfigError when the input ends below the finished offset; logs a warning when input was
+    deleted unread.
     """
     topic, sessions = settings.topic_segments, settings.topic_sessions
     done = max(newest_cursor + 1, committed or 0)
     if done > end:
         group = " and choose another app_id" if committed is not None and committed > end else ""
         raise ConfigError(
-            f"{topic}[{partition}] ends at offset {end}, but was worked off to offset {done}: it was "
-            "made anew or cut short, and what is said there now would be passed over as done. To begin "
-            f"all streams anew delete {sessions}, make it with `longstream topics create`{group}"
+            f"{topic}[{partition}] ends at offset {end}, but was processed to offset {done}: it was "
+            "recreated or truncated, and its records would be skipped as duplicates. To start all "
+            f"streams anew delete {sessions}, make it with `longstream topics create`{group}"
         )
     if committed is not None and committed < start:
         log.warning(
-            "%s[%d]: offsets %d to %d were deleted before they were read: its retention is too short "
-            "for how far behind the workers are",
+            "%s[%d]: offsets %d to %d were deleted before they were read: the retention is shorter than "
+            "the workers' lag",
             topic,
             partition,
             committed,

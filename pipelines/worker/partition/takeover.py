@@ -1,75 +1,77 @@
-"""What the owner before left undone, taken up whether or not the streams speak again.
+"""Work that the previous owner of a partition left undone.
 
-A delivery without transactions may have written a state and not yet its results: they lie in the
-state and are published first (:func:`publish_outboxes`).
+Without transactions a state may have been written and its results not: they are in the state's outbox
+and are published first (:func:`publish_outboxes`).
 
-An update that was running when that owner ended, or that time would have brought, is in no record:
-only the text is, as uncovered. So such streams are opened on the device without a word of theirs, and
-the engine's own rules do the rest: an update by tokens at the place where it was, one by time within
-one more interval. At most ``in_flight_per_partition`` of a partition are open like this and not heard
-of; the others follow as these are. Streams that are owed nothing stay closed until they speak.
+An update that was running or due when the previous owner ended is in no record; only its text is, as
+uncovered tokens of the state. Such streams are opened on the device without new input, and the engine's
+own triggers do the rest: an update by tokens runs where it was due, one by time within one more
+interval. At most ``in_flight_per_partition`` streams of a partition are open like this at once; the
+others follow as the device reports. Streams without uncovered text stay closed until a record of theirs
+arrives.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pipelines.wire.messages import now_ms
-from pipelines.worker.context import Host
-from pipelines.worker.partition.committer import Committer, Entry
-from pipelines.worker.partition.queues import Lane
-from pipelines.worker.partition.state import SessionTable
+from pipelines.worker.context import Commits, Entry, Queue, Sessions, WorkerContext
 
 OUTBOXES_AT_ONCE = 256
 
 
-async def publish_outboxes(sessions: SessionTable, committer: Committer) -> None:
-    """Publish the results that lie in states, then write these states without them, so that the next
-    owner need not do it again. Returns early when the committer fails."""
-    while left := sessions.outboxes(OUTBOXES_AT_ONCE):
-        for _, results in left:
-            committer.add(Entry(messages=results))
-        await committer.flush()
-        for state, _ in left:
-            committer.add(Entry(state=state))
+async def publish_outboxes(sessions: Sessions, commits: Commits) -> None:
+    """Publish the results in the states' outboxes, then write these states without them. Returns
+    early when a commit fails."""
+    while found := sessions.outboxes(OUTBOXES_AT_ONCE):
+        for _, results in found:
+            commits.add(Entry(messages=results))
+        await commits.flush()
+        for state, _ in found:
+            commits.add(Entry(state=state))
 
 
-class Resuming:
-    """Of one partition and its ``lanes``. ``open_lane`` opens a stream that is still closed, or returns
-    None where that is not to be."""
+class Takeover:
+    """Opens the streams of one partition that have uncovered text. ``open_stream`` opens one that is
+    still closed; it returns None where there is nothing to open."""
 
     def __init__(
-        self, host: Host, lanes: dict[str, Lane], open_lane: Callable[[str], Lane | None]
+        self,
+        context: WorkerContext,
+        queues: Mapping[str, Queue],
+        open_stream: Callable[[str], Queue | None],
     ) -> None:
-        self._settings, self._lanes, self._open_lane = host.settings, lanes, open_lane
-        self._owed: deque[tuple[str, int]] = deque()
+        self._settings, self._queues, self._open_stream = context.settings, queues, open_stream
+        self._due: deque[tuple[str, int]] = deque()
         """Streams, and when their state was written (Unix ms)."""
-        self._unheard: set[str] = set()
+        self._unreported: set[str] = set()
+        """Opened here, without a report of the device since."""
 
-    def begin(self, sessions: SessionTable) -> None:
-        """Open the first of those that the recovered states say are owed a summary."""
+    def start(self, sessions: Sessions) -> None:
+        """Open the first streams whose recovered state has uncovered text."""
         config = self._settings.operator
         least = 1 if config.update_interval_s else config.update_tokens
-        self._owed.extend((name, text.at_ms) for name, text in sessions.uncovered(least).items())
+        self._due.extend(sessions.uncovered(least))
         self._open_more()
 
-    def heard_of(self, stream_id: str) -> None:
-        """The device said something of the stream: the next may be opened."""
-        self._unheard.discard(stream_id)
+    def on_report(self, stream_id: str) -> None:
+        """The device reported on the stream: the next may be opened."""
+        self._unreported.discard(stream_id)
         self._open_more()
 
     def close(self) -> None:
-        self._owed.clear()
+        self._due.clear()
 
     def _open_more(self) -> None:
-        if not self._owed:
+        if not self._due:
             return
-        self._unheard.intersection_update(self._lanes)  # a stream may have been forgotten meanwhile
-        while self._owed and len(self._unheard) < self._settings.in_flight_per_partition:
-            stream_id, at_ms = self._owed.popleft()
-            if (lane := self._open_lane(stream_id)) is not None:
+        self._unreported.intersection_update(self._queues)  # a stream may have been forgotten
+        while self._due and len(self._unreported) < self._settings.in_flight_per_partition:
+            stream_id, at_ms = self._due.popleft()
+            if (queue := self._open_stream(stream_id)) is not None:
                 age_s = max(0.0, (now_ms() - at_ms) / 1000)
-                lane.uncovered_since = time.monotonic() - age_s
-                self._unheard.add(stream_id)
+                queue.uncovered_since = time.monotonic() - age_s
+                self._unreported.add(stream_id)
