@@ -19,12 +19,12 @@ def share_out(
     ``rates``: the tokens per verify every answer got lately (above zero; None: all the same). A token
     is worth its chance of acceptance divided by that rate. Maximising the sum of that per second in
     every step maximises the product of all answers' speeds over time (proportional fairness: Kelly
-    1997; Stolyar 2005). Answers with equal chances so get equal speeds,
-    though a step may have room for the drafts of a few only.
+    1997; Stolyar 2005). So answers with equal chances get equal speeds, though a step may have room
+    for the drafts of a few only.
 
     Owed tokens come first. Then each answer gets one draft, the most valuable first, as many as
-    maximise the value of the step per second. Then the remaining tokens follow by the same rule. No answer's
-    speed falls below FLOOR of its speed without drafts, and the sum of speeds does not fall.
+    maximise the value of the step per second. Then the remaining tokens follow by the same rule. No
+    answer's speed falls below FLOOR of its speed without drafts, and the sum of speeds does not fall.
     """
     rates = rates or [1.0] * len(choices)
     weights = [sum(rates) / len(rates) / rate for rate in rates]
