@@ -1,6 +1,6 @@
 """The model side of longstream: exact, bounded, batched model state per stream.
 
-Pure by rule: nothing in this package knows Kafka, Prometheus, the environment or the wall clock.
-What it needs of the outside (a clock, an observer) is handed in. ``pipelines`` imports this package;
-never the other way round (checked by ``tests/test_layers.py``).
+Pure by rule: nothing in this package uses Kafka, Prometheus, the environment or the wall clock. A clock
+and an observer are parameters. ``pipelines`` imports this package, never the other way round (checked by
+import-linter and ``tests/test_purity.py``).
 """

@@ -89,7 +89,7 @@ class OperatorConfig:
     """Streams without work that stay in host memory when others need their slots; where there is a
     store, more go there, least recently used first."""
     branches: int = 8
-    """Scratch regions: answers in the making at once, over all streams."""
+    """Scratch regions: answers in progress at once, over all streams."""
     ingest_budget: int = 256
     """Prefill tokens per step over all streams: bounds how long a step can delay a decode."""
 
@@ -113,7 +113,7 @@ class OperatorConfig:
     targets: tuple[str, ...] = ()
     """Language codes every final segment is translated into."""
     translate_partials: bool = False
-    """Also translate partial hypotheses (``is_final: false``), with whatever the finals leave free:
+    """Also translate partial hypotheses (``is_final: false``), in the capacity that finals leave free:
     events with ``is_final`` false, empty ``committed`` and a ``tail`` that may change. Of hypotheses
     that come faster than they can be translated only the newest is."""
     translation_unit_tokens: int = 96
@@ -141,8 +141,8 @@ class OperatorConfig:
     sampling_seed: int = 0
     """Another seed gives other samples; the same seed the same answer to the same words."""
     sampling_acceptance: str = "coupled"
-    """How sampled tokens meet a draft model's: coupled (same text with any drafter and any load) or
-    rejection (accepts more drafts; the text then depends on them, its distribution does not)."""
+    """How a draft model's tokens are accepted when sampling: coupled (same text with any drafter and
+    load) or rejection (accepts more drafts; the text then depends on them, its distribution not)."""
     sampled_tasks: tuple[str, ...] = ()
     """Kinds of answer the sampling settings hold for (summary, compaction, translation, answer); the
     others stay greedy. Empty: all."""

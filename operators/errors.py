@@ -2,8 +2,8 @@
 
 LongstreamError
 ├── ConfigError          a setting is wrong; the message says which and what would be right
-├── ModelError           the model cannot be loaded or is of a kind we cannot run exactly
-├── SegmentError         one input segment is refused; the stream goes on (dead letter)
+├── ModelError           the model cannot be loaded or cannot be run exactly
+├── SegmentError         one input segment is refused; the stream continues (dead letter)
 ├── CapacityError        no slot or branch region is free; the caller has to wait
 ├── SnapshotError        a snapshot is torn or was made by something else; re-prefill instead
 └── DeviceError          the device process died, hung or failed; nothing unacknowledged is done
@@ -23,7 +23,7 @@ class ModelError(LongstreamError):
 
 
 class SegmentError(LongstreamError):
-    """One input segment is refused; the stream itself goes on.
+    """One input segment is refused; the stream itself continues.
 
     ``reason`` is a short stable word used as a metric label and dead-letter header.
     """

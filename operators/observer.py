@@ -1,4 +1,4 @@
-"""Hooks through which the engine is measured. The default does nothing; Prometheus is one reader.
+"""Hooks through which the engine is measured. The default does nothing; Prometheus is one subclass.
 
 Names are those of the metrics without the ``longstream_`` prefix and the ``_total`` suffix
 (see ``pipelines/observability/metrics.py``). Seconds for times, tokens for sizes.

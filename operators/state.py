@@ -29,7 +29,7 @@ class WindowSegment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionState(msgspec.Struct, frozen=True, kw_only=True):
-    """All a new process needs to go on with a stream: the value of the compacted session topic.
+    """All a new process needs to continue a stream: the value of the compacted session topic.
 
     Bounded: the ledger by its budget, ``window`` by the ring, ``last_output`` by one text per task.
     ``cursor`` is the ticket (input offset) of the last segment fully done; replayed input at or
@@ -71,7 +71,7 @@ class Emission(msgspec.Struct, kw_only=True):
 
     ``done`` and ``failed`` carry the tickets given to ``feed``, in feed order. Publishing ``events``
     and ``state`` and acknowledging ``done`` belong together (one transaction). ``answers`` are replies
-    to whoever asked, and not part of the stream's state.
+    to callers' questions, and not part of the stream's state.
     """
 
     stream_id: str

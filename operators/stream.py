@@ -1,7 +1,7 @@
 """One stream of an operator, for callers that wait: every method computes until its result is there.
 
-Other streams get their share of the steps meanwhile; what comes of them waits at their own handles.
-Streams may be fed for ever; each keeps its fixed memory. Not safe to use from several threads at once.
+Other streams are stepped meanwhile; their results wait at their own handles. A stream may be fed without
+end; its memory is fixed. Not safe to use from several threads at once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Operator(Protocol):
 
 
 class Stream:
-    """Made by :meth:`StreamOperator.open`, dead after :meth:`close` (LongstreamError)."""
+    """Made by :meth:`StreamOperator.open`, unusable after :meth:`close` (LongstreamError)."""
 
     def __init__(self, operator: Operator, stream_id: str) -> None:
         self.id = stream_id
@@ -52,14 +52,14 @@ class Stream:
     def feed(self, text: str, *, speaker: str | None = None, **fields: Any) -> None:
         """Append text. ``fields`` are those of Segment.
 
-        What comes of it waits for :meth:`results`: read them now and then. Where the stream's queue
+        The results wait for :meth:`results`: read them from time to time. Where the stream's queue
         is full, this computes until there is room. Raises SegmentError when the text is refused.
         """
         named = Speaker(name=speaker) if speaker else None
         self.feed_segment(Segment(stream_id=self.id, text=text, speaker=named, **fields))
 
     def feed_segment(self, segment: Segment) -> None:
-        """Like :meth:`feed`, with everything about the segment said."""
+        """Like :meth:`feed`, with all fields of the segment."""
         operator = self._living()
         if not segment.segment_id:
             segment = msgspec.structs.replace(segment, segment_id=f"{self._ticket}")
@@ -74,7 +74,7 @@ class Stream:
 
     def results(self) -> Iterator[Result]:
         """Events as they come, until all that was fed is done. Feeding meanwhile is fine. A Failure
-        stands for a segment that could not be worked off; the stream goes on."""
+        stands for a segment that could not be processed; the stream continues."""
         while True:
             while self._waiting:
                 yield self._waiting.popleft()
@@ -83,7 +83,7 @@ class Stream:
             self._operator.advance()
 
     def summarize(self) -> SummaryEvent | None:
-        """The summary with everything said so far; None if nothing ever was."""
+        """The summary of everything fed so far; None if nothing was."""
         self._settle()
         self._operator.request_summary(self.id)
         self._settle()
@@ -142,7 +142,7 @@ class Stream:
 
     def _living(self) -> Operator:
         if not self._open or not self._operator.serves(self):
-            raise LongstreamError(f"stream {self.id} was closed or opened anew: open() it again")
+            raise LongstreamError(f"stream {self.id} was closed or reopened: open() it again")
         return self._operator
 
     def _settle(self) -> None:

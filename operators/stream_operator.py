@@ -58,7 +58,7 @@ from operators.tasks.translation import TextToTranslate, TranslationTask
 
 
 def no_clock() -> float:
-    """Time stands still: nothing becomes due by time, nothing is measured."""
+    """A constant: nothing becomes due by time, no duration is measured."""
     return 0.0
 
 
@@ -68,8 +68,8 @@ class StreamOperator:
 
     ``clock`` (seconds) is needed for updates by time and for measurements. ``draft`` is a smaller
     model with the same vocabulary, ``costs`` what forwards cost on this machine; both change the
-    speed only. ``store`` takes the KV of idle streams beyond ``host_streams``; it is this operator's
-    alone. ``tasks``: further tasks beside summaries, translations and answers
+    speed only. ``store`` takes the KV of idle streams beyond ``host_streams``; only this operator
+    may use it. ``tasks``: further tasks beside summaries, translations and answers
     (:mod:`operators.tasks.base`)."""
 
     def __init__(
@@ -133,7 +133,7 @@ class StreamOperator:
         self._scheduler = Scheduler(cache, config, residency, draft=self._draft, costs=costs)
         self._runner = Runner(self.model, cache, self._draft, *seen_by)
 
-    # --- what it takes -----------------------------------------------------------------------
+    # --- memory and the draft model ----------------------------------------------------------
 
     @property
     def bytes_per_stream(self) -> int:
@@ -237,7 +237,7 @@ class StreamOperator:
         return self._archive.save(self._sessions[stream_id])
 
     def drop(self, stream_id: str) -> None:
-        """Forget the stream at once, whatever it was doing. Nothing more is emitted about it."""
+        """Drop the stream at once, with its work in progress. Nothing more is emitted for it."""
         session = self._sessions.pop(stream_id, None)
         self._streams.pop(stream_id, None)
         if session is not None:
@@ -245,7 +245,7 @@ class StreamOperator:
         self._gauge_streams()
 
     def close(self) -> None:
-        """Forget every stream, also in the store."""
+        """Drop every stream, including its KV in the store."""
         for stream_id in list(self._sessions):
             self.drop(stream_id)
 
@@ -264,8 +264,8 @@ class StreamOperator:
     def translate(
         self, stream_id: str, text: str, language: str, previous: str = ""
     ) -> PendingTranslation:
-        """Translate words that are not the stream's own with its window as context; the result has
-        its text after a later step. The stream's memory and revisions stay as they are.
+        """Translate text from outside the stream, with its window as context; a later step fills the
+        result in. The stream's memory and revisions do not change.
 
         ``previous`` is the translation of an earlier version of the text (a partial hypothesis that
         has grown since): it is the draft for this one, which changes the speed only.

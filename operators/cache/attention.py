@@ -142,7 +142,7 @@ def attend_long(
     if len(outs) > 1:
         weights = torch.softmax(torch.stack(sums), dim=0)[..., None]
         merged = sum(w * out for w, out in zip(weights, outs, strict=True)).to(q.dtype)
-    # [1, kv_heads, group * n, dim], to what one token's heads say side by side
+    # [1, kv_heads, group * n, dim] to the heads of one token side by side
     return merged.view(kv_heads, group, n, dim).permute(2, 0, 1, 3).reshape(n, heads * dim)
 
 

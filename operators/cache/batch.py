@@ -2,13 +2,13 @@
 
 A *row* appends n tokens to a stream or to a branch: prefill, decode and verify are the same thing.
 All rows of a forward are packed into one sequence ``[1, T]``; :class:`ForwardBatch` knows which
-stretch belongs to whom. operators.model.network calls :meth:`ForwardBatch.attend` once per layer; the
-arithmetic is in operators.cache.attention.
+stretch belongs to which row. operators.model.network calls :meth:`ForwardBatch.attend` once per
+layer; the arithmetic is in operators.cache.attention.
 
 A plan is made on the host and its tensors are copied to the device before the first layer. From
-there to the logits nothing is copied, and no layer waits for the device to tell a size or a value.
-Sizes that grow by the token are padded: a library that prepares its kernels by shape would prepare
-new ones at every step.
+there to the logits nothing is copied, and no layer waits for a size or a value from the device.
+Sizes that grow by the token are padded: a library that compiles kernels by shape would compile new
+ones at every step.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class ForwardBatch:
         self._sink_cos_sin = cos_sin(positions + shift) if moved else None
 
     def _check(self, row: Row, n: int) -> None:
-        """The two writes that would silently corrupt what somebody still sees are refused."""
+        """Refuse the two writes that would overwrite tokens which a query still sees."""
         room = (
             self.cache.branch_room(row.branch)
             if row.branch is not None
@@ -294,7 +294,7 @@ def _is_long(view: _RowView) -> bool:
 
 
 def _padded(seen: Tensor, most: int) -> Tensor:
-    """Add columns that nobody sees, up to a multiple of PAD and at most ``most``."""
+    """Add masked columns, up to a multiple of PAD and at most ``most``."""
     more = min(-(-seen.shape[1] // PAD) * PAD, most) - seen.shape[1]
     return nn.functional.pad(seen, (0, more)) if more else seen
 

@@ -11,7 +11,7 @@ position p lies in the ring at ``S + (p - S) mod R``. What a query may see is a 
 (:func:`visible`), not on what happens to lie in memory, so evicting costs nothing and rolling back
 is a subtraction. StreamingLLM (Xiao et al. 2023, arXiv 2309.17453), section 3.2.
 
-The cache holds tensors and arithmetic only; who may write when is decided by the scheduler.
+The cache holds tensors and arithmetic only; the scheduler decides what is written when.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def bytes_per_stream(
 class StreamSlot:
     """A stream's place in the cache. ``length`` counts all tokens ever appended (sinks included),
     so it is also the absolute position of the next token (the *frontier*). ``origin`` is the position
-    of the first transcript token: S, or later for a stream that goes on where an older one stopped,
-    with nothing in its ring yet."""
+    of the first transcript token: S, or later for a stream that continues an older one, with
+    nothing in its ring yet."""
 
     index: int
     length: int = 0
@@ -147,7 +147,7 @@ class KvCache:
         return self._taken(self._free_slots.pop())
 
     def claim(self, index: int) -> StreamSlot:
-        """Take the slot of this number, from whoever held it: for a cache that follows another."""
+        """Take the slot of this number, also from its holder: for a cache that follows another."""
         held = next((s for s in self._open if s.index == index), None)
         if held is not None:
             self.release(held)
@@ -192,7 +192,7 @@ class KvCache:
         return branch
 
     def drop(self, branch: Branch) -> None:
-        """Throw the branch away. Leaves no trace in the stream."""
+        """Free the branch's region. The stream is not affected."""
         self._open[branch.stream].remove(branch)
         self._free_regions.append(branch.region)
 

@@ -1,6 +1,6 @@
 """The KV of streams without a slot: in host memory, beyond a limit in a disk tier.
 
-Least recently used first, and back bit for bit. Streams are known by name only.
+Least recently used first; they return bit for bit. Streams are known by name only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from operators.errors import SnapshotError
 
 
 class KvStore(Protocol):
-    """Bytes by name; every method may raise OSError. One operator's own: no other writes there."""
+    """Bytes by name; every method may raise OSError. Used by one operator only."""
 
     def put(self, name: str, data: bytes) -> None: ...
     def get(self, name: str) -> bytes: ...
@@ -85,7 +85,7 @@ class Offload:
         return OffloadedKv(tensors["kv"], stored.length, tensors.get("draft"), stored.draft_origin)
 
     def drop(self, name: str) -> None:
-        """Forget a stream's KV, also in the store. Idempotent."""
+        """Delete a stream's KV, also in the store. Idempotent."""
         self._in_host.pop(name, None)
         if self._on_disk.pop(name, None) is not None and self._store is not None:
             try:
@@ -110,7 +110,7 @@ class Offload:
 
 
 def _file(name: str) -> str:
-    """A hash: any id makes a fair file name, and none shows."""
+    """A hash: every id gives a valid file name, and no id is disclosed."""
     return f"{_digest(name.encode())[:32]}.safetensors"
 
 

@@ -36,7 +36,7 @@ class Rope:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> Tensor:
     """Rotate ``x`` ``[T, heads, dim]`` by :meth:`Rope.cos_sin`: channel c with c + rotated / 2 (both
-    within the first ``rotated``). Any shape of x will do that cos and sin fit."""
+    within the first ``rotated``). ``x`` may have any shape that broadcasts with cos and sin."""
     half = rotated // 2
     swapped = torch.cat((x[..., half:rotated], x[..., :half], x[..., rotated:]), dim=-1)
     return torch.addcmul(x * cos, swapped, sin)

@@ -1,4 +1,4 @@
-"""Whether to speculate, with which drafter and how far: measured acceptance against measured cost.
+"""Whether to draft, with which drafter and how many tokens: measured acceptance against measured cost.
 
 A draft token is worth its place in the verify block when it saves more than it costs. With the
 chance ``a`` that a draft is accepted given that those before it were, k drafts give
@@ -24,8 +24,8 @@ PROBE = 2
 PROBE_SHARE = 0.01
 """Share of the time that may go into probing arms that do not pay, all together."""
 MARGIN = 1.03
-"""How much more than plain decoding drafts must promise an answer: of several estimates the best is
-mostly one that is too high."""
+"""By how much the expected gain of drafts must exceed plain decoding: the largest of several estimates
+is usually too large."""
 
 
 RATE_MEMORY = 0.8
@@ -34,10 +34,10 @@ end after ten."""
 PRIORS = {"ngram2": 0.45, "ngram3": 0.55, "previous": 0.6, "draft": 0.6}
 PRIOR = 0.7
 PRIOR_TRIALS = 2.0
-"""What is assumed of an arm never tried (PRIOR where PRIORS has no number), and how many observations
-that assumption is worth."""
+"""Assumed acceptance of an arm that was never tried (PRIOR where PRIORS has no number), and how many
+observations that assumption is worth."""
 MEMORY = 0.97
-"""What an observation still weighs one observation later: about the last 33 count."""
+"""Weight of an observation one observation later: about the last 33 count."""
 SURE = 0.98
 """Upper bound of an acceptance estimate."""
 CATCH_UP_TURNS = 16
@@ -48,8 +48,8 @@ CATCH_UP_TURNS = 16
 class CostCurve:
     """Seconds of one forward by the number of its tokens: ``points`` of (tokens, seconds).
 
-    Between points a straight line, beyond the last one its slope goes on. Any unit of time will do,
-    for only ratios matter. Raises ConfigError when the points are not a curve.
+    Between points a straight line, beyond the last one its slope goes on. Any unit of time works:
+    only ratios matter. Raises ConfigError when the points are not a curve.
     """
 
     points: tuple[tuple[int, float], ...]
@@ -111,7 +111,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A drafter that has something to say: at most ``limit`` tokens. ``by_model``: they are made by
+    """A drafter with a proposal of at most ``limit`` tokens. ``by_model``: they are made by
     forwards of the draft model, which first has to catch up ``lag`` tokens."""
 
     arm: str
@@ -123,7 +123,7 @@ class Candidate:
 @dataclass(frozen=True)
 class Choice:
     """The arm one answer drafts with this turn, if the step has room for it. ``owed``: tokens it
-    drafts whatever they cost."""
+    drafts regardless of cost."""
 
     candidate: Candidate
     acceptance: float
@@ -168,7 +168,7 @@ class DraftControl:
         return cls({name: Arm(*kept) for name, kept in memory.items()})
 
     def update(self, name: str, drafted: int, accepted: int) -> None:
-        """Take note of a verify: ``accepted`` of ``drafted`` tokens stood. Those behind the first
+        """Record a verify: ``accepted`` of ``drafted`` tokens stood. Those behind the first
         wrong one were never judged."""
         arm = self.arm(name)
         judged = accepted + (accepted < drafted)
@@ -180,8 +180,8 @@ class DraftControl:
         """The candidate worth most in a step of ``rows`` answers, or one whose probe is due, or None
         when plain decoding is best. Mutates the probe credits of the arms not taken."""
         plain = costs.verify.seconds(rows)
-        # The margin is on this answer's token alone: on all of the step's, the more answers there are
-        # the more each one's drafts would have to promise, and 16 would hardly ever draft.
+        # The margin applies to this answer's token alone. Applied to all tokens of the step it would
+        # grow with the number of answers, and 16 answers would almost never draft.
         best, taken = (rows - 1 + MARGIN) / plain, None
         for candidate in candidates:
             worth = self._worth(candidate, rows, costs)

@@ -17,15 +17,14 @@ def share_out(
     """How many tokens every answer of a step may draft: ``len(choices)`` numbers.
 
     ``rates``: the tokens per verify every answer got lately (above zero; None: all the same). A token
-    is worth the more the fewer its answer got: its chance to stand over that rate. Making the sum of
-    that per second greatest in every step makes the product of all answers' speeds greatest over time
-    (proportional fairness: Kelly 1997; Stolyar 2005). Answers with equal chances so get equal speeds,
-    though a step may have room for the drafts of a few only.
+    is worth its chance of acceptance divided by that rate. Maximising the sum of that per second in
+    every step maximises the product of all answers' speeds over time (proportional fairness: Kelly
+    1997; Stolyar 2005). So answers with equal chances get equal speeds, though a step may have room
+    for the drafts of a few only.
 
-    What is owed comes first. Then every answer gets one draft, those worth most before others, as
-    many as make the step worth most per second: the floor. What room is left goes to the tokens worth
-    most of all, again as far as that grows. No answer is slowed by the others' drafts to less than
-    FLOOR of its speed without any, nor all of them together below theirs.
+    Owed tokens come first. Then each answer gets one draft, the most valuable first, as many as
+    maximise the value of the step per second. Then the remaining tokens follow by the same rule. No
+    answer's speed falls below FLOOR of its speed without drafts, and the sum of speeds does not fall.
     """
     rates = rates or [1.0] * len(choices)
     weights = [sum(rates) / len(rates) / rate for rate in rates]
@@ -50,7 +49,7 @@ def share_out(
 
 @dataclass(frozen=True)
 class _Token:
-    """One draft token of answer ``at``, and the chance that it stands."""
+    """One draft token of answer ``at``, and the chance that it is accepted."""
 
     at: int
     gain: float
@@ -59,7 +58,7 @@ class _Token:
 
 @dataclass
 class _Step:
-    """Draft lengths in the making. ``weights``: what a token is worth to each answer; ``expected``:
+    """Draft lengths under construction. ``weights``: what a token is worth to each answer; ``expected``:
     tokens of every answer; ``drafted``: in all; ``steps``, ``modelled``: forwards of the draft model,
     and how many answers they serve."""
 
@@ -88,8 +87,8 @@ class _Step:
         return worth / self.seconds(costs)
 
     def allowed(self, costs: Costs) -> bool:
-        """Whether nobody gets less than FLOOR of what plain decoding would give, nor all less than
-        that together."""
+        """Whether each answer keeps FLOOR of its speed in plain decoding, and all together their
+        sum."""
         rows = len(self.lengths)
         longer = self.seconds(costs) / costs.verify.seconds(rows)
         return min(self.expected) >= FLOOR * longer and sum(self.expected) >= rows * longer

@@ -4,9 +4,9 @@ The draft's cache has the target's layout, slot for slot and region for region:
 
 * what the target ingests into a stream the draft ingests in the same step, at the same positions;
 * a branch of the target has a twin in the draft's scratch, filled only when it is first drafted on;
-* after a verify the twin's length falls back to what stands; after full acceptance it lacks the last
-  draft (nobody has run it through the draft model), which is fed first next time, like everything
-  else the twin has missed.
+* after a verify the twin's length falls back to what was accepted; after full acceptance it lacks the
+  last draft, which was not run through the draft model. Tokens that the twin lacks are fed first the
+  next time.
 
 Drafts are made token by token, for all streams of a step in one forward. What the draft model sees
 changes how often it is right, never the text.
@@ -63,7 +63,7 @@ class ModelDrafter:
         return Draft()
 
     def accept(self, tokens: Sequence[int]) -> None:
-        """Keep the twin's KV as far as the drafts it was made of became final."""
+        """Keep the twin's KV of those drafts that were accepted."""
         stands = 0
         for drafted, token in zip(self._drafted, tokens, strict=False):
             if drafted != token:
@@ -116,8 +116,8 @@ class DraftModel:
     # --- in step with the target -------------------------------------------------------------
 
     def adopt(self, slot: StreamSlot, memory: DraftMemory | None = None) -> None:
-        """Give the target's freshly filled ``slot`` its twin: from ``memory``, or new. A stream that
-        goes on without memory of its own is known to the draft from here on only."""
+        """Give the target's freshly filled ``slot`` its twin: from ``memory``, or new. Without memory, a
+        stream that continues has KV in the draft's cache from this position on only."""
         twin = self.cache.claim(slot.index)
         if memory is not None:
             self.cache.restore(twin, memory.kv, slot.length)
@@ -184,8 +184,8 @@ class DraftModel:
         ]
 
     def _each(self, rows: list[Row]) -> list[Tensor | None]:
-        """Logits ``[vocab]`` of every row that wants any. Which weights a row runs on depends on that
-        row alone: where drafts have a say in the text, no neighbour may have one."""
+        """Logits ``[vocab]`` of every row that asks for them. A row's weights depend on that row alone:
+        where the text depends on drafts it must not depend on other rows."""
         found: list[Tensor | None] = [None] * len(rows)
         few = [at for at, row in enumerate(rows) if len(row.tokens) <= FEW]
         many = [at for at, row in enumerate(rows) if len(row.tokens) > FEW]
@@ -206,7 +206,7 @@ class DraftModel:
     def _choose(
         self, drafter: ModelDrafter, logits: Tensor, drafted: list[int]
     ) -> tuple[int | None, Tensor | None]:
-        """The next draft token, and what it was drawn from if by a chance of the draft's own."""
+        """The next draft token, and for rejection sampling the distribution it was drawn from."""
         if not bool(torch.isfinite(logits).all()):
             return None, None
         sampler = drafter.sampler

@@ -4,7 +4,7 @@
   prompt and the output so far (prompt lookup, Saxena 2023);
 * previous output: the last answer of the same kind as a draft for this one.
 
-How many tokens are drafted, and by whom, is decided in :mod:`operators.decoding.acceptance`.
+How many tokens are drafted, and by which drafter, is decided in :mod:`operators.decoding.acceptance`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class NgramIndex:
                 self._expire()
 
     def _expire(self) -> None:
-        """Forget the oldest token and the n-grams that began with it and did not recur."""
+        """Remove the oldest token and the n-grams that began with it and did not recur."""
         for n, table in self._last_seen.items():
             if len(self._tokens) <= n:
                 continue
@@ -86,9 +86,9 @@ class NgramIndex:
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """Guessed tokens: who guessed, and under which ``arm`` its successes are counted (the drafter, or
-    one of its states of confidence). ``probs`` ``[k, vocab]`` float64: what each token was drawn
-    from, where the drafter drew with chance of its own; None for one that did not."""
+    """Draft tokens with their drafter and the ``arm`` under which acceptance is counted (the drafter,
+    or one of its states of confidence). ``probs`` ``[k, vocab]`` float64: the distribution each token
+    was sampled from; None where drafts are accepted by exact matching."""
 
     tokens: list[int] = field(default_factory=list)
     drafter: str = "none"
@@ -104,7 +104,7 @@ class Draft:
 
 
 class Drafter(Protocol):
-    """Proposes up to ``k`` tokens to follow (or none); told of every token that became final."""
+    """Proposes up to ``k`` next tokens (or none); ``accept`` is called with every final token."""
 
     def propose(self, k: int) -> Draft: ...
     def accept(self, tokens: Sequence[int]) -> None: ...
@@ -175,7 +175,7 @@ class PreviousOutputDrafter:
 
 
 class CombinedDrafter:
-    """The first of several drafters that has something to say."""
+    """The first of several drafters that has a proposal."""
 
     def __init__(self, drafters: Sequence[Drafter]) -> None:
         self._drafters = list(drafters)

@@ -1,4 +1,4 @@
-"""One answer in the making: a branch, its prompt, its drafts, its output."""
+"""One answer in progress: its branch, prompt, drafts and output."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ NONFINITE = "nonfinite"
 
 @dataclass(frozen=True)
 class Decoding:
-    """How an answer's tokens are chosen and guessed. ``sampler`` None: the most likely token.
-    ``by_model``: a draft model may be used. Only ``sampler`` has a say in the text."""
+    """How an answer's tokens are chosen and drafted. ``sampler`` None: the most likely token.
+    ``by_model``: a draft model may be used. Only ``sampler`` affects the text."""
 
     control: DraftControl = field(default_factory=DraftControl)
     make_drafters: Callable[[], list[Drafter]] = list
@@ -66,13 +66,13 @@ class Generation:
     accepted: int = 0
     verifies: int = 0
     tokens_per_verify: float = 0.0
-    """Tokens per verify, fading; 0 before the first. Decides who drafts in a step, never the text."""
+    """Tokens per verify, fading; 0 before the first. Affects how drafts are shared, never the text."""
     drafters: list[Drafter] = field(default_factory=list)
     _draft: Draft = NO_DRAFT
 
     @property
     def drafter_name(self) -> str:
-        """Who made the drafts of the last verify block."""
+        """The drafter of the last verify block."""
         return self._draft.drafter
 
     @property
@@ -114,8 +114,8 @@ class Generation:
         return Row(self.branch.stream, tokens, self.branch, num_logits=len(tokens))
 
     def prompt_done(self, tokens: int, logits: Tensor | None) -> int:
-        """Take note of a prefilled stretch; with its logits the first token follows. Returns how
-        many tokens were generated (0 or 1)."""
+        """Record a prefilled stretch; its logits give the first token. Returns how many tokens were
+        generated (0 or 1)."""
         self.prefilled += tokens
         if logits is None:
             return 0
@@ -171,8 +171,8 @@ class Generation:
 
     def _extend(self, tokens: list[int]) -> tuple[list[int], str]:
         """Append tokens one by one until the answer is complete; returns those appended, and why it
-        ended, if it did. Asking after every single token keeps the end, whatever its reason, where
-        plain decoding would have put it."""
+        ended, if it did. Checking after each token ends the answer exactly where plain decoding
+        would."""
         for count, token in enumerate(tokens, start=1):
             self.output.append(token)
             reason = self._why_complete()
@@ -200,7 +200,7 @@ class Generation:
 
 def is_looping(output: Sequence[int]) -> bool:
     """Whether the output ends in a stretch of ``_LOOP_TOKENS`` tokens that repeats with a period of
-    at most half of it: greedy decoding never leaves such a loop, so going on is pointless."""
+    at most half of it: greedy decoding never leaves such a loop."""
     if len(output) < _LOOP_TOKENS:
         return False
     tail = output[-_LOOP_TOKENS:]

@@ -1,9 +1,9 @@
-"""From logits to a token: temperature, top-k, top-p, repetition penalty, and noise that repeats.
+"""From logits to a token: temperature, top-k, top-p, repetition penalty, and reproducible noise.
 
 The noise of a place in a stream is a pure function of (seed, stream, epoch, task, prompt, absolute
 position, purpose), made by a counter-based generator (Philox 4x64; Salmon et al. 2011). Nothing is
-drawn from a running generator, so replay, rollback, neighbours in the batch and moving to another
-process all meet the same noise at the same place.
+drawn from a running generator, so the noise of a place is the same after a replay or a rollback, with
+other rows in the batch, and in another process.
 
 A token is picked by an exponential race: the least of ``e / probability`` with an exponential ``e``
 per token of the vocabulary, which has exactly the wanted distribution. Because the noise belongs to
@@ -29,8 +29,8 @@ _HEAD = 1024
 
 
 def sampler_key(stream_id: str, epoch: int, task: str, seed: int, prompt: Sequence[int]) -> bytes:
-    """What makes an answer's noise its own. ``prompt`` tells apart two answers of one kind that begin
-    at the same place."""
+    """The key of an answer's noise. ``prompt`` distinguishes two answers of one kind that begin at the
+    same place."""
     name = f"{seed}\x1f{epoch}\x1f{task}\x1f{stream_id}\x1f{','.join(map(str, prompt))}"
     return hashlib.blake2b(name.encode(), digest_size=16).digest()
 

@@ -11,8 +11,8 @@ k+1 tokens for one forward.
   every deterministic drafter, and with ``coupled`` acceptance also for a draft model, which draws
   with the same noise and so mostly the same token (Daliri et al. 2024, arXiv 2408.07978).
 * Sampled, ``rejection`` of a draft model's tokens: accepted with the chance
-  ``min(1, target_probs / draft_probs)``, else drawn anew from what the target has more of (Leviathan
-  et al. 2023, algorithm 1). The distribution is the target's; which text comes depends on the drafts.
+  ``min(1, target_probs / draft_probs)``, else replaced by a draw from the residual distribution
+  (Leviathan et al. 2023, algorithm 1). The distribution is the target's; the text depends on the drafts.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def accept_sampled(
             return draft
         left = torch.clamp(want - had, min=0)
         total = left.sum()
-        # Equal distributions reject nothing; only rounding brings us here with nothing left.
+        # Equal distributions reject nothing: an empty residual comes from rounding only.
         left = left / total if total > 0 else want
         return sampler.pick(left, place, RESIDUAL)
 

@@ -21,8 +21,8 @@ class Found:
 
 
 class Archive:
-    """``identity`` says whose snapshots can be read, ``settings`` is the hash of those that shape
-    answers, ``draft`` identifies the draft model (None: there is none)."""
+    """``identity``: which snapshots can be read; ``settings``: hash of those that shape answers;
+    ``draft``: identity of the draft model (None: there is none)."""
 
     def __init__(
         self,

@@ -70,7 +70,7 @@ class Intake:
         elif is_final_text(segment) and known is None:
             self._enqueue(session, work)
         elif is_final_text(segment) and known is not None:
-            # A corrected final is not taken either: what was said stays as it was first heard.
+            # A corrected final is not ingested either: the cache keeps the first version.
             if is_repeat(segment, known):
                 self._observer.count("duplicate_inputs")
             else:
@@ -80,7 +80,7 @@ class Intake:
             self._partials.submit(session, segment, ticket)
 
     def _correct(self, work: Work) -> None:
-        """It takes effect in feed order, when all before it is done."""
+        """Mark a correction; it takes effect in feed order."""
         self._observer.count("late_revisions")
         work.corrects = True
 
@@ -137,7 +137,7 @@ class Intake:
                 work.runs.append(self._runner.start(session, task, occasion))
 
     def conclude(self, session: Session, run: TaskRun) -> None:
-        """Note the outcome of a run that a segment owes."""
+        """Record the outcome of a run that a segment waits for."""
         assert run.outcome is not None
         if not run.outcome.failed:
             session.apply(run.outcome)
@@ -149,8 +149,8 @@ class Intake:
                 work.failure = Failure(work.ticket, run.task.name, run.outcome.failed, text)
 
     def finish(self, session: Session) -> None:
-        """Move the segments that are done from the head of the line to what is published, in feed
-        order: revisions follow it. Mutates the session."""
+        """Move finished segments from the head of the queue to what is published, in feed order: the
+        revisions are numbered in that order. Mutates the session."""
         while (work := session.next_done()) is not None:
             if work.failure is not None:
                 session.failed.append(work.failure)
@@ -162,7 +162,7 @@ class Intake:
             session.finished.append(work.ticket)
 
     def _events(self, session: Session, work: Work) -> list[Event]:
-        """What the segment's runs came to, task by task."""
+        """The events of the segment's runs, task by task."""
         made: list[Event] = []
         for task in self._tasks:
             outcomes = [r.outcome for r in work.runs if r.task is task and r.outcome is not None]
@@ -182,15 +182,15 @@ def is_final_text(segment: Segment) -> bool:
 
 
 def is_repeat(segment: Segment, known: Known) -> bool:
-    """Whether a segment with a known id says nothing new: an older revision, or the same again."""
+    """Whether a segment with a known id has no new content: an older revision, or the same text."""
     if segment.revision != known.revision:
         return segment.revision < known.revision
     return known.text is None or known.text == hash(segment.text)
 
 
 def begins_again(session: Session, segment: Segment) -> bool:
-    """Whether a segment behind a stream's end is the first of a new epoch: it says so, or it is
-    final text that is not a late repetition of what was said before the end."""
+    """Whether a segment after a stream's end is the first of a new epoch: a ``session_start``, or
+    final text that does not repeat a segment from before the end."""
     known = session.recent.get(segment.segment_id) if segment.segment_id else None
     if known is not None and is_repeat(segment, known):
         return False

@@ -31,7 +31,7 @@ class Hypothesis:
 
 @dataclass(eq=False)
 class Unit:
-    """At most one hypothesis in work and one that waits. ``todo``: languages still to be started;
+    """At most one hypothesis in progress and one that waits. ``todo``: languages still to be started;
     ``shown``: by language, the tail published last."""
 
     newest: Segment
@@ -42,7 +42,7 @@ class Unit:
     shown: dict[str, str] = field(default_factory=dict)
 
     def stop(self, cache: KvCache) -> None:
-        """Give up the hypothesis in work and its branches. Only between steps."""
+        """Cancel the hypothesis in progress and drop its branches. Only between steps."""
         for run in self.runs:
             run.close(cache)
         self.runs.clear()
@@ -57,7 +57,7 @@ class PartialHypotheses:
     units: dict[str, Unit] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        """Whether anything waits or is in work."""
+        """Whether a hypothesis waits or is in progress."""
         return any(unit.waiting or unit.working for unit in self.units.values())
 
     @property
@@ -65,8 +65,8 @@ class PartialHypotheses:
         return [g for unit in self.units.values() for run in unit.runs for g in run.open]
 
     def submit(self, segment: Segment, ticket: int, cache: KvCache) -> None:
-        """Let the hypothesis wait, in place of an older one of its unit, unless it says nothing new:
-        an older revision, or the same words again. A blank one withdraws those before it."""
+        """Queue the hypothesis in place of an older one of its unit, unless it has no new text: an
+        older revision, or the same words. A blank one withdraws those before it."""
         unit = self.units.pop(segment.segment_id, None)
         if unit is None and not segment.text.strip():
             return
@@ -85,7 +85,7 @@ class PartialHypotheses:
             self.drop(next(iter(self.units)), cache)
 
     def drop(self, segment_id: str, cache: KvCache) -> dict[str, str]:
-        """Its final has come: nothing more is published. Returns what was shown, by language."""
+        """Drop a unit whose final has arrived. Returns what was shown of it, by language."""
         unit = self.units.pop(segment_id, None)
         if unit is None:
             return {}
@@ -93,7 +93,7 @@ class PartialHypotheses:
         return unit.shown
 
     def preempt(self, cache: KvCache) -> None:
-        """Give the branches back; what was in work waits again, unless something newer does."""
+        """Release the branches; the hypothesis in progress waits again, unless a newer one does."""
         for unit in self.units.values():
             again = unit.working
             unit.stop(cache)

@@ -1,9 +1,9 @@
 """Live translation of partial hypotheses (``translate_partials``): shown until the final's is out.
 
 A hypothesis never enters the cache. It is translated on branches of its own, with the translation of
-the unit's earlier hypothesis as the draft, and only in what is left over: where everything else of the
-stream is at rest, in branches and slots that nothing else waits for. Whatever needs them takes them, and
-the hypothesis waits again. So it moves no frontier at which anything else is forked.
+the unit's earlier hypothesis as the draft, and only in spare capacity: while the rest of the stream is
+idle, in branches and slots that are not wanted otherwise. Other work preempts it, and the hypothesis
+waits again. So it moves no frontier at which anything else is forked.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from operators.tasks.base import Outcome, Partial
 from operators.tasks.translation import TranslationTask
 
 COALESCED = "partials_coalesced"
-"""In ``degraded``: newer words came before older ones of the unit were translated."""
+"""In ``degraded``: a newer hypothesis of the unit arrived before the older one was translated."""
 
 
 class Partials:
-    """Takes hypotheses and works on them in the gaps."""
+    """Takes hypotheses and translates them in spare capacity."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Partials:
         self._observer, self._clock = observer, clock
 
     def submit(self, session: Session, segment: Segment, ticket: int) -> None:
-        """Take a partial; without effect when it has no id, is late or says nothing new."""
+        """Take a partial; no effect if it has no id, is late or has no new text."""
         wanted = self._config.translate_partials and not session.ended and segment.segment_id
         late = segment.segment_id in session.recent
         if wanted and not late and self._translation.targets(segment):
@@ -56,8 +56,8 @@ class Partials:
     # --- between the steps -------------------------------------------------------------------
 
     def preempt(self, sessions: Sequence[Session]) -> None:
-        """Take the branches back where the stream has something else to do, or another has no
-        branch for what is due."""
+        """Preempt hypotheses of streams with other work, and as many more as due runs need
+        branches."""
         busy = [s for s in sessions if s.partials.running]
         for session in busy:
             if not _at_rest(session):
@@ -78,7 +78,7 @@ class Partials:
             if session.slot is None and not self._residency.make_resident(session, only_spare=True):
                 continue
             if not _at_rest(session):
-                continue  # its memory was lost and its text is queued to be read again
+                continue  # its KV was lost and its text is queued to be prefilled again
             for unit in session.partials.units.values():
                 self._begin(unit)
                 self._fork(session, unit)
@@ -125,7 +125,7 @@ class Partials:
         assert hypothesis is not None
         assert isinstance(occasion, Partial)
         if outcome.failed:
-            unit.todo.clear()  # nothing is shown; the final will say what is wrong
+            unit.todo.clear()  # nothing is published; the final's run reports the failure
             return
         hypothesis.done.add(occasion.language)
         for event in outcome.events:
@@ -144,6 +144,6 @@ class Partials:
 
 
 def _at_rest(session: Session) -> bool:
-    """Whether a fork now delays nothing: no transcript waits to be read, nothing waits for a fork."""
+    """Whether a fork now delays nothing: no transcript is queued and no run waits for a fork."""
     waits = session.queue or session.requests or session.due or session.ending or session.requested
     return session.current is None and not waits

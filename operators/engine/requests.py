@@ -48,7 +48,7 @@ class Requests:
         return pending
 
     def conclude(self, session: Session, run: TaskRun) -> None:
-        """Hand the outcome to whoever asked."""
+        """Deliver the outcome: to the pending translation, or as an answer of the stream."""
         outcome = run.outcome
         assert outcome is not None
         assert isinstance(run.occasion, Asked)

@@ -1,4 +1,4 @@
-"""Resuming a stream that was held elsewhere: from its text, or exactly, from a snapshot.
+"""Resuming a stream from another process: from its text, or exactly, from a snapshot.
 
 Both begin with the stream's state as of its cursor (ledger, revisions, the window's text). From text
 the window is prefilled again: an approximation, since the lost KV also carried evicted context. From a

@@ -6,8 +6,8 @@ A step prefills at most ``ingest_budget`` tokens over all streams, however long 
 Oldest-first scheduling: slots, branch regions and prompt tokens go to the stream whose oldest unfinished
 segment has waited longest; a stream that never pauses gives up its slot between two parts. Up to half of
 a step's transcript tokens are kept for the stream that was given some longest ago, so a long segment
-cannot starve the others. Every answer under way has its row in every step. Streams that nothing tells
-apart (no clock) take turns.
+cannot starve the others. Every answer in progress has a row in every step. Without a clock, streams
+take turns.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from operators.engine.residency import Residency
 from operators.engine.session import Part, Session
 
 HELD_DRAFTS = 4
-"""Tokens of every draft where the text depends on them (rejection sampling): a number that changed with
-load or luck would make the text irreproducible."""
+"""Tokens of every draft where the text depends on them (rejection sampling): a number that
+varied with load would make the text irreproducible."""
 
 
 PATIENCE_S = 2.0
-"""How much longer than a stream in a slot another must have waited to be given it: slots that changed
-hands at every segment would cost more than they give."""
+"""How much longer a stream must have waited than the one whose slot it takes: moving slots at each
+segment would cost more than it gains."""
 
 
 class Block(NamedTuple):
@@ -68,7 +68,7 @@ class StepPlan:
 
 
 class Transcript(Protocol):
-    """Says which text may enter a window: operators.engine.update_policy."""
+    """Decides which text may enter a window: operators.engine.update_policy."""
 
     def next_part(self, session: Session) -> Part | None: ...
 
@@ -114,11 +114,11 @@ class Scheduler:
             waiting = [session for session in waiting if session.wants_branch]
 
     def _displace(self, waiting: Session, sessions: list[Session]) -> bool:
-        """Have the stream that has waited least leave its slot to one that has waited much longer:
-        at once if it is at rest, else it begins nothing more. Returns whether a slot came free."""
+        """Take the slot of the stream that has waited least for one that has waited much longer: at
+        once if it is at rest, else it begins no further part. Returns whether a slot is free now."""
         held = [s for s in sessions if s.slot is not None]
         last = max(held, key=lambda session: session.waiting_since, default=None)
-        # "not … >": two that nobody waits for give nan, and neither gives way to the other.
+        # "not … >": two infinite values give nan, and then no slot is taken.
         if last is None or not last.waiting_since - waiting.waiting_since > PATIENCE_S:
             return False
         last.yielding = True
@@ -178,8 +178,8 @@ class Scheduler:
         return max(0, min(self._cache.ingest_room(session.slot), len(part.tokens) - done))
 
     def _drafts(self, decoding: list[Generation]) -> list[Planned]:
-        """What each answer drafts in this step: every answer picks a drafter, the step shares out
-        its room."""
+        """What each answer drafts in this step: first the drafter of each answer, then how the room of
+        the step is shared out."""
         offers = [self._candidates(generation) for generation in decoding]
         choices = [
             self._choose(generation, offer, len(decoding))
@@ -207,13 +207,13 @@ class Scheduler:
         return Choice(model, control.arm(model.arm).acceptance, owed=model.limit)
 
     def _held(self, generation: Generation) -> bool:
-        """Whether the drafts have a say in the text."""
+        """Whether the text depends on the drafts."""
         sampler = generation.decoding.sampler
         drafted = self._draft is not None and generation.decoding.by_model
         return drafted and sampler is not None and sampler.sampling.acceptance == "rejection"
 
     def _candidates(self, generation: Generation) -> dict[Candidate, Draft | ModelDrafter]:
-        """Who could draft for this answer now; the draft model's tokens are not made yet."""
+        """The drafters that can draft for this answer now; the draft model's tokens are not made yet."""
         limit = min(generation.draft_room(self._cache), self._config.max_draft)
         found: dict[Candidate, Draft | ModelDrafter] = {}
         if self._held(generation):
@@ -245,7 +245,7 @@ class Scheduler:
 
 
 def _tokens_per_verify(decoding: list[Generation]) -> list[float]:
-    """The pace of every answer; one that begins is taken to be as fast as the others."""
+    """The rate of every answer; a new one starts with the mean of the others."""
     known = [
         generation.tokens_per_verify for generation in decoding if generation.tokens_per_verify
     ]

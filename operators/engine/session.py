@@ -1,4 +1,4 @@
-"""What is known of one stream: its queue, what lies in its window, its coverage, its ledger.
+"""The state of one stream: its queue, the content of its window, its coverage, its ledger.
 
 Bookkeeping only, no tensors computed here. The rules that keep the promise "covered means seen":
 
@@ -51,7 +51,7 @@ CORRECTION_CHARS = 280
 
 
 class Known(NamedTuple):
-    """A segment that was taken. ``text``: a hash of its text, None if that is not known any more."""
+    """A segment that was taken. ``text``: a hash of its text, None if it is not known."""
 
     revision: int
     text: int | None
@@ -59,7 +59,7 @@ class Known(NamedTuple):
 
 @dataclass(eq=False)
 class Work:
-    """A segment on its way: done when all its parts are in and every run it owes has an outcome."""
+    """A segment in progress: done when all its parts are ingested and all its runs have an outcome."""
 
     ticket: int
     segment: Segment
@@ -167,8 +167,8 @@ class Session:
     @property
     def waiting_since(self) -> float:
         """Clock time since when the oldest of its segments that are not done has waited, also with
-        the caller. What has none (a question, an update by time) waits for nobody's segments; text
-        that is only run again, after a restart, is awaited by nobody."""
+        the caller. -inf (first) without such a segment: a question, an update by time. +inf (last) for
+        text that is only prefilled again after a restart."""
         if not self.works:
             only_again = (self.queue or self.current) and not (self.requests or self.requested)
             return math.inf if only_again else -math.inf
@@ -248,7 +248,7 @@ class Session:
 
     @property
     def running(self) -> list[Generation]:
-        """Answers in the making, oldest run first."""
+        """Answers in progress, oldest run first."""
         return [generation for run in self.runs for generation in run.open]
 
     @property
@@ -275,7 +275,7 @@ class Session:
         return concluded
 
     def close_branches(self, cache: KvCache) -> None:
-        """Give up every run and partial hypothesis; the stream's memory is as before the forks."""
+        """Cancel every run and partial hypothesis; the stream's memory is as before the forks."""
         self.partials.clear(cache)
         for run in self.runs:
             run.close(cache)
@@ -284,14 +284,14 @@ class Session:
         self.requests.clear()
 
     def remember(self, segment_id: str, revision: int = 0, text: str | None = None) -> None:
-        """Know this segment as taken, should it come again."""
+        """Record the segment as taken, so that a repeat is recognised."""
         self.recent[segment_id] = Known(revision, None if text is None else hash(text))
         while len(self.recent) > RECENT_IDS:
             del self.recent[next(iter(self.recent))]
 
     def correct(self, segment: Segment) -> None:
         """Put a later revision (text, speaker) where the segment is cited, now or from now on. The
-        cache keeps what was heard first. Mutates the ledger's evidence and the window's records."""
+        cache keeps the first version. Mutates the ledger's evidence and the window's records."""
         text = segment.text.strip()[:CORRECTION_CHARS] if segment.type == "segment" else None
         given = segment.speaker
         name = (given.name or given.id) if given else None
@@ -329,7 +329,7 @@ class Session:
             self.degraded = (*self.degraded, flag)
 
     def with_degraded(self, event: SummaryEvent) -> SummaryEvent:
-        """The event with the ledger as it is and with the flags since the last one, which it takes."""
+        """The event with the current ledger and the flags since the last one, which are cleared."""
         flags, self.degraded = self.degraded, ()
         return replace(event, items=self.ledger.items, degraded=(*flags, *event.degraded))
 
@@ -395,7 +395,7 @@ class Session:
         return emission
 
     def state(self) -> SessionState:
-        """The stream as of ``cursor``: segments behind it are left out, they will be fed again."""
+        """The stream as of ``cursor``: later segments are left out, they will be fed again."""
         whole = [p for p in self.window if p is not self.current]
         parts = [] if self.ended else [p for p in whole if p.info.offset <= self.cursor]
         ahead = sum(len(p.tokens) for p in whole if p.info.offset > self.cursor)
@@ -423,14 +423,14 @@ class Session:
 
     @property
     def idle(self) -> bool:
-        """Nothing queued, half done or owed: the slot could be given to another stream. Partial
-        hypotheses do not count: their work can be given up at any time."""
+        """Nothing queued, in progress or owed: the slot could be given to another stream. Partial
+        hypotheses do not count: they can be preempted at any time."""
         return not self.queue and self.at_rest
 
     @property
     def at_rest(self) -> bool:
-        """Nothing half done or owed but what is queued: the slot may be left and taken again without
-        a trace."""
+        """Nothing in progress or owed except what is queued: giving up the slot and taking one again
+        does not change the output."""
         return not (
             self.current or self.requests or self.due or self.runs or self.ending or self.requested
         )

@@ -1,9 +1,9 @@
 """A stream's whole memory as bytes: KV tensors and what belongs to them, in one safetensors file.
 
 The KV of a window is not a function of the window's text: above the first layer it carries context
-that has long been evicted. So a snapshot holds the tensors, and a stream restored from it goes on token
-for token as if nothing had happened. It says with which model, types and sizes it was made; another
-operator refuses it, and a torn or altered file is noticed by its checksum. No pickle anywhere.
+that was evicted. So a snapshot holds the tensors, and a stream restored from it continues token for
+token. The file names the model, types and sizes it was made with, and an operator with others refuses
+it; a checksum detects torn and altered files. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -59,9 +59,10 @@ class StreamMemory(msgspec.Struct, kw_only=True):
     """
 
     identity: dict[str, str]
-    """Who can read the tensors: see :func:`identity`."""
+    """Which operators can read the tensors: see :func:`identity`."""
     settings: str
-    """Hash of the settings that shape answers: with others the stream goes on, but says so."""
+    """Hash of the settings that shape answers: with others the stream continues, marked
+    ``settings_changed``."""
     state: SessionState
     length: int
     """Tokens ever appended; the absolute position of the next one."""
@@ -108,7 +109,7 @@ def to_bytes(memory: StreamMemory, kv: Tensor, draft: Tensor | None = None) -> b
     tensors = {"kv": kv.contiguous()}
     if draft is not None:
         tensors["draft"] = draft.contiguous()
-    # One entry: the order of several is not fixed, and equal memories shall give equal bytes.
+    # One entry: the order of several is not fixed, and equal memories must give equal bytes.
     data: bytes = save(tensors, metadata={_KEY: _checksum(text, tensors) + text})
     return data
 

@@ -1,4 +1,4 @@
-"""One run of a task: its generator, the answers in the making, and the branches that hold its fork."""
+"""One run of a task: its generator, its answers in progress, and the branches that hold its fork."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class TaskRun:
     """From the place where the task became due until ``outcome`` is set.
 
     While it has asks under way it holds at least one branch. A later ask forks beside that one, so
-    every ask of the run sees the stream as of the same frontier, however far ingest has gone on
-    since (the cache lets it go no further than an open branch allows).
+    every ask of the run sees the stream as of the same frontier, however far ingest has advanced
+    since (an open branch bounds how far it may).
     """
 
     task: Task
@@ -49,8 +49,8 @@ class TaskRun:
         generation.start(cache.fork(slot, beside=self._held(), alone=generation.alone))
 
     def advance(self, cache: KvCache) -> None:
-        """Pass branches of finished answers on; when all answers are there, go on with the generator.
-        Mutates the run; drops branches that nothing needs."""
+        """Pass on the branches of finished answers; when all answers are complete, resume the generator.
+        Mutates the run; drops branches that are not needed."""
         for generation in self.asked:
             if generation.finish_reason and generation.branch is not None:
                 self._pass_on(generation, cache)
@@ -70,7 +70,7 @@ class TaskRun:
                 cache.drop(held)
 
     def close(self, cache: KvCache) -> None:
-        """Give the run up: drop its branches, end its generator. Leaves no trace in the stream."""
+        """Cancel the run: drop its branches, close its generator. The stream is not affected."""
         for generation in self.asked:
             if generation.branch is not None:
                 cache.drop(generation.branch)

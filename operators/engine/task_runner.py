@@ -52,7 +52,7 @@ class TaskRunner:
             session.runs.append(run)  # it needed no answer
 
     def begin(self, session: Session, run: TaskRun) -> None:
-        """Take the run's view and its first asks; who calls opens its branches."""
+        """Create the run's view and its first asks; the caller opens its branches."""
         run.fork = session.frontier
         run.steps = run.task.run(view_of(session, run.task), run.occasion)
         run.make = partial(self._generation, session, run.task.name, session.tokens_total)

@@ -46,7 +46,7 @@ class UpdatePolicy:
         self._summary, self._others = summary, others
         self._observer, self._clock = observer, clock
 
-    # --- questions: they change nothing ------------------------------------------------------
+    # --- queries: no side effects ------------------------------------------------------------
 
     def wanted(self, session: Session) -> Trigger | None:
         """Which trigger, if any, asks for a summary update at the current frontier."""
@@ -60,7 +60,7 @@ class UpdatePolicy:
         return None if self._behind(session) else self._summary.due(self._progress(session))
 
     def due_at(self, session: Session) -> float | None:
-        """Clock time at which time alone will ask for an update, or None."""
+        """Clock time at which an update becomes due by time alone, or None."""
         left = self._summary.seconds_left(self._progress(session))
         return None if left is None else self._clock() + left
 

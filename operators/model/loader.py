@@ -92,8 +92,8 @@ class DecoderModel:
     def use_for_generation(self, dtype: str) -> None:
         """Make this the weights of generation: int8, w8a8 or int4 beside bf16, or ingest's own type.
 
-        Takes seconds to a minute for the quantised ones. To be called before anything is generated:
-        what tokens are made with must not change while a stream lives. Raises ModelError for types
+        Takes seconds to a minute for the quantised ones. Call it before anything is generated: the
+        weights must not change while a stream is open. Raises ModelError for types
         that do not go together.
         """
         ingest, own = self._networks["ingest"], self.dtypes["ingest"]

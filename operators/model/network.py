@@ -63,7 +63,7 @@ def _project(layer: Layer, hidden: Tensor, shape: KvShape) -> tuple[Tensor, Tens
 
 
 def _mlp(layer: Layer, hidden: Tensor) -> Tensor:
-    """``hidden`` ``[T, hidden]`` plus what the layer's MLP makes of it."""
+    """``hidden`` ``[T, hidden]`` plus the output of the layer's MLP."""
     gate, up = layer.gate_up(layer.mlp_norm(hidden)).chunk(2, dim=-1)
     done: Tensor = hidden + layer.down(layer.activation(gate) * up)
     return done
@@ -87,7 +87,7 @@ class Network:
             qk, v = self.project(layer, hidden, batch.cache.shape)
             hidden = hidden + layer.output(batch.attend(index, qk, v, layer.scaling))
             if index == len(self.layers) - 1:
-                hidden = hidden[batch.wanted]  # the others' part is done: their keys are written
+                hidden = hidden[batch.wanted]  # the other tokens are done: their keys are written
                 if not len(hidden):
                     return hidden.new_empty(0, self.embedding.shape[0])
             hidden = self.mlp(layer, hidden)
@@ -148,7 +148,7 @@ def from_transformers(model: Any) -> Network:
     """Take over the weights of a causal LM of transformers.
 
     Projections that run as one are joined; the model's own parameters become views of the joined
-    ones, so every weight is held once. Raises ModelError for a layer of another make.
+    ones, so every weight is held once. Raises ModelError for another kind of layer.
     """
     body = model.model
     try:

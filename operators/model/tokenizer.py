@@ -1,4 +1,4 @@
-"""Tokens and text: the tokenizer seam, and small measures of a text used for quality and stability."""
+"""The tokenizer interface, and its implementation on a transformers tokenizer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MARK = "\N{SYMBOL FOR NULL}WINDOW\N{SYMBOL FOR NULL}"
 
 
 class HubTokenizer:
-    """A transformers (fast) tokenizer behind the :class:`Tokenizer` seam."""
+    """A transformers (fast) tokenizer behind the :class:`Tokenizer` interface."""
 
     def __init__(self, tokenizer: Any, config: Any, generation_config: Any = None) -> None:
         self._tokenizer = tokenizer

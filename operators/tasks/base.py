@@ -1,4 +1,4 @@
-"""The seam between the engine and what it is asked to write.
+"""The interface between the engine and its tasks.
 
 A task says when it is due and what to ask of the model. One *run* of a task is a Python generator: it
 reads a view of the stream, yields the asks it needs, is sent their answers, may yield again, and
@@ -15,7 +15,7 @@ ingested meanwhile. The whole of a small task::
             (answer,) = yield [self.tools.ask("Name three keywords of the transcript.", max_tokens=24)]
             return Outcome(events=(self.tools.result(self.name, view, answer),))
 
-The built-in tasks (summary, translation, answer) use this seam and nothing else of the engine.
+The built-in tasks (summary, translation, answer) use this interface and nothing else of the engine.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class StreamView:
-    """What a task knows of a stream: the window as of the fork. ``ledger`` alone is live, so that an
+    """What a task sees of a stream: the window as of the fork. ``ledger`` alone is live, so that an
     outcome is built on the notes as they are when it is applied. A task must not change what it sees."""
 
     stream_id: str

@@ -133,7 +133,7 @@ def test_a_closed_stream_says_so() -> None:
             use()
     older = operator.open("a")
     operator.open("a")
-    with pytest.raises(LongstreamError, match="opened anew"):
+    with pytest.raises(LongstreamError, match="reopened"):
         older.feed("more")
 
 

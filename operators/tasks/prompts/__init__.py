@@ -39,7 +39,7 @@ _OPTIONAL = {
     "owner": {"before"},
 }
 """``ledger``: the notes so far. The default prompt leaves it out: a 1.5B model that sees its notes
-writes them down again instead of new ones. ``since``: the first words nobody has summarised yet."""
+writes them down again instead of new ones. ``since``: the first words that no update has covered."""
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
