@@ -45,11 +45,12 @@ test: setup lint ## Lint, types and the fast tests (with a real Kafka where one 
 test-full: setup lint ## All tests, the long ones too
 	@$(BIN)/pytest
 
-lint: setup ## ruff, mypy and bandit
+lint: setup ## ruff, mypy, bandit, and which package may import which
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/bandit -q -c pyproject.toml -r operators pipelines
+	@$(BIN)/lint-imports --no-cache | tail -3
+	@$(BIN)/bandit -q -c pyproject.toml -r longstream operators pipelines
 
 format: setup ## Format the code
 	@$(BIN)/ruff format .

@@ -90,7 +90,7 @@ class OperatorConfig:
     store, more go there, least recently used first."""
     branches: int = 8
     """Scratch regions: answers in progress at once, over all streams."""
-    ingest_budget: int = 256
+    prefill_budget: int = 256
     """Prefill tokens per step over all streams: bounds how long a step can delay a decode."""
 
     update_tokens: int = 384
@@ -146,8 +146,8 @@ class OperatorConfig:
     sampled_tasks: tuple[str, ...] = ()
     """Kinds of answer the sampling settings hold for (summary, compaction, translation, answer); the
     others stay greedy. Empty: all."""
-    dtype_ingest: str = "auto"
-    dtype_generation: str = "auto"
+    dtype_prefill: str = "auto"
+    dtype_decode: str = "auto"
     compile: bool = False
     """Run the parts of fp32 and bf16 layers around attention through torch.compile, which needs a C++
     compiler (on CUDA: Triton) and makes the first steps slow. What it gains is unmeasured."""
@@ -169,7 +169,7 @@ class OperatorConfig:
         need(self.slots >= 1, "slots", "at least one stream")
         need(self.host_streams >= 0, "host_streams", "0 sends every idle stream to the store")
         need(self.branches >= 1, "branches", "at least one branch")
-        need(self.ingest_budget >= 1, "ingest_budget", "at least 1 token per step")
+        need(self.prefill_budget >= 1, "prefill_budget", "at least 1 token per step")
         need(1 <= self.update_tokens <= self.window, "update_tokens", "between 1 and the window")
         need(self.update_interval_s >= 0, "update_interval_s", "seconds, 0 switches it off")
         need(self.skip_behind >= 0, "skip_behind", "segments, 0 switches it off")
@@ -182,8 +182,8 @@ class OperatorConfig:
         need(self.max_text_bytes >= 1, "max_text_bytes", "at least 1 byte")
         need(self.drafter != "draft" or bool(self.draft_model), "drafter", "set draft_model too")
         need(self.drafter in DRAFTERS, "drafter", f"one of {', '.join(DRAFTERS)}")
-        need(self.dtype_ingest in DTYPES, "dtype_ingest", f"one of {', '.join(DTYPES)}")
-        need(self.dtype_generation in DTYPES, "dtype_generation", f"one of {', '.join(DTYPES)}")
+        need(self.dtype_prefill in DTYPES, "dtype_prefill", f"one of {', '.join(DTYPES)}")
+        need(self.dtype_decode in DTYPES, "dtype_decode", f"one of {', '.join(DTYPES)}")
         for task in self.sampled_tasks:
             need(task in TASKS, "sampled_tasks", f"of {', '.join(TASKS)}")
         accepts = f"one of {', '.join(ACCEPTANCES)}"

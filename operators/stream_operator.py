@@ -161,7 +161,7 @@ class StreamOperator:
             self._prompts.prefix,
             slots=config.slots,
             branches=config.branches,
-            block=config.ingest_budget,
+            block=config.prefill_budget,
         )
 
     def _make_prefix(self) -> Tensor:
@@ -170,7 +170,7 @@ class StreamOperator:
         tokens = self._prompts.prefix
         while slot.length < len(tokens):
             end = slot.length + self.layout.slack
-            self.model.forward("ingest", self.cache, [Row(slot, tokens[slot.length : end])])
+            self.model.forward("prefill", self.cache, [Row(slot, tokens[slot.length : end])])
         prefix = self.cache.export(slot)
         self.cache.release(slot)
         return prefix

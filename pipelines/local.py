@@ -35,7 +35,7 @@ def load_operator(
     model: str,
     *,
     device: str = "auto",
-    spill_url: str = "",
+    offload_url: str = "",
     model_sha256: str = "",
     draft_model_sha256: str = "",
     tasks: Sequence[Task] = (),
@@ -46,7 +46,7 @@ def load_operator(
     ``settings`` are those of OperatorConfig, ``tasks`` further tasks beside the built-in ones.
     ``model_sha256``: digest of a model that is no alias, as ``longstream model sha256`` prints it;
     required for one of a model hub. ``draft_model_sha256``: the same for ``draft_model``.
-    ``spill_url``: a folder or object store (fsspec) for the KV of idle streams beyond
+    ``offload_url``: a folder or object store (fsspec) for the KV of idle streams beyond
     ``host_streams``. Measures the model's costs on this machine on first use (some seconds).
     Raises ModelError or ConfigError.
     """
@@ -61,7 +61,7 @@ def load_operator(
         clock=time.monotonic,
         draft=draft,
         costs=measured_costs(loaded, draft, config, models.default_cache()),
-        store=idle_store(spill_url),
+        store=idle_store(offload_url),
         tasks=tasks,
     )
 

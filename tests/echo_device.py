@@ -104,6 +104,6 @@ def make_engine(
         config,
         clock=time.monotonic,
         observer=observer,
-        store=idle_store(load.spill_url, load.again),
+        store=idle_store(load.offload_url, load.again),
     )
     return operator, describe(operator, 0.0)

@@ -56,8 +56,8 @@ def toy_decoder(
         toy_model(arch, **kw),
         ToyTokenizer(),
         name=f"toy-{arch}",
-        dtype_ingest=dtype,
-        dtype_generation=dtype,
+        dtype_prefill=dtype,
+        dtype_decode=dtype,
         device=device or _USED["device"],
         compile=compile,
     )
@@ -100,7 +100,7 @@ class Driver:
     def run(self, rows: list[Row]) -> list[Tensor]:
         for row in rows:
             row.num_logits = len(row.tokens)
-        logits = self.model.forward("ingest", self.cache, rows)
+        logits = self.model.forward("prefill", self.cache, rows)
         if logits.device.type == "cuda":  # compared with what the reference says on the CPU
             logits = logits.cpu()
         return list(torch.split(logits, [len(r.tokens) for r in rows]))

@@ -98,7 +98,7 @@ class DraftModel:
         slot = self.cache.claim(0)
         while slot.length < len(prefix):
             end = slot.length + layout.slack
-            model.forward("ingest", self.cache, [Row(slot, prefix[slot.length : end])])
+            model.forward("prefill", self.cache, [Row(slot, prefix[slot.length : end])])
         self._prefix = self.cache.export(slot)
         self.cache.release(slot)
 
@@ -137,7 +137,7 @@ class DraftModel:
         """Append what the target has appended to its streams (rows without a branch)."""
         mine = [Row(self._twins[row.stream], row.tokens) for row in rows]
         if mine:
-            self._run("ingest", mine)
+            self._run("prefill", mine)
 
     def open(
         self, branch: Branch, prompt: Sequence[int], answer: Sequence[int], sampler: Sampler | None
@@ -189,7 +189,7 @@ class DraftModel:
         found: list[Tensor | None] = [None] * len(rows)
         few = [at for at, row in enumerate(rows) if len(row.tokens) <= FEW]
         many = [at for at, row in enumerate(rows) if len(row.tokens) > FEW]
-        roles: tuple[tuple[Role, list[int]], ...] = (("generation", few), ("ingest", many))
+        roles: tuple[tuple[Role, list[int]], ...] = (("decode", few), ("prefill", many))
         for role, places in roles:
             if places:
                 logits = iter(self._run(role, [rows[at] for at in places]))

@@ -37,8 +37,8 @@ class Decoding:
 class Generation:
     """An answer on a branch; lives from the fork until ``finish_reason`` is set.
 
-    Each step runs either a stretch of prompt (role ingest) or a verify block ``[pending, *drafts]``
-    (role generation). ``output`` never holds a token the target model did not choose itself.
+    Each step runs either a stretch of prompt (role prefill) or a verify block ``[pending, *drafts]``
+    (role decode). ``output`` never holds a token the target model did not choose itself.
     """
 
     task: str

@@ -43,7 +43,7 @@ class Runner:
         blocks = [block.row for block in plan.blocks]
         rows = [row for row, _ in plan.prompts] + blocks
         tokens = sum(len(row.tokens) for row in rows)
-        logits = self._model.forward("ingest", self._cache, rows)
+        logits = self._model.forward("prefill", self._cache, rows)
         self._observer.count("prompt_tokens", tokens)
         self._observer.observe("prefill_seconds", self._clock() - began)
         at = 0
@@ -67,7 +67,7 @@ class Runner:
     def _verify(self, decoding: Sequence[Planned]) -> int:
         self.make_drafts(decoding)
         rows: list[Row] = [planned.generation.verify_row(planned.draft) for planned in decoding]
-        logits = self._model.forward("generation", self._cache, rows)
+        logits = self._model.forward("decode", self._cache, rows)
         at = 0
         for row, planned in zip(rows, decoding, strict=True):
             generation = planned.generation

@@ -1,7 +1,7 @@
 """Which rows run next: slots and branch regions for those that need them, and a step's token budget.
 
 Prefill, decode and verify are all rows; the only difference is their role (see operators.model.loader).
-A step prefills at most ``ingest_budget`` tokens over all streams, however long a segment is.
+A step prefills at most ``prefill_budget`` tokens over all streams, however long a segment is.
 
 Oldest-first scheduling: slots, branch regions and prompt tokens go to the stream whose oldest unfinished
 segment has waited longest; a stream that never pauses gives up its slot between two parts. Up to half of
@@ -141,7 +141,7 @@ class Scheduler:
         running = [g for s in rotated for g in s.running]
         hypotheses = [g for s in rotated for g in s.partials.running]
         plan.decoding = self._drafts([g for g in [*running, *hypotheses] if not g.prefilling])
-        budget = _prompts(plan, [g for s in order for g in s.running], self._config.ingest_budget)
+        budget = _prompts(plan, [g for s in order for g in s.running], self._config.prefill_budget)
         budget = self._blocks(plan, order, budget, transcript)
         _prompts(plan, hypotheses, budget)
         return plan

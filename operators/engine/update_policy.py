@@ -169,6 +169,8 @@ class UpdatePolicy:
         made = session.stamp(session.with_degraded(event))
         erasure = made.stability.normalized_erasure
         self._observer.observe("summary_normalized_erasure", erasure)
+        for reason, count in made.refused.items():
+            self._observer.count("refused_notes", count, reason=reason)
         return made
 
     def _failed(self, session: Session) -> None:

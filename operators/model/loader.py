@@ -2,8 +2,8 @@
 
 ``DecoderModel.forward`` is the only way a token gets through the network. It has two *roles*:
 
-* ``ingest``: transcript and prompt tokens, many per forward (compute bound);
-* ``generation``: decode and verify, a few per forward (bound by reading the weights).
+* ``prefill``: transcript and prompt tokens, many per forward (compute bound);
+* ``decode``: decode and verify, a few per forward (bound by reading the weights).
 
 Each role has its own weights (fp32 or bf16; for generation also int8, w8a8 and int4, see
 operators.model.quantization), fixed at load. A token's weights depend on its role only, never on block
@@ -32,7 +32,7 @@ from operators.model import quantization
 from operators.model.network import Network, check_compiler, from_transformers
 from operators.model.tokenizer import HubTokenizer, Tokenizer
 
-Role = Literal["ingest", "generation"]
+Role = Literal["prefill", "decode"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 """Architectures (``model_type``) with a conformity test against the slow reference."""
@@ -51,16 +51,16 @@ class DecoderModel:
         tokenizer: Tokenizer,
         *,
         name: str,
-        dtype_ingest: str = "fp32",
-        dtype_generation: str = "fp32",
+        dtype_prefill: str = "fp32",
+        dtype_decode: str = "fp32",
         device: str = "cpu",
         compile: bool = False,
     ) -> None:
         config: Any = network.config
         check_supported(config)
         self.name, self.tokenizer, self.device = name, tokenizer, torch.device(device)
-        self.dtypes = {"ingest": dtype_ingest, "generation": dtype_generation}
-        self.dtype = DTYPES["fp32" if dtype_ingest == "fp32" else "bf16"]
+        self.dtypes = {"prefill": dtype_prefill, "decode": dtype_decode}
+        self.dtype = DTYPES["fp32" if dtype_prefill == "fp32" else "bf16"]
         self.max_context = int(config.max_position_embeddings)
         heads = config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -75,41 +75,41 @@ class DecoderModel:
         if compile:
             check_compiler(self.device)
             ingest = ingest.compiled()
-        self._networks: dict[str, Network] = {"ingest": ingest, "generation": ingest}
-        if dtype_ingest not in DTYPES:
+        self._networks: dict[str, Network] = {"prefill": ingest, "decode": ingest}
+        if dtype_prefill not in DTYPES:
             raise ModelError(
-                f"dtype_ingest={dtype_ingest} is slower than bf16 for blocks: use bf16"
+                f"dtype_prefill={dtype_prefill} is slower than bf16 for blocks: use bf16"
             )
-        self.use_for_generation(dtype_generation)
+        self.use_for_decode(dtype_decode)
 
     @property
     def tied(self) -> bool:
         """Whether the output matrix is the embedding itself, held once."""
-        ingest = self._networks["ingest"]
+        ingest = self._networks["prefill"]
         head = ingest.head.weight
         return isinstance(head, Tensor) and head.data_ptr() == ingest.embedding.data_ptr()
 
-    def use_for_generation(self, dtype: str) -> None:
+    def use_for_decode(self, dtype: str) -> None:
         """Make this the weights of generation: int8, w8a8 or int4 beside bf16, or ingest's own type.
 
         Takes seconds to a minute for the quantised ones. Call it before anything is generated: the
         weights must not change while a stream is open. Raises ModelError for types
         that do not go together.
         """
-        ingest, own = self._networks["ingest"], self.dtypes["ingest"]
-        self._networks["generation"] = ingest  # free the old ones before making others
+        ingest, own = self._networks["prefill"], self.dtypes["prefill"]
+        self._networks["decode"] = ingest  # free the old ones before making others
         if dtype == "w8a8" and not quantization.runs_w8a8(self.device):
-            raise ModelError("dtype_generation=w8a8 needs a CPU with VNNI instructions: use bf16")
+            raise ModelError("dtype_decode=w8a8 needs a CPU with VNNI instructions: use bf16")
         if dtype in quantization.BODY and own == "bf16":
-            self._networks["generation"] = ingest.requantised(
+            self._networks["decode"] = ingest.requantised(
                 quantization.BODY[dtype], quantization.HEAD[dtype]
             )
         elif dtype != own:
             raise ModelError(
-                f"dtype_generation={dtype} does not go with dtype_ingest={own}:"
+                f"dtype_decode={dtype} does not go with dtype_prefill={own}:"
                 " use the same, or int8, w8a8 or int4 beside bf16"
             )
-        self.dtypes["generation"] = dtype
+        self.dtypes["decode"] = dtype
 
     def new_cache(self, layout: KvLayout, *, slots: int, branches: int) -> KvCache:
         """Allocate a cache for this model; freezes length-dependent RoPE at the cache's size.
@@ -212,24 +212,24 @@ def load_model(
     *,
     name: str = "",
     device: str = "auto",
-    dtype_ingest: str = "auto",
-    dtype_generation: str = "auto",
+    dtype_prefill: str = "auto",
+    dtype_decode: str = "auto",
     compile: bool = False,
 ) -> DecoderModel:
     """Load a local folder (or hub name) of safetensors + tokenizer.
 
     ``device`` auto: CUDA where there is one, else CPU. Types auto: bf16, for generation the same as
-    for ingest (a measured choice is up to the caller: :meth:`DecoderModel.use_for_generation`).
+    for ingest (a measured choice is up to the caller: :meth:`DecoderModel.use_for_decode`).
     ``compile``: see :meth:`Network.compiled`; unmeasured.
     Raises ModelError with what to do when the model is missing or cannot be run exactly.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype_ingest == "auto":
-        dtype_ingest = "fp32" if dtype_generation == "fp32" else "bf16"
-    if dtype_generation == "auto":
-        dtype_generation = dtype_ingest
-    dtype = DTYPES["fp32" if dtype_ingest == "fp32" else "bf16"]
+    if dtype_prefill == "auto":
+        dtype_prefill = "fp32" if dtype_decode == "fp32" else "bf16"
+    if dtype_decode == "auto":
+        dtype_decode = dtype_prefill
+    dtype = DTYPES["fp32" if dtype_prefill == "fp32" else "bf16"]
     try:
         config = AutoConfig.from_pretrained(path)
         check_supported(config)
@@ -244,8 +244,8 @@ def load_model(
         network,
         HubTokenizer(tokenizer, network.config, network.generation_config),
         name=name or Path(path).name,
-        dtype_ingest=dtype_ingest,
-        dtype_generation=dtype_generation,
+        dtype_prefill=dtype_prefill,
+        dtype_decode=dtype_decode,
         device=device,
         compile=compile,
     )

@@ -101,7 +101,7 @@ def forget(
                 "stays on the topic and is obeyed when one does; then forget the stream again to "
                 "delete its records"
             )
-        for url in filter(None, {settings.snapshot_url, settings.spill_url}):
+        for url in filter(None, {settings.snapshot_url, settings.offload_url}):
             SnapshotStore(url).erase(stream)
         _finish(settings, stream, marks)
 

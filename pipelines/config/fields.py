@@ -161,9 +161,9 @@ class Settings(BaseSettings):
     state_retention_h: float | None = Field(None, gt=0)
     """Hours after its end for which a stream's state is kept. Empty: for ever."""
     snapshot_retention_h: float | None = Field(None, gt=0)
-    """Hours for which snapshots, and KV under spill_url, are kept; a stream that was silent for longer
+    """Hours for which snapshots, and KV under offload_url, are kept; a stream that was silent for longer
     is restored from its window's text. Empty: until the stream ends."""
-    spill_url: str = ""
+    offload_url: str = ""
     """Where the KV of streams goes that have no work, beyond operator.host_streams: a folder, s3://…,
     any fsspec URL. Each worker makes a folder of its own there. Empty: host memory holds them all."""
     operator: Annotated[OperatorConfig, BeforeValidator(_operator_input)] = OperatorConfig()
@@ -223,7 +223,7 @@ class Settings(BaseSettings):
             raise ValueError("Kafka confuses . and _ in metric names: use one of them")
         return value
 
-    @field_validator("snapshot_url", "spill_url")
+    @field_validator("snapshot_url", "offload_url")
     @classmethod
     def _check_store_url(cls, value: str) -> str:
         if "@" in value:

@@ -39,11 +39,11 @@ ROUNDS, LONG_ROUNDS, LONG = 5, 2, 64
 """How often a block is timed; those of LONG tokens and more, which take seconds, less often."""
 LAYOUT = KvLayout(sinks=4, window=256, slack=128, branch_tokens=128)
 """A full window of this size lies behind the measured blocks."""
-VERIFY: Mapping[int, Role] = dict.fromkeys((1, 2, 4, 8, 16, 32, 64), "generation")
+VERIFY: Mapping[int, Role] = dict.fromkeys((1, 2, 4, 8, 16, 32, 64), "decode")
 """Block sizes measured of the model itself, and the role they run in."""
 DRAFT: Mapping[int, Role] = {
-    **dict.fromkeys((1, 2, 4, FEW), "generation"),
-    **dict.fromkeys((32, 128), "ingest"),
+    **dict.fromkeys((1, 2, 4, FEW), "decode"),
+    **dict.fromkeys((32, 128), "prefill"),
 }
 """Of a draft model: decoding, and catching up."""
 AUTOMATIC = ("bf16", "int8", "w8a8")
@@ -84,17 +84,17 @@ def load_calibrated(
     device: str = "auto",
     say: Callable[[str], None] = lambda message: None,
 ) -> DecoderModel:
-    """Load a model with the number types of ``config``; on a CPU, with ``dtype_generation`` auto,
+    """Load a model with the number types of ``config``; on a CPU, with ``dtype_decode`` auto,
     with those weights of generation that are fastest here. Raises ModelError."""
     model = load_model(
         path,
         name=name,
         device=device,
-        dtype_ingest=config.dtype_ingest,
-        dtype_generation=config.dtype_generation,
+        dtype_prefill=config.dtype_prefill,
+        dtype_decode=config.dtype_decode,
         compile=config.compile,
     )
-    free = config.dtype_generation == "auto" and model.dtypes["ingest"] == "bf16"
+    free = config.dtype_decode == "auto" and model.dtypes["prefill"] == "bf16"
     if free and model.device.type == "cpu":
         kinds = [kind for kind in AUTOMATIC if kind != "w8a8" or runs_w8a8(model.device)]
         choose_weights(model, kinds, config.branches, cache, say)
@@ -119,17 +119,17 @@ def choose_weights(
     file = _file(cache, key)
     kept = _read_choice(file, key)
     if kept in kinds:
-        model.use_for_generation(kept)
+        model.use_for_decode(kept)
         return kept
     step: dict[str, float] = {}
     for kind in kinds:
         say(f"trying {kind} weights for generation")
-        model.use_for_generation(kind)
+        model.use_for_decode(kind)
         sizes = (min(rows, LAYOUT.slack), min(rows * BLOCK, LAYOUT.slack))
-        step[kind] = sum(measure(model, dict.fromkeys(sizes, "generation")).values())
+        step[kind] = sum(measure(model, dict.fromkeys(sizes, "decode")).values())
     best = min(kinds, key=step.__getitem__)
-    if best != model.dtypes["generation"]:
-        model.use_for_generation(best)
+    if best != model.dtypes["decode"]:
+        model.use_for_decode(best)
     with contextlib.suppress(OSError):
         _write(file, {"key": key, "choice": best, "seconds": step})
     return best
@@ -175,7 +175,7 @@ def measure(model: DecoderModel, blocks: Mapping[int, Role]) -> dict[int, float]
     cache = model.new_cache(LAYOUT, slots=1, branches=1)
     slot = cache.allocate()
     while slot.length < LAYOUT.slot_tokens:
-        model.forward("ingest", cache, [Row(slot, [7] * LAYOUT.slack)])
+        model.forward("prefill", cache, [Row(slot, [7] * LAYOUT.slack)])
     branch = cache.fork(slot)
     least = dict.fromkeys(blocks, float("inf"))
     for turn in range(ROUNDS + 1):

@@ -48,7 +48,7 @@ def load_operator(
         observer=observer,
         draft=draft,
         costs=measured_costs(model, draft, config, models.default_cache(), progress),
-        store=idle_store(load.spill_url, load.again),
+        store=idle_store(load.offload_url, load.again),
     )
     return operator, describe(operator, time.monotonic() - started)
 
@@ -108,8 +108,8 @@ def describe(operator: StreamOperator, seconds: float) -> protocol.Ready:
     return protocol.Ready(
         model=model.name,
         device=str(model.device),
-        dtype_ingest=model.dtypes["ingest"],
-        dtype_generation=model.dtypes["generation"],
+        dtype_prefill=model.dtypes["prefill"],
+        dtype_decode=model.dtypes["decode"],
         slots=slots,
         bytes_per_stream=per_stream,
         bytes_total=per_stream * slots,

@@ -214,10 +214,10 @@ class Device:
             kept = BoundedStore(SnapshotStore(load.snapshot_url, load.again))
             self._snapshots = Snapshots(kept, load.snapshot_interval_s, time.monotonic)
             self._stores.append(kept)
-        if load.spill_url:  # what any process put there: the engine has a folder of its own
-            self._stores.append(BoundedStore(SnapshotStore(load.spill_url, load.again)))
+        if load.offload_url:  # what any process put there: the engine has a folder of its own
+            self._stores.append(BoundedStore(SnapshotStore(load.offload_url, load.again)))
         if load.snapshot_retention_h is not None:
-            urls = {load.snapshot_url, load.spill_url} - {""}
+            urls = {load.snapshot_url, load.offload_url} - {""}
             stores = [SnapshotStore(url, load.again) for url in urls]
             keep_s = load.snapshot_retention_h * 3600
             purge = threading.Thread(target=purge_forever, args=(stores, keep_s), daemon=True)

@@ -34,7 +34,7 @@ class Load(msgspec.Struct, tag="load", kw_only=True):
     snapshot_interval_s: float = 60.0
     snapshot_retention_h: float | None = None
     """Older ones are deleted from the store; None keeps them until their stream ends."""
-    spill_url: str = ""
+    offload_url: str = ""
     """Where the KV of idle streams goes that host memory has no room for; empty: nowhere."""
     again: bool = False
     """All was found right in this worker's life before: a store that is away is no mistake now."""
@@ -95,8 +95,8 @@ class Progress(msgspec.Struct, tag="progress"):
 class Ready(msgspec.Struct, tag="ready", kw_only=True):
     model: str
     device: str
-    dtype_ingest: str
-    dtype_generation: str
+    dtype_prefill: str
+    dtype_decode: str
     slots: int
     bytes_per_stream: int
     bytes_total: int

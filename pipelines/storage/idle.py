@@ -1,6 +1,6 @@
 """Folders for KV that is of use to one process only, and what becomes of a killed one's.
 
-Each process that spills has a folder ``idle-…`` of its own under ``spill_url`` and holds a lock (flock)
+Each process that offloads has a folder ``idle-…`` of its own under ``offload_url`` and a lock (flock)
 on it as long as it lives; the kernel lets go of the lock however the process ends. So whoever starts
 on the same disk, in another container too, can tell a folder that somebody uses from one that was
 left behind, and deletes the latter. An object store has no locks: what a killed process left there
@@ -77,7 +77,7 @@ def _claim(folder: Path) -> int | None:
         lock = _lock(made)
         made.rename(folder)
     except OSError as error:
-        raise ConfigError(f"spill_url {folder.parent}: {error}") from error
+        raise ConfigError(f"offload_url {folder.parent}: {error}") from error
     return lock
 
 

@@ -118,7 +118,7 @@ class Worker:
             draft_model_sha256=settings.draft_model_sha256,
             snapshot_url=settings.snapshot_url,
             snapshot_interval_s=settings.snapshot_interval_s,
-            spill_url=settings.spill_url,
+            offload_url=settings.offload_url,
             snapshot_retention_h=settings.snapshot_retention_h,
             toy=self._toy,
         )
@@ -150,11 +150,11 @@ class Worker:
         if ready is None:
             return
         log.info(
-            "model %s on %s: ingest %s, generation %s, %d slots, %.1f MB per stream, %.1f MB in all",
+            "model %s on %s: prefill %s, decode %s, %d slots, %.1f MB per stream, %.1f MB in all",
             ready.model,
             ready.device,
-            ready.dtype_ingest,
-            ready.dtype_generation,
+            ready.dtype_prefill,
+            ready.dtype_decode,
             ready.slots,
             ready.bytes_per_stream / 1e6,
             ready.bytes_total / 1e6,

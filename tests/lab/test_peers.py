@@ -41,7 +41,7 @@ def test_what_the_peers_are_given_is_what_the_engine_runs(job: Job) -> None:
         for row in rows:
             if row.branch is None:
                 heard[row.stream].extend(row.tokens)
-            elif role == "ingest":
+            elif role == "prefill":
                 asked[row.branch].extend(row.tokens)
                 if row.num_logits:
                     fork = row.branch.fork - len(job.prefix)

@@ -68,9 +68,9 @@ def test_a_long_ingest_delays_nobodys_next_token(slack: int) -> None:
         steps.step()
         assert answer.verifies == before + 1
         prompts = [
-            len(r.tokens) for role, rows in steps.forwards[-1] for r in rows if role == "ingest"
+            len(r.tokens) for role, rows in steps.forwards[-1] for r in rows if role == "prefill"
         ]
-        assert sum(prompts) <= CONFIG.ingest_budget
+        assert sum(prompts) <= CONFIG.prefill_budget
         taken += sum(prompts)
     assert taken > 3 * slack  # the long text did go in meanwhile
 
@@ -118,9 +118,9 @@ def test_a_summary_and_three_languages_run_in_one_forward_over_one_window(
         for role, rows in steps.forwards[-1]:
             branches = {row.branch.region for row in rows if row.branch is not None}
             assert all(row.stream is slot for row in rows)
-            if role == "generation":
+            if role == "decode":
                 most = max(most, len(branches))
-        assert len([role for role, _ in steps.forwards[-1] if role == "generation"]) <= 1
+        assert len([role for role, _ in steps.forwards[-1] if role == "decode"]) <= 1
     assert most == 4
     assert copies == []
     assert operator.cache.nbytes == bytes_before

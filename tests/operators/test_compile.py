@@ -47,7 +47,7 @@ def test_the_logits_are_the_same_and_no_block_size_compiles_anew() -> None:
 
 
 def test_quantised_weights_run_as_they_are() -> None:
-    plain = toy_decoder(dtype="bf16")._networks["ingest"]
+    plain = toy_decoder(dtype="bf16")._networks["prefill"]
     compiled = plain.compiled()
     assert compiled.project is not plain.project
     quantised = compiled.requantised(Int8Linear, Int8Linear)

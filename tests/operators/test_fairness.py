@@ -59,7 +59,7 @@ def test_waiting_with_the_caller_counts() -> None:
 @pytest.mark.parametrize("arrival", ["abc", "bca", "cab"])
 def test_a_branch_goes_to_the_stream_that_has_waited_longest(arrival: str) -> None:
     """All have their text in, one region is free for their translations."""
-    operator = make(targets=("fr",), branches=1, update_tokens=90, ingest_budget=512, slack=64)
+    operator = make(targets=("fr",), branches=1, update_tokens=90, prefill_budget=512, slack=64)
     for stream in "abc":
         operator.open(stream)
     for stream in arrival:

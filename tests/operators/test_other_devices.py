@@ -87,7 +87,7 @@ def test_from_the_first_layer_to_the_logits_all_stays_on_the_device(arch: str) -
         assert any(group.real is not None for group in laid_out._groups)
         assert {type(group.regions) for group in laid_out._groups} == {Tensor, slice, type(None)}
         with OnlyOn("meta") as watch:
-            logits = driver.model._networks["generation"].forward(laid_out)
+            logits = driver.model._networks["decode"].forward(laid_out)
     assert watch.seen > 100
     assert logits.shape == (sum(row.num_logits for row in rows), driver.model.vocab_size)
 

@@ -30,7 +30,8 @@ def test_braces_in_spoken_text_stay_text() -> None:
 def test_files_of_the_package_have_all_their_placeholders() -> None:
     prompts = Prompts(ToyTokenizer())
     fields = {"ledger": "L", "limit": "4", "since": "S", "language": "French", "text": "T"}
-    fields["question"] = "Q"
+    fields |= {"question": "Q", "turn": "U", "before": "B", "speaker": "A", "what": "W"}
+    fields |= {"people": "P", "task": "K"}
     for name in set(NAMES) - {"system", "user"}:
         assert "{" not in text_of(prompts, name, **fields)
 

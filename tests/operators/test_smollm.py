@@ -34,7 +34,7 @@ def path() -> str:
 
 @pytest.fixture(scope="module")
 def model(path: str) -> Iterator[DecoderModel]:
-    return load_model(path, dtype_ingest="fp32", dtype_generation="fp32", device="cpu")
+    return load_model(path, dtype_prefill="fp32", dtype_decode="fp32", device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,7 @@ class Watched(DecoderModel):
         self.seen: list[int] = []
 
     def forward(self, role: Any, cache: Any, rows: Any) -> Any:
-        if role == "ingest":
+        if role == "prefill":
             self.seen += [int(token) for row in rows for token in row.tokens]
         return super().forward(role, cache, rows)
 

@@ -60,12 +60,12 @@ def generate(
     generation.start(driver.cache.fork(slot))
     while generation.prefilling:
         row = generation.prompt_row(7)
-        logits = driver.model.forward("ingest", driver.cache, [row])
+        logits = driver.model.forward("prefill", driver.cache, [row])
         generation.prompt_done(len(row.tokens), logits if row.num_logits else None)
     while not generation.finish_reason:
         offers = generation.candidates(min(k, generation.draft_room(driver.cache)))
         row = generation.verify_row(next(iter(offers.values()), NO_DRAFT))
-        generation.verified(driver.model.forward("generation", driver.cache, [row]))
+        generation.verified(driver.model.forward("decode", driver.cache, [row]))
     driver.cache.drop(generation.branch)
     return generation
 

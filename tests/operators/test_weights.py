@@ -36,8 +36,8 @@ def decoder(arch: str = "llama", generation: str = "bf16", **changes: object) ->
         toy_model(arch, **changes),
         ToyTokenizer(),
         name=arch,
-        dtype_ingest="bf16",
-        dtype_generation=generation,
+        dtype_prefill="bf16",
+        dtype_decode=generation,
     )
 
 
@@ -106,7 +106,7 @@ def test_w8a8_gives_a_token_the_same_in_any_company() -> None:
 def test_w8a8_is_refused_where_it_would_be_inexact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: False)
     with pytest.raises(ModelError, match="VNNI"):
-        decoder().use_for_generation("w8a8")
+        decoder().use_for_decode("w8a8")
     with pytest.raises(ValueError, match="VNNI"):
         W8A8Linear(random_weight())
 
@@ -124,7 +124,7 @@ def test_shapes_that_do_not_fit_int4_are_said_and_stay_int8() -> None:
     assert not fits_int4(weight)
     with pytest.raises(ValueError, match="does not fit"):
         Int4Linear(weight)
-    layers = decoder(generation="int4", intermediate_size=80)._networks["generation"].layers
+    layers = decoder(generation="int4", intermediate_size=80)._networks["decode"].layers
     assert isinstance(layers[0].qkv, Int4Linear)
     assert isinstance(layers[0].down, Int8Linear)
 
@@ -141,7 +141,7 @@ def test_generation_weights_change_generation_only(arch: str, kind: str) -> None
     logits = []
     for driver, slot in zip(drivers, slots, strict=True):
         row = Row(slot, tokens[:4], driver.cache.fork(slot), num_logits=4)
-        logits.append(driver.model.forward("generation", driver.cache, [row]))
+        logits.append(driver.model.forward("decode", driver.cache, [row]))
     difference = (logits[0] - logits[1]).norm() / logits[0].norm()
     assert 0 < difference < (0.6 if kind == "int4" else 0.1)
 
@@ -150,31 +150,31 @@ def test_every_weight_is_held_once_and_counted() -> None:
     for tied in (False, True):
         network = toy_model(tie_word_embeddings=tied)
         own = {p.data_ptr(): p.numel() for p in network.parameters()}
-        model = DecoderModel(network, ToyTokenizer(), name="toy", dtype_ingest="bf16",
-                             dtype_generation="bf16")  # fmt: skip
+        model = DecoderModel(network, ToyTokenizer(), name="toy", dtype_prefill="bf16",
+                             dtype_decode="bf16")  # fmt: skip
         assert model.tied is tied
         assert model.weight_bytes == 2 * sum(own.values())
     before = model.weight_bytes
-    model.use_for_generation("int8")
+    model.use_for_decode("int8")
     matrices = [p for n, p in network.named_parameters() if p.dim() > 1 and "embed" not in n]
     head = network.lm_head.weight
     added = sum(p.numel() + 2 * len(p) for p in [*matrices, head])
     assert model.weight_bytes == before + added
     if runs_w8a8(torch.device("cpu")):
-        model.use_for_generation("w8a8")
+        model.use_for_decode("w8a8")
         more = sum(
             (4 + 8 - 2) * len(p) for p in [*matrices, head]
         )  # fp32 scales, a zero point each
         assert model.weight_bytes == before + added + more
-    model.use_for_generation("bf16")
+    model.use_for_decode("bf16")
     assert model.weight_bytes == before
 
 
 def test_types_that_do_not_go_together_are_refused() -> None:
     model = DecoderModel(toy_model(), ToyTokenizer(), name="toy")
     for kind in ("int8", "w8a8", "int4", "bf16"):
-        with pytest.raises(ModelError, match="does not go with dtype_ingest=fp32"):
-            model.use_for_generation(kind)
-    with pytest.raises(ModelError, match="dtype_ingest=int4"):
-        DecoderModel(toy_model(), ToyTokenizer(), name="toy", dtype_ingest="int4",
+        with pytest.raises(ModelError, match="does not go with dtype_prefill=fp32"):
+            model.use_for_decode(kind)
+    with pytest.raises(ModelError, match="dtype_prefill=int4"):
+        DecoderModel(toy_model(), ToyTokenizer(), name="toy", dtype_prefill="int4",
                      dtype_generation="int4")  # fmt: skip

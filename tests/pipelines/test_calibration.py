@@ -86,7 +86,7 @@ def test_the_device_measures_both_models_and_drafts_with_one(
 
 def in_bf16() -> DecoderModel:
     return DecoderModel(
-        toy_model(), ToyTokenizer(), name="toy", dtype_ingest="bf16", dtype_generation="bf16"
+        toy_model(), ToyTokenizer(), name="toy", dtype_prefill="bf16", dtype_decode="bf16"
     )
 
 
@@ -94,7 +94,7 @@ def slow(kind: str, from_tokens: int) -> Callable[..., dict[int, float]]:
     """A machine on which this type of weights costs ten times as much from so many tokens on."""
 
     def measure(model: DecoderModel, blocks: Mapping[int, Role]) -> dict[int, float]:
-        slower = model.dtypes["generation"] == kind
+        slower = model.dtypes["decode"] == kind
         return {n: 0.01 * n * (10 if slower and n >= from_tokens else 1) for n in blocks}
 
     return measure
@@ -106,11 +106,11 @@ def test_the_faster_weights_generate_and_a_restart_takes_the_same(
     monkeypatch.setattr(calibration, "measure", slow("bf16", 1))
     first = in_bf16()
     assert choose_weights(first, ("bf16", "int8"), 1, tmp_path) == "int8"
-    assert isinstance(first._networks["generation"].head, Int8Linear)
+    assert isinstance(first._networks["decode"].head, Int8Linear)
     monkeypatch.setattr(calibration, "measure", slow("int8", 1))  # another load, another day
     again = in_bf16()
     assert choose_weights(again, ("bf16", "int8"), 1, tmp_path) == "int8"
-    assert again.dtypes == {"ingest": "bf16", "generation": "int8"}
+    assert again.dtypes == {"prefill": "bf16", "decode": "int8"}
 
 
 def test_verify_blocks_and_the_number_of_answers_decide(
@@ -119,7 +119,7 @@ def test_verify_blocks_and_the_number_of_answers_decide(
     """int8 wins for short forwards and loses for long ones: few answers take it, many do not."""
 
     def measure(model: DecoderModel, blocks: Mapping[int, Role]) -> dict[int, float]:
-        eight = model.dtypes["generation"] == "int8"
+        eight = model.dtypes["decode"] == "int8"
         return {n: 0.1 + 0.04 * n if eight else 0.2 + 0.01 * n for n in blocks}
 
     monkeypatch.setattr(calibration, "measure", measure)
@@ -131,13 +131,13 @@ def test_auto_never_takes_weights_that_were_not_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measure(model: DecoderModel, blocks: Mapping[int, Role]) -> dict[int, float]:
-        fast = {"bf16": 3.0, "int8": 2.0, "w8a8": 2.5, "int4": 1.0}[model.dtypes["generation"]]
+        fast = {"bf16": 3.0, "int8": 2.0, "w8a8": 2.5, "int4": 1.0}[model.dtypes["decode"]]
         return {n: fast * n for n in blocks}
 
     monkeypatch.setattr(calibration, "measure", measure)
     monkeypatch.setattr(calibration, "load_model", lambda path, **_: in_bf16())
     path, config = Path("toy"), OperatorConfig()
-    assert load_calibrated(path, config, tmp_path, name="toy").dtypes["generation"] == "int8"
+    assert load_calibrated(path, config, tmp_path, name="toy").dtypes["decode"] == "int8"
     assert choose_weights(in_bf16(), ("bf16", "int4"), 1, tmp_path) == "int4"
 
 

@@ -41,22 +41,22 @@ def run(body: Callable[[], Awaitable[None]]) -> None:
 
 
 @given(st.lists(st.integers(0, 50), unique=True, min_size=1).map(sorted), st.randoms())
-def test_watermark_is_never_above_an_open_offset(offsets: list[int], rng: Any) -> None:
+def test_what_is_committable_is_never_above_an_open_offset(offsets: list[int], rng: Any) -> None:
     """Whatever the gaps in the offsets and the order of finishing."""
-    offsets = OffsetTracker()
+    tracker = OffsetTracker()
     unread, open_ = list(offsets), []
     while unread or open_:
         if unread and (not open_ or rng.random() < 0.5):
             open_.append(unread.pop(0))
-            offsets.read(open_[-1])
+            tracker.read(open_[-1])
         else:
             offset = open_.pop(rng.randrange(len(open_)))
-            offsets.finish(offset)
-            assert offsets.is_finished(offset)
+            tracker.finish(offset)
+            assert tracker.is_finished(offset)
         read = [o for o in offsets if o not in unread]
-        assert offsets.committable == min(open_, default=read[-1] + 1)
-        assert len(offsets) == len(open_)
-    assert offsets.gap == 0
+        assert tracker.committable == min(open_, default=read[-1] + 1)
+        assert len(tracker) == len(open_)
+    assert tracker.gap == 0
 
 
 def test_an_offset_is_read_once_and_in_order() -> None:

@@ -172,8 +172,8 @@ def test_a_beat_the_catalogue_does_not_know_is_counted_and_logged_once(
 
 def test_one_bad_value_does_not_hide_the_good_ones_of_its_beat() -> None:
     m = Metrics()
-    m.apply_beat(Beat(steps=1, busy=True, counters={"bad": 1, "prompt_tokens|task=ingest": 4}))
-    assert value(m, "longstream_prompt_tokens_total", task="ingest") == 4
+    m.apply_beat(Beat(steps=1, busy=True, counters={"bad": 1, "prompt_tokens|task=prefill": 4}))
+    assert value(m, "longstream_prompt_tokens_total", task="prefill") == 4
 
 
 def test_a_label_with_endless_values_stays_bounded() -> None:

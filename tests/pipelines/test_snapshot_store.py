@@ -125,7 +125,7 @@ def test_a_device_puts_idle_streams_into_its_store_and_leaves_nothing(
 ) -> None:
     monkeypatch.setenv("LONGSTREAM_TEST_OPERATOR", "tests.echo_device:make_engine")
     config = {**CONFIG.to_dict(), "slots": 1, "host_streams": 0, "targets": ()}
-    load = protocol.Load(model="toy", toy=True, config=config, spill_url=str(tmp_path))
+    load = protocol.Load(model="toy", toy=True, config=config, offload_url=str(tmp_path))
 
     async def body() -> None:
         done: asyncio.Queue[Emission] = asyncio.Queue()
@@ -187,7 +187,7 @@ def test_a_device_that_forgets_a_stream_erases_what_others_put_aside(
     """A killed process's spilled KV, where there are no snapshots: the worker itself deletes it."""
     monkeypatch.setenv("LONGSTREAM_TEST_OPERATOR", "tests.echo_device:make")
     url = f"{tmp_path}/spill"
-    load = protocol.Load(model="echo", toy=True, spill_url=url)
+    load = protocol.Load(model="echo", toy=True, offload_url=url)
 
     async def body() -> None:
         device = DeviceClient(lambda _: None)

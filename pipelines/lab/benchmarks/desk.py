@@ -131,7 +131,7 @@ class Desk:
         slot = self.cache.allocate()
         while slot.length < len(prefix):
             row = Row(slot, prefix[slot.length : slot.length + config.slack])
-            model.forward("ingest", self.cache, [row])
+            model.forward("prefill", self.cache, [row])
         self._prefix = self.cache.export(slot)
         self.cache.release(slot)
         offload, encode = Offload(0), model.tokenizer.encode
@@ -149,7 +149,7 @@ class Desk:
             self.prompts.prefix,
             slots=config.slots,
             branches=config.branches,
-            block=config.ingest_budget,
+            block=config.prefill_budget,
         )
 
     def scheduler(self, config: OperatorConfig, costs: Costs | None = None) -> Scheduler:
@@ -186,7 +186,7 @@ class Desk:
             while session.current is not None:
                 done = session.current_done
                 block = session.current.tokens[done : done + self.layout.slack]
-                self.model.forward("ingest", self.cache, [Row(session.slot, block)])
+                self.model.forward("prefill", self.cache, [Row(session.slot, block)])
                 if self.draft is not None:
                     self.draft.ingest([Row(session.slot, block)])
                 session.advance(block)
@@ -219,7 +219,7 @@ class Desk:
         self.cache.restore(slot, place.kv.kv, place.kv.length)
         branch = self.cache.fork(slot)
         row = Row(slot, generation.prompt, branch, num_logits=1)
-        logits = self.model.forward("ingest", self.cache, [row])
+        logits = self.model.forward("prefill", self.cache, [row])
         pools = (self.cache.branch_keys, self.cache.branch_values)
         keys, values = (
             torch.stack([layer[branch.region, :, : branch.length] for layer in pool])
@@ -284,13 +284,13 @@ class Desk:
     def _prefill(self, sessions: list[Session], answers: list[Answered]) -> None:
         """One forward of prompt tokens; no answer goes on before all prompts are through, so that
         decoding is timed by itself."""
-        began, budget = time.perf_counter(), self.config.ingest_budget
+        began, budget = time.perf_counter(), self.config.prefill_budget
         rows: list[tuple[Row, Generation]] = []
         for answer in answers:
             if answer.generation.prefilling and budget > 0:
                 rows.append((answer.generation.prompt_row(budget), answer.generation))
                 budget -= len(rows[-1][0].tokens)
-        logits = self.model.forward("ingest", self.cache, [row for row, _ in rows])
+        logits = self.model.forward("prefill", self.cache, [row for row, _ in rows])
         at = 0
         for row, generation in rows:
             generation.prompt_done(len(row.tokens), logits[at : at + 1] if row.num_logits else None)
@@ -318,7 +318,7 @@ class Desk:
     def _verifies(self, plan: StepPlan, answers: list[Answered]) -> None:
         self.runner.make_drafts(plan.decoding)
         rows = [planned.generation.verify_row(planned.draft) for planned in plan.decoding]
-        logits = self.model.forward("generation", self.cache, rows)
+        logits = self.model.forward("decode", self.cache, rows)
         at = 0
         for row, planned in zip(rows, plan.decoding, strict=True):
             accepted, tokens = planned.generation.verified(logits[at : at + row.num_logits])

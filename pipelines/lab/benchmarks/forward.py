@@ -46,11 +46,11 @@ def _block_step(model: DecoderModel, layout: KvLayout) -> Callable[[int], None]:
     cache = model.new_cache(layout, slots=1, branches=1)
     slot = cache.allocate()
     while slot.length < layout.slot_tokens:
-        model.forward("ingest", cache, [Row(slot, [7] * layout.slack)])
+        model.forward("prefill", cache, [Row(slot, [7] * layout.slack)])
     branch = cache.fork(slot)
 
     def step(n: int) -> None:
-        model.forward("generation", cache, [Row(slot, [7] * n, branch, num_logits=n)])
+        model.forward("decode", cache, [Row(slot, [7] * n, branch, num_logits=n)])
         branch.length -= n
 
     return step

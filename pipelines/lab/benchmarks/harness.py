@@ -65,8 +65,8 @@ class Run:
             self.folder(),
             name=self.model,
             device="cpu",
-            dtype_ingest=dtype,
-            dtype_generation=generation or dtype,
+            dtype_prefill=dtype,
+            dtype_decode=generation or dtype,
         )
 
     def stock(self, dtype: str = "bf16") -> PreTrainedModel:

@@ -52,7 +52,7 @@ def run(run: Run) -> Result:
         "bytes_per_stream": operator.cache.nbytes // operator.config.slots,
         "bytes_formula": formula(operator),
         "window": operator.layout.window,
-        "dtype": operator.model.dtypes["ingest"],
+        "dtype": operator.model.dtypes["prefill"],
         "tokens_per_second": round(samples[-1]["tokens"] / course["seconds"][-1]),
         "most_before": {name: max(values[:tenth]) for name, values in course.items()},
         "most_after": {name: max(values[tenth:]) for name, values in course.items()},

@@ -85,7 +85,7 @@ def run(run: Run) -> Result:
         job = job.with_lengths(run_ours(ours, config, costs, job, warm)[1])
         sides = _peers(run, sizes, job, stock, missing, result["precision"])
         if run.model != TOY:
-            four, curve = _load(run, dataclasses.replace(config, dtype_generation="int4"))
+            four, curve = _load(run, dataclasses.replace(config, dtype_decode="int4"))
             result["precision"][f"{FOUR_BITS} x{streams}"] = _precision(four)
             sides[FOUR_BITS] = partial(_ours, four, config, curve, Warm())
         took = _in_turns(run, sizes, job, partial(_ours, ours, config, costs, warm), sides)
@@ -114,7 +114,7 @@ def _config(sizes: Sizes, streams: int) -> OperatorConfig:
 
 
 def _precision(model: DecoderModel) -> str:
-    ingest, generation = model.dtypes["ingest"], model.dtypes["generation"]
+    ingest, generation = model.dtypes["prefill"], model.dtypes["decode"]
     kv = "fp32" if model.dtype == torch.float32 else "bf16"
     return f"ingest {ingest}, generation {generation}, KV {kv}"
 

@@ -111,7 +111,7 @@ def read(
     while slot.length < len(tokens) - 1:
         at = slot.length
         chunk = tokens[at : min(at + block, len(tokens) - 1)]
-        logits = model.forward("ingest", cache, [Row(slot, chunk, num_logits=len(chunk))])
+        logits = model.forward("prefill", cache, [Row(slot, chunk, num_logits=len(chunk))])
         after = slice(at + 1, at + 1 + len(chunk))
         nll[after] = torch.nn.functional.cross_entropy(
             logits, targets[after], reduction="none"

@@ -66,7 +66,7 @@ def run(run: Run) -> Result:
         **{f"{name}_ms": round(seconds * 1000, 2) for name, seconds in times.items()},
         "snapshot_bytes": size,
         "window": config.window,
-        "dtype": model.dtypes["ingest"],
+        "dtype": model.dtypes["prefill"],
         "identical": identical,
         "tokens_compared": tokens,
     }
@@ -134,7 +134,7 @@ def _config(run: Run) -> OperatorConfig:
     return OperatorConfig(
         window=128 if run.quick else 1024,
         slack=256,
-        ingest_budget=256,
+        prefill_budget=256,
         update_tokens=128 if run.quick else 1024,
         ledger_tokens=64 if toy else 320,
         summary_tokens=64,

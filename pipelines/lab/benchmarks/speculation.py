@@ -110,7 +110,7 @@ def _load(run: Run, name: str | None, kind: str) -> DecoderModel | None:
     if name == TOY:
         return toy_decoder()
     folder = models.resolve(name)
-    config = OperatorConfig(branches=1, dtype_ingest=kind, dtype_generation=kind)
+    config = OperatorConfig(branches=1, dtype_prefill=kind, dtype_decode=kind)
     cache = models.default_cache()
     return load_calibrated(folder, config, cache, name=name, device="cpu", say=run.say)
 

@@ -176,7 +176,7 @@ def _config(run: Run, sizes: Sizes) -> OperatorConfig:
         slots=most + 1,
         branches=most,
         branch_tokens=2048 if run.model == TOY else 384,  # the toy's tokens are bytes
-        ingest_budget=512,
+        prefill_budget=512,
         summary_tokens=sizes.answer,
     )
 

@@ -65,6 +65,6 @@ def toy_decoder(dtype: str = "fp32", generation: str | None = None) -> DecoderMo
         toy_network(),
         ByteTokenizer(),
         name="toy",
-        dtype_ingest=dtype,
-        dtype_generation=generation or dtype,
+        dtype_prefill=dtype,
+        dtype_decode=generation or dtype,
     )

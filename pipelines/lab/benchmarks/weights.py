@@ -35,7 +35,7 @@ def run(run: Run) -> Result:
         if kind == "w8a8" and not runs_w8a8(model.device):
             continue
         run.say(f"making {kind} weights")
-        model.use_for_generation(kind)
+        model.use_for_decode(kind)
         held[kind] = model.weight_bytes
         nll[kind] = read(model, text, run)
     return {
@@ -65,7 +65,7 @@ def read(model: DecoderModel, text: list[int], run: Run) -> Tensor:
     targets = torch.tensor([*text[1:], 0])
     for at in range(0, len(text), BLOCK):
         block = text[at : at + BLOCK]
-        logits = model.forward("generation", cache, [Row(slot, block, num_logits=len(block))])
+        logits = model.forward("decode", cache, [Row(slot, block, num_logits=len(block))])
         found.append(
             torch.nn.functional.cross_entropy(
                 logits, targets[at : at + len(block)], reduction="none"

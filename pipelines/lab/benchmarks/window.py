@@ -84,11 +84,11 @@ def _ours(model: DecoderModel, size: int) -> Step:
     slot = cache.allocate()
     while slot.length < layout.slot_tokens:
         block = min(layout.slack, layout.slot_tokens - slot.length)
-        model.forward("ingest", cache, [Row(slot, [TOKEN] * block)])
+        model.forward("prefill", cache, [Row(slot, [TOKEN] * block)])
 
     def step() -> None:
         for _ in range(TOKENS):
-            model.forward("generation", cache, [Row(slot, [TOKEN], num_logits=1)])
+            model.forward("decode", cache, [Row(slot, [TOKEN], num_logits=1)])
 
     return step
 

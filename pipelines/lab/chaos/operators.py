@@ -61,8 +61,8 @@ def echo_ready(config: OperatorConfig) -> protocol.Ready:
     return protocol.Ready(
         model="echo",
         device="none",
-        dtype_ingest="none",
-        dtype_generation="none",
+        dtype_prefill="none",
+        dtype_decode="none",
         slots=config.slots,
         bytes_per_stream=1,
         bytes_total=1,
