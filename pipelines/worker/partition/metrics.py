@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from operators.events import Event
+from operators.events import Event, SummaryEvent
 from pipelines.wire.messages import status_of, task_of
 from pipelines.worker.context import Host
-from pipelines.worker.partition.in_flight import Records
+from pipelines.worker.partition.in_flight import Record, Records
 from pipelines.worker.partition.queues import Lane
+
+
+MAX_INPUT_TIMES = 512
+"""Input times kept per stream: more segments than one summary update waits for."""
 
 
 class Measures:
@@ -19,12 +23,38 @@ class Measures:
         self._number, self._records = number, records
         self._metrics, self._topic = host.metrics, host.settings.topic_segments
 
-    def published(self, events: Sequence[Event]) -> None:
+    def note_input(self, lane: Lane, offset: int, timestamp: float) -> None:
+        """Keep when a segment was produced (Unix seconds; not above 0 = Kafka does not know, then it
+        is the time of reading). Mutates the lane's ``input_times`` and ``newest_input``.
+
+        An event may come long after its newest input was committed and let go: an update by time, or
+        by the tokens of a later segment.
+        """
+        lane.newest_input = timestamp if timestamp > 0 else time.time()
+        lane.input_times[offset] = lane.newest_input
+        if len(lane.input_times) > MAX_INPUT_TIMES:
+            del lane.input_times[next(iter(lane.input_times))]
+
+    def published(self, events: Sequence[Event], lanes: Mapping[str, Lane]) -> None:
+        """Count events the broker acknowledged, each with its end-to-end latency. Mutates
+        ``input_times`` of their lanes: what a summary covers is not needed any more."""
+        now = time.time()
         for event in events:
-            task = task_of(event)
+            task, last = task_of(event), event.source.last_offset
             self._metrics.output_published(status_of(event), task)
-            if record := self._records.get(event.source.last_offset):
-                self._metrics.end_to_end(task, time.time() - record.message.timestamp)
+            if (at := self._input_time(lanes.get(event.stream_id), last)) is not None:
+                self._metrics.end_to_end(task, now - at)
+            if isinstance(event, SummaryEvent) and (lane := lanes.get(event.stream_id)):
+                for offset in [o for o in lane.input_times if o < last]:
+                    del lane.input_times[offset]
+
+    def _input_time(self, lane: Lane | None, offset: int) -> float | None:
+        """When the input at ``offset`` was produced; if that is not known (an update without new
+        text, or over text an earlier owner read), the stream's newest known input."""
+        if lane is not None:
+            return lane.input_times.get(offset, lane.newest_input)
+        record = self._records.get(offset)
+        return record.message.timestamp if record and record.message.timestamp > 0 else None
 
     def note_coverage(self, lane: Lane, finished: list[int]) -> None:
         """Mutates the lane's ``uncovered_since``."""
@@ -48,5 +78,11 @@ class Measures:
             return
         behind = highwater - (floor if watermark.value is None else watermark.value)
         oldest = self._records.oldest
-        age = time.time() - oldest.message.timestamp if oldest else 0.0 if behind <= 0 else None
+        age = _age(oldest) if oldest else 0.0 if behind <= 0 else None
         self._metrics.consumer_lag(self._topic, self._number, behind, age)
+
+
+def _age(record: Record) -> float:
+    """Seconds since it was produced; since it was read where Kafka does not know."""
+    at = record.message.timestamp
+    return time.time() - at if at > 0 else time.monotonic() - record.read_at

@@ -196,6 +196,7 @@ class Partition:
             self._refusals.refuse(offset, stage, error.reason, str(error))
             return
         self._metrics.segment_consumed(segment.is_final)
+        self._measures.note_input(lane, offset, message.timestamp)
         if offset <= lane.cursor:
             self._refusals.skip(offset)
             return
@@ -312,7 +313,7 @@ class Partition:
 
     def _on_committed(self, entries: list[Entry], seconds: float) -> None:
         for entry in entries:
-            self._measures.published(entry.events)
+            self._measures.published(entry.events, self._lanes)
             for offset in entry.finished:
                 self._records.acknowledge(offset)
             if entry.state is not None and entry.state.ended:

@@ -72,4 +72,5 @@ class Resuming:
             if (lane := self._open_lane(stream_id)) is not None:
                 age_s = max(0.0, (now_ms() - at_ms) / 1000)
                 lane.uncovered_since = time.monotonic() - age_s
+                lane.newest_input = at_ms / 1000
                 self._unheard.add(stream_id)
