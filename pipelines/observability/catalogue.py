@@ -68,6 +68,7 @@ LOOP_SPECS = (
         "Unix time of the last input finished or work done by the device; 0 before the first.",
     ),
     Spec("gauge", "queue_depth", "Segments read and not finished."),
+    Spec("gauge", "queue_limit", "Most segments that may be read and not finished; 0 = standby."),
     Spec("gauge", "event_loop_tasks", "Tasks of the worker's event loop."),
     Spec(
         "gauge",
@@ -95,7 +96,7 @@ LOOP_SPECS = (
     Spec(
         "histogram",
         "end_to_end_latency_seconds",
-        "From the newest input of an event to the broker's acknowledgement of that event.",
+        "From the timestamp of an event's newest input to the broker's acknowledgement of the event.",
         ("task",),
         SECONDS_END_TO_END,
     ),
@@ -129,6 +130,7 @@ DEVICE_SPECS = (
     _device("counter", "kv_store_failures", "Writes and deletions the store for idle KV refused."),
     _device("gauge", "kv_slots", "KV cache slots."),
     _device("gauge", "kv_slots_used", "KV cache slots in use."),
+    _device("gauge", "streams_waiting_for_slot", "Streams with work to do and no KV cache slot."),
     _device("gauge", "kv_bytes", "Bytes reserved for KV cache and branch scratch."),
     _device("histogram", "step_seconds", "One step of the engine.", buckets=SECONDS_SHORT),
     _device("histogram", "batch_tokens", "Tokens of all rows in one forward.", buckets=TOKENS),

@@ -143,9 +143,10 @@ class Metrics:
     def event_loop_tasks(self, tasks: int) -> None:
         self._record("event_loop_tasks", tasks)
 
-    def queue_depth(self, segments: int) -> None:
-        """Segments read and not finished, now."""
+    def queue_depth(self, segments: int, bound: int) -> None:
+        """Segments read and not finished, now, and how many there may be with these partitions."""
         self._record("queue_depth", segments)
+        self._record("queue_limit", bound)
 
     # --- output ------------------------------------------------------------------------------
 

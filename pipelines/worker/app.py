@@ -317,7 +317,8 @@ class Worker:
             partitions = list(self._assignment.partitions.values())
             in_flight = sum(partition.in_flight for partition in partitions)
             self._readiness.in_flight = in_flight
-            self._metrics.queue_depth(in_flight)
+            bound = len(partitions) * self._settings.in_flight_per_partition
+            self._metrics.queue_depth(in_flight, bound)
             self._metrics.event_loop_tasks(len(asyncio.all_tasks()))
             now = time.monotonic()
             lags = [partition.coverage_lag(now) for partition in partitions]

@@ -48,6 +48,8 @@ class Queue(Protocol):
     open: bool
     tried: bool
     uncovered_since: float | None
+    input_times: dict[int, float]
+    newest_input: float | None
 
     @property
     def idle(self) -> bool: ...

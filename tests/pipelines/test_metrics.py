@@ -47,7 +47,7 @@ def test_loop_methods_write_the_series_they_say() -> None:
     m.consumer_lag("t", 0, 12, 3.5)
     m.end_to_end("summary", 4.0)
     m.coverage_lag(9.0)
-    m.queue_depth(3)
+    m.queue_depth(3, 64)
     m.device_up(True)
     m.device_restart()
     m.progress(1000.0)

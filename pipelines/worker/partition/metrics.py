@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from operators.events import Event, task_of
+from operators.events import Event, SummaryEvent, task_of
 from pipelines.wire.messages import status_of
-from pipelines.worker.context import Queue, Records, WorkerContext
+from pipelines.worker.context import Queue, Record, Records, WorkerContext
+
+MAX_INPUT_TIMES = 512
+"""Input times kept per stream: more segments than one summary update waits for."""
 
 
 class PartitionMetrics:
@@ -17,13 +20,38 @@ class PartitionMetrics:
         self._number, self._records = number, records
         self._metrics, self._topic = context.metrics, context.settings.topic_segments
 
-    def published(self, events: Sequence[Event]) -> None:
-        """After a commit: counts its events, and observes the latency from their newest input."""
+    def note_input(self, queue: Queue, offset: int, timestamp: float) -> None:
+        """Keep when a segment was produced (Unix seconds; not above 0 = Kafka does not know, then it
+        is the time of reading). Mutates the queue's ``input_times`` and ``newest_input``.
+
+        An event may come long after its newest input was committed and let go: an update by time, or
+        by the tokens of a later segment.
+        """
+        queue.newest_input = timestamp if timestamp > 0 else time.time()
+        queue.input_times[offset] = queue.newest_input
+        if len(queue.input_times) > MAX_INPUT_TIMES:
+            del queue.input_times[next(iter(queue.input_times))]
+
+    def published(self, events: Sequence[Event], queues: Mapping[str, Queue]) -> None:
+        """Count events the broker acknowledged, each with its end-to-end latency. Mutates
+        ``input_times`` of their queues: what a summary covers is not needed any more."""
+        now = time.time()
         for event in events:
-            task = task_of(event)
+            task, last = task_of(event), event.source.last_offset
             self._metrics.output_published(status_of(event), task)
-            if record := self._records.get(event.source.last_offset):
-                self._metrics.end_to_end(task, time.time() - record.message.timestamp)
+            if (at := self._input_time(queues.get(event.stream_id), last)) is not None:
+                self._metrics.end_to_end(task, now - at)
+            if isinstance(event, SummaryEvent) and (queue := queues.get(event.stream_id)):
+                for offset in [o for o in queue.input_times if o < last]:
+                    del queue.input_times[offset]
+
+    def _input_time(self, queue: Queue | None, offset: int) -> float | None:
+        """When the input at ``offset`` was produced; if that is not known (an update without new
+        text, or over text an earlier owner read), the stream's newest known input."""
+        if queue is not None:
+            return queue.input_times.get(offset, queue.newest_input)
+        record = self._records.get(offset)
+        return record.message.timestamp if record and record.message.timestamp > 0 else None
 
     def note_coverage(self, queue: Queue, finished: list[int]) -> None:
         """After an emission that finished these offsets. Mutates the queue's ``uncovered_since``."""
@@ -47,5 +75,11 @@ class PartitionMetrics:
             return
         behind = highwater - (floor if offsets.committable is None else offsets.committable)
         oldest = self._records.oldest
-        age = time.time() - oldest.message.timestamp if oldest else 0.0 if behind <= 0 else None
+        age = _age(oldest) if oldest else 0.0 if behind <= 0 else None
         self._metrics.consumer_lag(self._topic, self._number, behind, age)
+
+
+def _age(record: Record) -> float:
+    """Seconds since it was produced; since it was read where Kafka does not know."""
+    at = record.message.timestamp
+    return time.time() - at if at > 0 else time.monotonic() - record.read_at

@@ -200,6 +200,7 @@ class Partition:
             self._rejections.reject(offset, stage, error.reason, str(error))
             return
         self._metrics.segment_consumed(segment.is_final)
+        self._own_metrics.note_input(queue, offset, message.timestamp)
         if offset <= queue.cursor:
             self._rejections.skip(offset)
             return
@@ -321,7 +322,7 @@ class Partition:
 
     def _on_committed(self, entries: list[Entry], seconds: float) -> None:
         for entry in entries:
-            self._own_metrics.published(entry.events)
+            self._own_metrics.published(entry.events, self._queues)
             for offset in entry.finished:
                 self._records.acknowledge(offset)
             if entry.state is not None and entry.state.ended:

@@ -39,6 +39,10 @@ class StreamQueue:
     """Failures of the device while it had a segment, by offset."""
     uncovered_since: float | None = None
     """When the oldest segment that no summary covers was read (monotonic seconds)."""
+    input_times: dict[int, float] = field(default_factory=dict)
+    """When segments no summary covers yet were produced, by offset (Unix seconds)."""
+    newest_input: float | None = None
+    """The newest of them ever; after a takeover, when the earlier owner wrote the state."""
     silent: bool = False
     """Opened without a record of the stream; its tenant is not known yet."""
 

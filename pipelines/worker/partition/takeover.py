@@ -74,4 +74,5 @@ class Takeover:
             if (queue := self._open_stream(stream_id)) is not None:
                 age_s = max(0.0, (now_ms() - at_ms) / 1000)
                 queue.uncovered_since = time.monotonic() - age_s
+                queue.newest_input = at_ms / 1000
                 self._unreported.add(stream_id)
