@@ -398,6 +398,8 @@ class StreamOperator:
         self._observer.gauge("host_streams", self._residency.offload.in_host)
         self._observer.gauge("stored_streams", self._residency.offload.on_disk)
         self._observer.gauge("kv_slots_used", used)
+        waiting = sum(s.slot is None and not s.idle for s in self._sessions.values())
+        self._observer.gauge("streams_waiting_for_slot", waiting)
         self._observer.gauge("kv_slots", self.config.slots)
         drafts = self._draft.cache.nbytes if self._draft is not None else 0
         self._observer.gauge("kv_bytes", self.cache.nbytes + drafts)

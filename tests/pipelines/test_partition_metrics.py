@@ -113,7 +113,7 @@ def test_input_times_are_bounded_and_dropped_once_covered() -> None:
         many = MAX_INPUT_TIMES + 20
         for offset in range(many):
             say(world, offset, age=1.0)
-        (lane,) = world.partition.lanes()
+        (lane,) = world.partition.queues()
         assert len(lane.input_times) == MAX_INPUT_TIMES
         world.done("a", *range(many), events=[summary(0, many - 1)])
         await world.settle()
