@@ -1,0 +1,136 @@
+"""``longstream eval NAME``: what the output is worth, as a table and one JSON object as the last line."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from operators.errors import ConfigError, LongstreamError
+from pipelines.lab.benchmarks.harness import Run, measure, set_threads
+from pipelines.lab.eval.output import finish, show, speaker
+
+app = typer.Typer(
+    help="Measure summaries, remembered facts and translations, beside other uses of the same model.",
+    no_args_is_help=True,
+)
+DATA = Path(__file__).parent / "data"
+Model = Annotated[str, typer.Option(help="Alias, folder, file or hub name, or toy.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the JSON object here.")]
+Plots = Annotated[Path | None, typer.Option(help="Also draw pictures into this folder.")]
+Dtype = Annotated[
+    str, typer.Option(help="Weights of generation; auto: what a worker would choose.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting of the operator, NAME=VALUE; repeatable.")
+]
+Threads = Annotated[int, typer.Option(help="torch threads; at most the cores.")]
+MODEL = "qwen2.5-coder-1.5b"
+
+
+def _settings(given: list[str] | None, dtype: str) -> dict[str, Any]:
+    """Operator settings from the command line; values are read as their setting's type."""
+    from operators.config import OperatorConfig
+
+    usual = OperatorConfig()
+    found: dict[str, Any] = {"dtype_generation": dtype}
+    for entry in given or []:
+        name, equals, value = entry.partition("=")
+        if not equals or not hasattr(usual, name):
+            raise ConfigError(f"--set {entry}: NAME=VALUE with a setting of the operator")
+        kind = type(getattr(usual, name))
+        try:
+            found[name] = value.lower() in ("1", "true", "yes") if kind is bool else kind(value)
+        except ValueError:
+            raise ConfigError(f"--set {entry}: {name} is of type {kind.__name__}") from None
+    return found
+
+
+def _run(
+    name: str,
+    model: str,
+    threads: int,
+    json_file: Path | None,
+    work: Callable[[Callable[[str], None]], dict[str, Any]],
+    table: Callable[[dict[str, Any]], None],
+) -> None:
+    """What all commands share: threads, timing, errors, output."""
+    for package in ("sacrebleu", "rouge_score", "regex", "py3langid"):
+        if importlib.util.find_spec(package) is None:
+            raise typer.BadParameter(f"{package} is missing: pip install 'longstream[eval]'")
+    set_threads(threads)
+    say = speaker(f"eval {name}")
+    try:
+        result = measure(name, lambda run: work(run.say), Run(model=model, say=say))
+    except (LongstreamError, OSError, ModuleNotFoundError) as error:
+        Console(stderr=True).print(f"longstream eval {name}: {error}", markup=False)
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+    result["evaluation"] = result.pop("benchmark")
+    table(result)
+    finish(result, json_file)
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+@app.command()
+def translation(
+    data: Annotated[Path, typer.Option(help="Folder of SET.SOURCE-TARGET.jsonl files.")] = DATA
+    / "parallel",
+    pairs: Annotated[str, typer.Option(help="Pairs of languages.")] = "en-de",
+    sets: Annotated[str, typer.Option(help="Only these sets; all of the folder without.")] = "",
+    policy: Annotated[
+        str, typer.Option(help="finals, retranslation, or another the operator has.")
+    ] = "finals",
+    sentences: Annotated[int, typer.Option(help="At most so many of each set; 0: all.")] = 0,
+    sides: Annotated[
+        str, typer.Option(help="ours, offline, without context, plain, plain llama.cpp.")
+    ] = "ours,offline,without context,plain",
+    every_ms: Annotated[int, typer.Option(min=100, help="Simulated time between partials.")] = 1000,
+    context: Annotated[int, typer.Option(help="Tokens of a plain prompt and its answer.")] = 4096,
+    model: Model = MODEL,
+    dtype: Dtype = "auto",
+    setting: Settings = None,
+    json_file: JsonFile = None,
+    plots: Plots = None,
+    threads: Threads = 2,
+) -> None:
+    """Translations: chrF, BLEU, latency, stability, and what is plainly wrong with them."""
+
+    def work(say: Callable[[str], None]) -> dict[str, Any]:
+        from pipelines import models
+        from pipelines.lab.eval import translation as evaluation
+        from pipelines.lab.eval.engine import load_engine
+        from pipelines.lab.eval.parallel import find_corpora
+
+        corpora = find_corpora(data, _split(pairs), _split(sets), sentences)
+        engine = load_engine(model, _settings(setting, dtype), say)
+        wanted = _split(sides)
+        job = evaluation.Job(
+            corpora=corpora,
+            policy=policy,
+            sides=wanted,
+            every_ms=every_ms,
+            context=context,
+            gguf=models.gguf_file(model) if evaluation.LLAMACPP in wanted else None,
+            threads=threads,
+        )
+        return evaluation.run(engine, job, say)
+
+    columns = ("chrf", "bleu", "numbers_kept", "terms_kept", "bad_output", "erasure")
+    columns += ("retractions", "laal_s", "long_yaal_s", "prefilled", "generated", "seconds")
+
+    def table(result: dict[str, Any]) -> None:
+        for name, found in result["pairs"].items():
+            show(f"{name} ({result['weights']})", found["sides"], columns)
+        if plots is not None:
+            from pipelines.lab.eval.plots import draw_translation
+
+            draw_translation(result, plots)
+
+    _run("translation", model, threads, json_file, work, table)
