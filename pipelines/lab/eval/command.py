@@ -134,3 +134,125 @@ def translation(
             draw_translation(result, plots)
 
     _run("translation", model, threads, json_file, work, table)
+
+
+SUMMARY_COLUMNS = ("rouge1", "rouge2", "rougeLsum", "r1_auc", "points", "points_anywhere", "precision")
+SUMMARY_COLUMNS += ("evidence_valid", "false_notes", "repeated", "verbatim", "erasure", "words")
+SUMMARY_COLUMNS += ("prefilled", "generated", "seconds")
+Meetings = Annotated[
+    str, typer.Option(help="Names, e.g. ES2006b,TS3009b; without: all that have a reference.")
+]
+Checkpoints = Annotated[
+    int, typer.Option(min=1, help="Places along a meeting where its summary is looked at.")
+]
+Window = Annotated[int, typer.Option(help="Tokens of transcript that stay visible, on all sides.")]
+Answer = Annotated[int, typer.Option(help="Tokens of a plain side's summary.")]
+Context = Annotated[int, typer.Option(help="Tokens of a plain prompt and its answer.")]
+Lines = Annotated[int, typer.Option(help="Only so many lines of each meeting; 0: all.")]
+
+
+@app.command()
+def summaries(
+    data: Annotated[
+        Path, typer.Option(help="Folder of meetings, summaries.jsonl, timed_points.jsonl.")
+    ] = DATA / "meetings",
+    meetings: Meetings = "",
+    lines: Lines = 0,
+    sides: Annotated[
+        str, typer.Option(help="ours, last_window, refine, truncated, lead.")
+    ] = "ours,last_window,refine,truncated,lead",
+    checkpoints: Checkpoints = 10,
+    window: Window = 1024,
+    answer: Answer = 256,
+    context: Context = 4096,
+    model: Model = MODEL,
+    dtype: Dtype = "auto",
+    setting: Settings = None,
+    json_file: JsonFile = None,
+    plots: Plots = None,
+    threads: Threads = 2,
+) -> None:
+    """Summaries: ROUGE, points covered, grounding, repetition, stability, cost."""
+
+    def work(say: Callable[[str], None]) -> dict[str, Any]:
+        from pipelines.lab.eval import summaries as evaluation
+        from pipelines.lab.eval.engine import load_engine
+        from pipelines.lab.eval.meetings import read_meetings
+        from pipelines.lab.eval.summary_sides import Bounds
+
+        job = evaluation.Job(
+            meetings=read_meetings(data, _split(meetings), lines),
+            sides=_split(sides),
+            checkpoints=checkpoints,
+            bounds=Bounds(window, answer, context),
+        )
+        settings = {"window": window, **_settings(setting, dtype)}
+        return evaluation.run(load_engine(model, settings, say), job, say)
+
+    def table(result: dict[str, Any]) -> None:
+        show(f"{', '.join(_heard(result))} ({result['weights']})", result["sides"], SUMMARY_COLUMNS)
+        if plots is not None:
+            from pipelines.lab.eval.plots import draw_summaries
+
+            draw_summaries(result, plots)
+
+    _run("summaries", model, threads, json_file, work, table)
+
+
+def _heard(result: dict[str, Any]) -> list[str]:
+    return sorted({name for found in result["texts"].values() for name in found})
+
+
+@app.command()
+def facts(
+    data: Annotated[
+        Path, typer.Option(help="Folder of meetings, as for summaries; `language` in a line counts.")
+    ] = DATA / "meetings",
+    meetings: Meetings = "",
+    lines: Lines = 0,
+    sheets: Annotated[Path, typer.Option(help="Folder of facts.LANGUAGE.json.")] = DATA,
+    sides: Annotated[
+        str, typer.Option(help="ours, last_window, refine, truncated, lead.")
+    ] = "ours,last_window",
+    checkpoints: Checkpoints = 10,
+    window: Window = 1024,
+    answer: Answer = 256,
+    context: Context = 4096,
+    model: Model = MODEL,
+    dtype: Dtype = "auto",
+    setting: Settings = None,
+    json_file: JsonFile = None,
+    plots: Plots = None,
+    threads: Threads = 2,
+) -> None:
+    """Memory: facts planted into transcripts, kept, superseded, owned, and answered."""
+
+    def work(say: Callable[[str], None]) -> dict[str, Any]:
+        from pipelines.lab.eval import facts as evaluation
+        from pipelines.lab.eval.engine import load_engine
+        from pipelines.lab.eval.meetings import read_meetings
+        from pipelines.lab.eval.plants import plant, read_sheet
+        from pipelines.lab.eval.summaries import Job
+        from pipelines.lab.eval.summary_sides import Bounds
+
+        found = read_meetings(data, _split(meetings), lines)
+        planted = [plant(meeting, read_sheet(sheets, meeting.language)) for meeting in found]
+        job = Job(
+            meetings=[p.meeting for p in planted],
+            sides=_split(sides),
+            checkpoints=checkpoints,
+            bounds=Bounds(window, answer, context),
+        )
+        settings = {"window": window, **_settings(setting, dtype)}
+        return evaluation.run(load_engine(model, settings, say), planted, job, say)
+
+    def table(result: dict[str, Any]) -> None:
+        columns = ("retention", "supersession", "owner", "due", *SUMMARY_COLUMNS)
+        show(f"{', '.join(_heard(result))} ({result['weights']})", result["sides"], columns)
+        typer.echo(f"answered {result['answered']}, refused {result['refused']}")
+        if plots is not None:
+            from pipelines.lab.eval.plots import draw_facts
+
+            draw_facts(result, plots)
+
+    _run("facts", model, threads, json_file, work, table)

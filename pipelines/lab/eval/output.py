@@ -32,13 +32,14 @@ def speaker(command: str) -> Callable[[str], None]:
     return say
 
 
-def show(title: str, rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """One row per side; a figure that a side has not is left empty."""
-    screen = Console(width=max(120, Console().width))
-    table = Table("side", *columns, title=title, title_justify="left")
-    for name, figures in rows.items():
-        table.add_row(name, *(Text(_cell(figures.get(column))) for column in columns))
-    screen.print(table)
+def show(title: str, sides: Mapping[str, Mapping[str, Any]], figures: Sequence[str]) -> None:
+    """One column per side, one row per figure; what a side has not is left empty."""
+    table = Table("", *sides, title=title, title_justify="left")
+    for name in figures:
+        cells = [_cell(found.get(name)) for found in sides.values()]
+        if any(cells):
+            table.add_row(name, *map(Text, cells))
+    Console().print(table)
 
 
 def _cell(value: Any) -> str:

@@ -25,7 +25,7 @@ from pipelines.lab.eval.words import (
 )
 
 Fault = Literal["empty", "copy", "language", "loop", "overlong"]
-LOOP_REPEATS, LOOP_LENGTH = 4, 8
+LOOP_REPEATS, LOOP_LENGTH = 4, 16
 """A stretch of up to LOOP_LENGTH words that comes so many times in a row is a loop."""
 OVERLONG = 3.0
 """An output of so many times the reference's characters (and 80 more) is no translation of it."""
