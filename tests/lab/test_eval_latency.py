@@ -51,7 +51,7 @@ def test_yaal_counts_words_after_the_segment_but_not_after_the_talk() -> None:
 
 def test_output_is_cut_where_its_reference_is() -> None:
     spans = [Span(0, 1000, "the cat sleeps"), Span(1000, 3000, "a dog barks loudly")]
-    words = "the cats sleep a dog bark loud".split()
+    words = ["the", "cats", "sleep", "a", "dog", "bark", "loud"]
     cuts = resegment(spans, [Timed(w, 100.0 * i, 200.0 * i) for i, w in enumerate(words)])
     assert [cut.text for cut in cuts] == ["the cats sleep", "a dog bark loud"]
     assert cuts[1].unaware == (-700, -600, -500, -400)

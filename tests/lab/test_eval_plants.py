@@ -9,7 +9,16 @@ from pipelines.lab.eval import plants
 from pipelines.lab.eval.command import DATA
 from pipelines.lab.eval.grounding import Note
 from pipelines.lab.eval.meetings import Line, Meeting, Point
-from pipelines.lab.eval.plants import Change, Fact, FactSheet, has, kept, plant, read_sheet, superseded
+from pipelines.lab.eval.plants import (
+    Change,
+    Fact,
+    FactSheet,
+    has,
+    kept,
+    plant,
+    read_sheet,
+    superseded,
+)
 
 MEETING = Meeting(
     "m",

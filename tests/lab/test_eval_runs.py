@@ -111,9 +111,8 @@ def test_a_backend_answers_as_if_it_had_no_memory() -> None:
 
 
 def test_a_prompt_beyond_the_context_is_refused() -> None:
-    backend = EngineBackend(toy_decoder(), list, context=32)
+    backend = EngineBackend(toy_decoder(), lambda message: [1] * 30, context=32)
     with pytest.raises(ConfigError, match="raise --context"):
-        backend._template = lambda message: [1] * 40
         backend.reply("x", 8)
 
 

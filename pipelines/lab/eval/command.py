@@ -1,4 +1,4 @@
-"""``longstream eval NAME``: what the output is worth, as a table and one JSON object as the last line."""
+"""``longstream eval NAME``: what the output is worth: a table, and one JSON object as the last line."""
 
 from __future__ import annotations
 
@@ -26,10 +26,45 @@ Dtype = Annotated[
     str, typer.Option(help="Weights of generation; auto: what a worker would choose.")
 ]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting of the operator, NAME=VALUE; repeatable.")
+    list[str] | None,
+    typer.Option("--set", help="A setting of the operator, NAME=VALUE; repeatable."),
 ]
 Threads = Annotated[int, typer.Option(help="torch threads; at most the cores.")]
 MODEL = "qwen2.5-coder-1.5b"
+TRANSLATION_FIGURES: tuple[str, ...] = (
+    "chrf",
+    "bleu",
+    "numbers_kept",
+    "terms_kept",
+    "bad_output",
+    "erasure",
+    "retractions",
+    "laal_s",
+    "long_yaal_s",
+    "prefilled",
+    "generated",
+    "seconds",
+)
+SUMMARY_FIGURES: tuple[str, ...] = (
+    "rouge1",
+    "rouge2",
+    "rougeLsum",
+    "r1_auc",
+    "points",
+    "points_anywhere",
+    "precision",
+    "evidence_valid",
+    "false_notes",
+    "repeated",
+    "verbatim",
+    "erasure",
+    "words",
+    "notes",
+    "prefilled",
+    "generated",
+    "seconds",
+)
+FACT_FIGURES = ("retention", "supersession", "owner", "due", *SUMMARY_FIGURES)
 
 
 def _settings(given: list[str] | None, dtype: str) -> dict[str, Any]:
@@ -122,12 +157,9 @@ def translation(
         )
         return evaluation.run(engine, job, say)
 
-    columns = ("chrf", "bleu", "numbers_kept", "terms_kept", "bad_output", "erasure")
-    columns += ("retractions", "laal_s", "long_yaal_s", "prefilled", "generated", "seconds")
-
     def table(result: dict[str, Any]) -> None:
         for name, found in result["pairs"].items():
-            show(f"{name} ({result['weights']})", found["sides"], columns)
+            show(f"{name} ({result['weights']})", found["sides"], TRANSLATION_FIGURES)
         if plots is not None:
             from pipelines.lab.eval.plots import draw_translation
 
@@ -136,9 +168,6 @@ def translation(
     _run("translation", model, threads, json_file, work, table)
 
 
-SUMMARY_COLUMNS = ("rouge1", "rouge2", "rougeLsum", "r1_auc", "points", "points_anywhere", "precision")
-SUMMARY_COLUMNS += ("evidence_valid", "false_notes", "repeated", "verbatim", "erasure", "words")
-SUMMARY_COLUMNS += ("prefilled", "generated", "seconds")
 Meetings = Annotated[
     str, typer.Option(help="Names, e.g. ES2006b,TS3009b; without: all that have a reference.")
 ]
@@ -190,7 +219,7 @@ def summaries(
         return evaluation.run(load_engine(model, settings, say), job, say)
 
     def table(result: dict[str, Any]) -> None:
-        show(f"{', '.join(_heard(result))} ({result['weights']})", result["sides"], SUMMARY_COLUMNS)
+        show(f"{', '.join(_heard(result))} ({result['weights']})", result["sides"], SUMMARY_FIGURES)
         if plots is not None:
             from pipelines.lab.eval.plots import draw_summaries
 
@@ -206,7 +235,8 @@ def _heard(result: dict[str, Any]) -> list[str]:
 @app.command()
 def facts(
     data: Annotated[
-        Path, typer.Option(help="Folder of meetings, as for summaries; `language` in a line counts.")
+        Path,
+        typer.Option(help="Folder of meetings, as for summaries; `language` in a line counts."),
     ] = DATA / "meetings",
     meetings: Meetings = "",
     lines: Lines = 0,
@@ -247,8 +277,7 @@ def facts(
         return evaluation.run(load_engine(model, settings, say), planted, job, say)
 
     def table(result: dict[str, Any]) -> None:
-        columns = ("retention", "supersession", "owner", "due", *SUMMARY_COLUMNS)
-        show(f"{', '.join(_heard(result))} ({result['weights']})", result["sides"], columns)
+        show(f"{', '.join(_heard(result))} ({result['weights']})", result["sides"], FACT_FIGURES)
         typer.echo(f"answered {result['answered']}, refused {result['refused']}")
         if plots is not None:
             from pipelines.lab.eval.plots import draw_facts

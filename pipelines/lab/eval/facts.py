@@ -170,5 +170,3 @@ def by_position(rows: Sequence[Mapping[str, Any]], parts: int = 4) -> list[float
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
-
-

@@ -11,6 +11,7 @@ heard; *aware* adds what the machine took.
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ import regex
 
 from pipelines.lab.eval.words import units
 
-_TOKEN = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['’\-.,][\p{L}\p{M}\p{N}]+)*['’]?|[^\s\p{L}\p{M}\p{N}]")
+_TOKEN = regex.compile(
+    r"[\p{L}\p{M}\p{N}]+(?:['’\-.,][\p{L}\p{M}\p{N}]+)*['’]?|[^\s\p{L}\p{M}\p{N}]"
+)
 _MARKS = frozenset(".!?,;:-()。！？，；：—（）ー")
 
 
@@ -260,7 +263,7 @@ def erased(shown: Sequence[str]) -> tuple[int, float]:
     """Words taken back over successive versions of one text, and that over the last one's length
     (normalized erasure, Arivazhagan et al. 2020)."""
     deleted = 0
-    for before, after in zip(shown, shown[1:], strict=False):
+    for before, after in itertools.pairwise(shown):
         old, new = units(before), units(after)
         deleted += len(old) - _same(old, new)
     return deleted, deleted / max(1, len(units(shown[-1]))) if shown else 0.0
@@ -268,7 +271,7 @@ def erased(shown: Sequence[str]) -> tuple[int, float]:
 
 def retractions(committed: Sequence[str]) -> int:
     """How many successive versions of committed text do not begin with the one before."""
-    pairs = zip(committed, committed[1:], strict=False)
+    pairs = itertools.pairwise(committed)
     return sum(not after.startswith(before) for before, after in pairs)
 
 

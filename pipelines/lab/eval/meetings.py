@@ -70,7 +70,8 @@ class Meeting:
     def checkpoints(self, count: int) -> list[int]:
         """The lines after which 1/count, 2/count … of all words have been said."""
         lengths = [len(units(line.text)) for line in self.lines]
-        total, said, found = sum(lengths), 0, []
+        total, said = sum(lengths), 0
+        found: list[int] = []
         for line, length in zip(self.lines, lengths, strict=True):
             said += length
             while len(found) < count and said * count >= total * (len(found) + 1):
@@ -98,7 +99,9 @@ def read_meetings(folder: Path, names: Sequence[str], limit: int = 0) -> list[Me
 
 
 def _find(folder: Path, name: str) -> Path:
-    files = [f for f in sorted(folder.glob("*.jsonl")) if f.stem == name or f.stem.endswith(f"_{name}")]
+    files = [
+        f for f in sorted(folder.glob("*.jsonl")) if f.stem == name or f.stem.endswith(f"_{name}")
+    ]
     if len(files) != 1:
         raise ConfigError(f"meeting {name!r}: {len(files)} files of that name in {folder}")
     return files[0]
@@ -142,7 +145,9 @@ def _point(row: Any, lines: Sequence[Line], numbers: dict[int, int]) -> Point | 
 
 def _at(numbers: dict[int, int], seq: int) -> int:
     """Where a line of the file stands after lines without text were left out."""
-    return numbers.get(seq, min((at for s, at in numbers.items() if s >= seq), default=len(numbers) - 1))
+    return numbers.get(
+        seq, min((at for s, at in numbers.items() if s >= seq), default=len(numbers) - 1)
+    )
 
 
 def numbered(lines: Sequence[Line]) -> tuple[Line, ...]:

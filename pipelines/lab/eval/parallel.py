@@ -47,7 +47,9 @@ class Corpus:
         return [list(found) for _, found in grouped]
 
 
-def find_corpora(folder: Path, pairs: Sequence[str], sets: Sequence[str], limit: int) -> list[Corpus]:
+def find_corpora(
+    folder: Path, pairs: Sequence[str], sets: Sequence[str], limit: int
+) -> list[Corpus]:
     """Every set in the folder that has one of the pairs, with at most ``limit`` sentences each.
     Raises ConfigError for a pair nobody has."""
     found: list[Corpus] = []

@@ -102,9 +102,7 @@ def plant(meeting: Meeting, sheet: FactSheet) -> Planted:
     return _woven(meeting, sheet, sorted(extra, key=lambda e: e[0]))
 
 
-def _woven(
-    meeting: Meeting, sheet: FactSheet, extra: Sequence[tuple[float, Line, str]]
-) -> Planted:
+def _woven(meeting: Meeting, sheet: FactSheet, extra: Sequence[tuple[float, Line, str]]) -> Planted:
     lines: list[Line] = []
     moved: dict[int, int] = {}
     places: dict[str, int] = {}
@@ -117,8 +115,8 @@ def _woven(
             if fact:
                 places[fact] = len(lines)
             speaker = said.speaker or line.speaker
-            times = {"start_ms": line.end_ms, "end_ms": line.end_ms}
-            lines.append(replace(said, speaker=speaker, **times))
+            at = line.end_ms
+            lines.append(replace(said, speaker=speaker, start_ms=at, end_ms=at))
     points = tuple(
         Point(p.text, tuple((moved.get(a, 0), moved.get(b, len(lines) - 1)) for a, b in p.lines))
         for p in meeting.points

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from operators.errors import ConfigError
@@ -53,14 +53,17 @@ class Job:
     meetings: Sequence[Meeting]
     sides: Sequence[str] = ALL
     checkpoints: int = 10
-    bounds: Bounds = Bounds()
+    bounds: Bounds = field(default_factory=Bounds)
 
 
 def run(engine: Engine, job: Job, say: Say) -> dict[str, Any]:
     """All figures: ``sides`` over all meetings, ``meetings`` one by one, and the headline ones."""
     made = summarised(engine, job, say, lambda meeting: ours(engine, meeting, say))
     measured = {
-        name: {m.name: meter(made[name][m.name], m, m.checkpoints(job.checkpoints)) for m in job.meetings}
+        name: {
+            m.name: meter(made[name][m.name], m, m.checkpoints(job.checkpoints))
+            for m in job.meetings
+        }
         for name in made
     }
     over = {name: averaged(list(found.values())) for name, found in measured.items()}
@@ -143,7 +146,9 @@ def headline(over: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         known = {side: f[name] for side, f in others.items() if f.get(name) is not None}
         figures[name] = own.get(name)
         figures[f"{name}_best_baseline"] = max(known.values(), default=None)
-        figures[f"{name}_best_baseline_side"] = max(known, key=lambda s: known[s]) if known else None
+        figures[f"{name}_best_baseline_side"] = (
+            max(known, key=lambda s: known[s]) if known else None
+        )
     spent = over.get(REFINE, {}).get("generated")
     figures["tokens_vs_refine"] = (
         round(own["generated"] / spent, 3) if spent and own.get("generated") is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,7 +101,7 @@ def erasure(before: str, after: str) -> float:
 
 def erasures(made: Summarised) -> list[float]:
     texts = [r.text for r in made.revisions]
-    return [erasure(a, b) for a, b in zip(texts, texts[1:], strict=False)]
+    return [erasure(a, b) for a, b in itertools.pairwise(texts)]
 
 
 def point_recall(point: Point, revision: Revision, meeting: Meeting, anywhere: bool) -> float:

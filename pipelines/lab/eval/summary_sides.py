@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from operators.events import Failure, LedgerItem, Segment, Speaker, SummaryEvent
+from operators.events import LedgerItem, Segment, Speaker, SummaryEvent
+from operators.state import Failure
 from operators.stream import Stream
 from pipelines.lab.eval.backends import Backend
 from pipelines.lab.eval.grounding import Note

@@ -121,7 +121,9 @@ def _in_language(reference: str, output: str, languages: tuple[str, str]) -> boo
     if source == target or len(units(output)) < FEW_WORDS:
         return False
     said = _identify(normal(output), source, target)
-    return said[0] == source and said[1] >= SURE and _identify(reference, source, target)[0] == target
+    return (
+        said[0] == source and said[1] >= SURE and _identify(reference, source, target)[0] == target
+    )
 
 
 def _identify(text: str, *codes: str) -> tuple[str, float]:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from operators.config import LANGUAGES, OperatorConfig
+from operators.config import OperatorConfig
 from operators.errors import ConfigError
-from operators.events import Failure, Segment, TranslationEvent
+from operators.events import Segment, TranslationEvent
+from operators.state import Failure
 from operators.stream import Stream
 from pipelines.lab.eval.backends import Backend
 from pipelines.lab.eval.engine import Engine
@@ -211,7 +212,11 @@ def _asked(
 
 
 def _named(corpus: Corpus) -> str:
+    """The target language's name in English, as CLDR has it."""
+    from babel import Locale, UnknownLocaleError
+
     code = corpus.languages[1]
-    if code not in LANGUAGES:
-        raise ConfigError(f"no English name is known for the language {code!r}")
-    return LANGUAGES[code]
+    try:
+        return str(Locale.parse(code, sep="-").get_display_name("en"))
+    except (UnknownLocaleError, ValueError):
+        raise ConfigError(f"no English name is known for the language {code!r}") from None
