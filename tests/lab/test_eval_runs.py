@@ -64,7 +64,9 @@ def test_facts_plants_and_asks_in_the_language_of_the_transcript(tmp_path: Path)
 
 
 def test_translation_compares_policies_and_sides(tmp_path: Path) -> None:
-    options = ["--pairs", "en-de", "--sentences", "1", "--policy", "retranslation"]
+    texts = tmp_path / "texts.jsonl"
+    options = ["--pairs", "en-de", "--sentences", "2", "--policy", "retranslation"]
+    options += ["--texts", str(texts)]
     options += ["--every-ms", "4000", "--sides", "ours,plain", "--plots", str(tmp_path)]
     found = _invoke("translation", *SMALL, *options)
     sides = found["pairs"]["acl_talks en-de"]["sides"]
@@ -72,6 +74,11 @@ def test_translation_compares_policies_and_sides(tmp_path: Path) -> None:
     assert found["chrf_vs_plain"] == pytest.approx(sides["ours"]["chrf"] - sides["plain"]["chrf"])
     assert found["bleu_vs_finals"] == 0  # the last word on a sentence is the same translation
     assert found["retractions"] == 0
+    against = found["pairs"]["acl_talks en-de"]["against"]
+    assert against["finals"] == {"sentence_chrf": 0, "interval": [0, 0]}
+    assert against["plain"]["interval"][0] <= against["plain"]["sentence_chrf"]
+    rows = [json.loads(line) for line in texts.read_text("utf-8").splitlines()]
+    assert [set(sides) <= set(row) for row in rows] == [True, True]
     assert (tmp_path / "translation.png").stat().st_size > 0
 
 

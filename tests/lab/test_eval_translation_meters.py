@@ -12,6 +12,7 @@ from pipelines.lab.eval.translation_meters import (
     kept_numbers,
     kept_terms,
     score,
+    sentence_chrf,
 )
 
 SOURCE = "The review moves to Friday at ten in the big room"
@@ -21,6 +22,7 @@ FRENCH = "La revue est déplacée à vendredi à dix heures dans la grande salle
 def test_a_perfect_translation_scores_100() -> None:
     assert corpus_chrf([FRENCH], [FRENCH]) == pytest.approx(100)
     assert corpus_bleu([FRENCH], [FRENCH], "fr") == pytest.approx(100)
+    assert sentence_chrf([FRENCH, "ZZZ"], [FRENCH, FRENCH]) == pytest.approx([100, 0], abs=1)
     assert corpus_bleu(["会议在周五举行。"], ["会议在周五举行。"], "zh") == pytest.approx(100)
 
 

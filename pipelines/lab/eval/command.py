@@ -128,6 +128,9 @@ def translation(
     ] = "ours,offline,without context,plain",
     every_ms: Annotated[int, typer.Option(min=100, help="Simulated time between partials.")] = 1000,
     context: Annotated[int, typer.Option(help="Tokens of a plain prompt and its answer.")] = 4096,
+    texts: Annotated[
+        Path | None, typer.Option(help="Append every side's outputs to this file, as JSON lines.")
+    ] = None,
     model: Model = MODEL,
     dtype: Dtype = "auto",
     setting: Settings = None,
@@ -154,6 +157,7 @@ def translation(
             context=context,
             gguf=models.gguf_file(model) if evaluation.LLAMACPP in wanted else None,
             threads=threads,
+            texts=texts,
         )
         return evaluation.run(engine, job, say)
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from operators.errors import ConfigError
+from pipelines.lab.benchmarks.stats import bootstrap_mean
 from pipelines.lab.eval import translation_sides as sides
 from pipelines.lab.eval.backends import Backend, LlamaCppBackend
 from pipelines.lab.eval.engine import Engine
 from pipelines.lab.eval.latency import Cut, Span, average, erased, lags, resegment, retractions
 from pipelines.lab.eval.parallel import Corpus
-from pipelines.lab.eval.translation_meters import score
+from pipelines.lab.eval.translation_meters import score, sentence_chrf
 from pipelines.lab.eval.translation_sides import FINALS, Say, Translated
 
 OURS, OFFLINE, ALONE, PLAIN, LLAMACPP = (
@@ -29,7 +31,8 @@ ALL = (OURS, OFFLINE, ALONE, PLAIN)
 @dataclass(frozen=True)
 class Job:
     """What is measured. ``gguf``: the model's file, if llama.cpp is a side. ``every_ms``: between two
-    partials. ``context``: tokens of a plain prompt."""
+    partials. ``context``: tokens of a plain prompt. ``texts``: a file that every output is appended
+    to."""
 
     corpora: Sequence[Corpus]
     policy: str = FINALS
@@ -38,6 +41,7 @@ class Job:
     context: int = 4096
     gguf: Path | None = None
     threads: int = 2
+    texts: Path | None = None
 
 
 def run(engine: Engine, job: Job, say: Say) -> dict[str, Any]:
@@ -52,8 +56,11 @@ def run(engine: Engine, job: Job, say: Say) -> dict[str, Any]:
         corpora[f"{corpus.name} {corpus.pair}"] = {
             "timed": corpus.timed,
             "sides": {name: _figures(corpus, side) for name, side in made.items()},
-            "examples": _examples(corpus, made),
+            "against": _against(corpus, made),
+            "examples": _rows(corpus, made)[:: max(1, len(corpus.sentences) // 5)],
         }
+        if job.texts is not None:
+            _write(job.texts, _rows(corpus, made))
     return {**headline(corpora), "policy": job.policy, "weights": engine.weights, "pairs": corpora}
 
 
@@ -142,14 +149,35 @@ def _seconds(ms: float | None) -> float | None:
     return None if ms is None else round(ms / 1000, 3)
 
 
-def _examples(corpus: Corpus, made: dict[str, Translated]) -> list[dict[str, str]]:
-    """A few sentences as every side has them, evenly from the whole corpus."""
-    step = max(1, len(corpus.sentences) // 5)
+def _rows(corpus: Corpus, made: dict[str, Translated]) -> list[dict[str, Any]]:
+    """Every sentence as every side has it."""
     return [
-        {"source": s.source, "reference": s.reference}
+        {"set": corpus.name, "pair": corpus.pair, "doc": s.doc, "seq": s.number}
+        | {"source": s.source, "reference": s.reference}
         | {name: side.outputs[at] for name, side in made.items()}
-        for at, s in list(enumerate(corpus.sentences))[::step]
+        for at, s in enumerate(corpus.sentences)
     ]
+
+
+def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with file.open("a", encoding="utf-8") as out:
+        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _against(corpus: Corpus, made: dict[str, Translated]) -> dict[str, Any]:
+    """The product's chrF of single sentences less each other side's: mean, and its 95 % interval over
+    sentences (paired bootstrap). The mean is not the difference of the corpus scores."""
+    if len(corpus.sentences) < 2:
+        return {}
+    references = [s.reference for s in corpus.sentences]
+    each = {name: sentence_chrf(side.outputs, references) for name, side in made.items()}
+    found = {}
+    for name in each:
+        if name != OURS:
+            gaps = [a - b for a, b in zip(each[OURS], each[name], strict=True)]
+            interval = [round(x, 2) for x in bootstrap_mean(gaps)]
+            found[name] = {"sentence_chrf": round(sum(gaps) / len(gaps), 2), "interval": interval}
+    return found
 
 
 def headline(corpora: dict[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,15 @@ def corpus_chrf(outputs: Sequence[str], references: Sequence[str]) -> float:
     return float(CHRF().corpus_score(list(outputs), [list(references)]).score)
 
 
+def sentence_chrf(outputs: Sequence[str], references: Sequence[str]) -> list[float]:
+    """chrF2 of every sentence by itself."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    metric = CHRF()
+    pairs = zip(outputs, references, strict=True)
+    return [float(metric.sentence_score(o, [r]).score) for o, r in pairs]
+
+
 def kept_numbers(source: str, reference: str, output: str) -> tuple[int, int]:
     """Numbers in digits that source and reference share: (found in the output, all)."""
     in_reference, in_output = number_forms(reference), number_forms(output)
