@@ -15,7 +15,7 @@ KILLS ?= 20
 DELIVERY ?= exactly_once
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint format bench fuzz kafka chaos clean
+.PHONY: help setup demo test test-full lint format bench eval fuzz kafka chaos clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,10 @@ format: setup ## Format the code
 
 bench: setup ## Measure, BENCH=NAME for one of them (all of them take hours)
 	@$(BIN)/longstream bench "$(BENCH)"
+
+eval: setup ## Measure what the output is worth, on a small set: summaries and memory, then translations
+	@$(BIN)/longstream eval facts --model "$(MODEL)" --meetings ES2006b --checkpoints 5
+	@$(BIN)/longstream eval translation --model "$(MODEL)" --pairs en-de --sentences 12
 
 chaos: setup ## Kill workers and brokers, then check every record; KILLS=20 SEED=1 DELIVERY=exactly_once
 	@$(BIN)/longstream chaos --kills "$(KILLS)" --seed "$(SEED)" --delivery "$(DELIVERY)"

@@ -25,6 +25,7 @@ COMMANDS = {
     "kafka": "pipelines.dev.broker.command",
     "model": "pipelines.cli.model",
     "bench": "pipelines.lab.benchmarks.command",
+    "eval": "pipelines.lab.eval.command",
     "soak": "pipelines.lab.soak.command",
     "chaos": "pipelines.lab.chaos.command",
 }

@@ -1,0 +1,222 @@
+"""Who translates: the product, and other ways of using the same model.
+
+Every side gives one output per sentence of a corpus, in order. The product's has times besides.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from operators.config import OperatorConfig
+from operators.errors import ConfigError
+from operators.events import Segment, TranslationEvent
+from operators.state import Failure
+from operators.stream import Stream
+from pipelines.lab.eval.backends import Backend
+from pipelines.lab.eval.engine import Engine
+from pipelines.lab.eval.latency import Timed
+from pipelines.lab.eval.parallel import Corpus, Sentence
+
+FINALS, RETRANSLATION = "finals", "retranslation"
+POLICY_SETTING = "translation_policy"
+"""The operator's setting that other policies than these two are names of."""
+TOKENS_PER_SOURCE_TOKEN, TOKENS_AT_LEAST = 3, 48
+PLAIN = "Translate into {language}: {text}"
+IN_CONTEXT = "{document}\n\nTranslate this sentence of the text above into {language}: {text}"
+
+
+@dataclass
+class Shown:
+    """What was seen of one sentence's translation over time."""
+
+    versions: list[str] = field(default_factory=list)
+    committed: list[str] = field(default_factory=list)
+    words: list[Timed] = field(default_factory=list)
+    """Committed words with the times at which they were first there."""
+
+
+@dataclass
+class Translated:
+    outputs: list[str] = field(default_factory=list)
+    prefilled: int = 0
+    generated: int = 0
+    seconds: float = 0.0
+    shown: list[Shown] = field(default_factory=list)
+    """Of the product only."""
+    degraded: list[str] = field(default_factory=list)
+
+
+Say = Callable[[str], None]
+
+
+def policy_settings(policy: str) -> dict[str, Any]:
+    """The operator's settings for a policy by its name. Raises ConfigError for one it has not."""
+    if policy == FINALS:
+        return {"translate_partials": False}
+    if policy == RETRANSLATION:
+        return {"translate_partials": True}
+    if POLICY_SETTING not in OperatorConfig.__dataclass_fields__:
+        raise ConfigError(
+            f"--policy {policy}: this operator knows {FINALS} and {RETRANSLATION} only"
+        )
+    return {"translate_partials": True, POLICY_SETTING: policy}
+
+
+# --- the product ---------------------------------------------------------------------------------
+
+
+def ours(engine: Engine, corpus: Corpus, policy: str, every_ms: int, say: Say) -> Translated:
+    """Every document is a stream; its sentences are segments, each heard in full, or, where the
+    policy translates partials, in growing partials ``every_ms`` of simulated speech apart.
+
+    The clock is simulated: a translation comes when its input was there (unaware), and when the
+    machine, which does one thing after the other, was done with it (aware)."""
+    settings = policy_settings(policy)
+    made = Translated()
+    with engine.operator(targets=(corpus.languages[1],), **settings) as (operator, spent):
+        for number, document in enumerate(corpus.documents()):
+            stream = operator.open(f"document-{number}")
+            free_at = 0.0
+            for sentence in document:
+                say(f"ours ({policy}) {corpus.pair}: {len(made.outputs)}")
+                partials = every_ms if settings["translate_partials"] else 0
+                shown, free_at = _hear(stream, sentence, corpus, partials, free_at, made)
+                made.shown.append(shown)
+                made.outputs.append(shown.committed[-1] if shown.committed else "")
+            stream.close()
+    made.prefilled, made.generated = spent.prefilled, spent.generated
+    return made
+
+
+def _hear(
+    stream: Stream,
+    sentence: Sentence,
+    corpus: Corpus,
+    every_ms: int,
+    free_at: float,
+    made: Translated,
+) -> tuple[Shown, float]:
+    shown = Shown()
+    unit = f"{sentence.doc}-{sentence.number}"
+    for revision, (text, at, final) in enumerate(heard(sentence, every_ms)):
+        stream.feed_segment(
+            Segment(
+                stream_id=stream.id,
+                segment_id=unit,
+                revision=revision,
+                text=text,
+                is_final=final,
+                language=corpus.languages[0],
+                start_ms=sentence.start_ms,
+                end_ms=round(at),
+            )
+        )
+        began = time.perf_counter()
+        events: list[tuple[TranslationEvent, float]] = []
+        for event in stream.results():
+            if isinstance(event, Failure):
+                made.degraded.append(f"failed: {event.reason}")
+            elif isinstance(event, TranslationEvent) and event.unit_id == unit:
+                events.append((event, time.perf_counter() - began))
+        took = time.perf_counter() - began
+        made.seconds += took
+        starts = max(free_at, at)
+        for event, after in events:
+            made.degraded += event.degraded
+            _note(shown, event, at, starts + 1000 * after)
+        free_at = starts + 1000 * took
+    return shown, free_at
+
+
+def heard(sentence: Sentence, every_ms: int) -> list[tuple[str, float, bool]]:
+    """(text, when it was heard, whether it is final): words come evenly over the sentence's time."""
+    spoken = sentence.source.split()
+    span = sentence.end_ms - sentence.start_ms
+    steps: list[tuple[str, float, bool]] = []
+    if every_ms:
+        for at in range(every_ms, span, every_ms):
+            said = " ".join(spoken[: len(spoken) * at // span])
+            if said and said != sentence.source and (not steps or said != steps[-1][0]):
+                steps.append((said, float(sentence.start_ms + at), False))
+    return [*steps, (sentence.source, float(sentence.end_ms), True)]
+
+
+def _note(shown: Shown, event: TranslationEvent, at: float, done: float) -> None:
+    shown.versions.append(f"{event.committed}{event.tail}")
+    if event.committed or event.is_final:
+        shown.committed.append(event.committed)
+    words = event.committed.split()
+    kept = min(len(words), len(shown.words))
+    shown.words = [Timed(w, t.unaware, t.aware) for w, t in zip(words, shown.words, strict=False)]
+    shown.words += [Timed(word, at, done) for word in words[kept:]]
+
+
+def without_context(engine: Engine, corpus: Corpus, say: Say) -> Translated:
+    """The product's own prompt, each sentence on a stream of its own."""
+    made = Translated()
+    with engine.operator(targets=(corpus.languages[1],)) as (operator, spent):
+        for sentence in corpus.sentences:
+            say(f"without context {corpus.pair}: {len(made.outputs)}")
+            stream = operator.open("sentence")
+            shown, _ = _hear(stream, sentence, corpus, 0, 0.0, made)
+            made.outputs.append(shown.committed[-1] if shown.committed else "")
+            stream.close()
+    made.prefilled, made.generated = spent.prefilled, spent.generated
+    return made
+
+
+# --- the same model, asked plainly -----------------------------------------------------------------
+
+
+def plain(backend: Backend, engine: Engine, corpus: Corpus, say: Say) -> Translated:
+    """One sentence per prompt, nothing else said."""
+    prompts = [
+        PLAIN.format(language=_named(corpus), text=sentence.source) for sentence in corpus.sentences
+    ]
+    return _asked(backend, engine, corpus.sentences, prompts, say, f"plain {corpus.pair}")
+
+
+def offline(backend: Backend, engine: Engine, corpus: Corpus, say: Say) -> Translated:
+    """Each sentence with its whole document, also what comes after it, in the prompt."""
+    prompts = []
+    for document in corpus.documents():
+        text = " ".join(sentence.source for sentence in document)
+        prompts += [
+            IN_CONTEXT.format(document=text, language=_named(corpus), text=sentence.source)
+            for sentence in document
+        ]
+    return _asked(backend, engine, corpus.sentences, prompts, say, f"offline {corpus.pair}")
+
+
+def _asked(
+    backend: Backend,
+    engine: Engine,
+    sentences: Sequence[Sentence],
+    prompts: Sequence[str],
+    say: Say,
+    what: str,
+) -> Translated:
+    made = Translated()
+    for sentence, prompt in zip(sentences, prompts, strict=True):
+        say(f"{what} ({backend.name}): {len(made.outputs)}")
+        tokens = len(engine.model.tokenizer.encode(sentence.source))
+        reply = backend.reply(prompt, TOKENS_PER_SOURCE_TOKEN * tokens + TOKENS_AT_LEAST)
+        made.outputs.append(reply.text)
+        made.prefilled += reply.prefilled
+        made.generated += reply.generated
+        made.seconds += reply.seconds
+    return made
+
+
+def _named(corpus: Corpus) -> str:
+    """The target language's name in English, as CLDR has it."""
+    from babel import Locale, UnknownLocaleError
+
+    code = corpus.languages[1]
+    try:
+        return str(Locale.parse(code, sep="-").get_display_name("en"))
+    except (UnknownLocaleError, ValueError):
+        raise ConfigError(f"no English name is known for the language {code!r}") from None
