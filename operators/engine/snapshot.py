@@ -95,7 +95,7 @@ def identity(model: DecoderModel, layout: KvLayout, prefix: list[int]) -> dict[s
 
 def draft_identity(draft: DecoderModel) -> str:
     """What has to be equal for the draft model's KV to be of use."""
-    return f"{draft.fingerprint} {draft.dtypes['ingest']}"
+    return f"{draft.fingerprint} {draft.dtypes['prefill']}"
 
 
 def settings_hash(config: OperatorConfig) -> str:

@@ -72,7 +72,7 @@ def read(model: DecoderModel, text: list[int], run: Run) -> Tensor:
             ).double()
         )
         if at // BLOCK % 8 == 0:
-            run.say(f"{model.dtypes['generation']}: token {at} of {len(text)}")
+            run.say(f"{model.dtypes['decode']}: token {at} of {len(text)}")
     return torch.cat(found)[:-1]
 
 

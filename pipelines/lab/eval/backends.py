@@ -95,7 +95,7 @@ class EngineBackend:
         self._held = prompt
         while slot.length < len(prompt):
             block = prompt[slot.length : slot.length + BLOCK]
-            logits = model.forward("ingest", self._cache, [Row(slot, block, num_logits=1)])
+            logits = model.forward("prefill", self._cache, [Row(slot, block, num_logits=1)])
         output: list[int] = []
         while True:
             token = int(logits[-1].argmax())
@@ -104,7 +104,7 @@ class EngineBackend:
             output.append(token)
             if len(output) == max_tokens:
                 break
-            logits = model.forward("generation", self._cache, [Row(slot, [token], num_logits=1)])
+            logits = model.forward("decode", self._cache, [Row(slot, [token], num_logits=1)])
         return len(prompt) - kept, output
 
 

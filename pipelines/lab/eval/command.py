@@ -72,7 +72,7 @@ def _settings(given: list[str] | None, dtype: str) -> dict[str, Any]:
     from operators.config import OperatorConfig
 
     usual = OperatorConfig()
-    found: dict[str, Any] = {"dtype_generation": dtype}
+    found: dict[str, Any] = {"dtype_decode": dtype}
     for entry in given or []:
         name, equals, value = entry.partition("=")
         if not equals or not hasattr(usual, name):

@@ -68,8 +68,8 @@ class Engine:
 
     @property
     def weights(self) -> str:
-        """Types of the weights, for ingest and generation."""
-        return f"{self.model.dtypes['ingest']}+{self.model.dtypes['generation']}"
+        """Types of the weights, for prefill and decode."""
+        return f"{self.model.dtypes['prefill']}+{self.model.dtypes['decode']}"
 
 
 def load_engine(name: str, settings: dict[str, Any], say: Callable[[str], None]) -> Engine:
