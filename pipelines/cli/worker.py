@@ -62,6 +62,8 @@ def worker(
             config, bootstrap=bootstrap, model=model, http_port=http_port, log_format=log_format
         )
         configure_logging(settings.log_format, settings.log_level)
+        for caution in settings.cautions:
+            log.warning("%s", caution)
         code = asyncio.run(run(settings))
     except LongstreamError as error:
         typer.echo(f"longstream worker: {error}", err=True)

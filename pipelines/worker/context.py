@@ -12,6 +12,8 @@ from operators.state import SessionState
 from pipelines.config.load import Settings
 from pipelines.kafka.publishers import Publisher
 from pipelines.observability.metrics import Metrics
+from pipelines.wire.decoding import NO_SCHEMAS
+from pipelines.wire.schema_registry import Schemas
 from pipelines.worker.partition.queues import Lane
 from pipelines.worker.partition.quotas import Tenants
 
@@ -42,6 +44,10 @@ class Host:
     """Partition number -> awaitable Recovered."""
     make_publisher: Callable[[int], Publisher]
     on_progress: Callable[[], None] = lambda: None
+    schemas: Schemas = NO_SCHEMAS
+    """Avro schemas of the input, shared by the partitions."""
+    partition_count: Callable[[], int | None] = lambda: None
+    """How many partitions the input topic has; None: not known."""
     tenants: Tenants = field(init=False)
     admits: Callable[[Lane], bool] = lambda lane: True
     """Whether a lane may have the device now (:mod:`pipelines.worker.supervisor`)."""

@@ -29,6 +29,7 @@ from operators.events import Event, Segment
 from operators.state import Emission, SessionState
 from pipelines.wire import codec
 from pipelines.wire.dead_letters import header
+from pipelines.wire.decoding import decoder_of, single
 from pipelines.wire.messages import complete, messages_of, now_ms
 from pipelines.worker.context import Host
 from pipelines.worker.partition.committer import Committer, Entry
@@ -54,6 +55,7 @@ class Partition:
         self._host = host
         self._settings = host.settings
         self._metrics = host.metrics
+        self._decoder = decoder_of(host.settings, host.schemas)
         self._lanes: dict[str, Lane] = {}
         self._sessions = SessionTable()
         self._floor = 0
@@ -181,14 +183,10 @@ class Partition:
             return
         message = self._records[offset].message
         try:
-            segment = codec.decode_segment(
-                message.key,
-                message.value,
-                message.headers,
-                partition=self.number,
-                offset=offset,
-                max_text_bytes=self._settings.operator.max_text_bytes,
-            )
+            segment = self._decode(message, offset)
+            if segment is None:  # an event without words
+                self.committer.add(Entry(finished=(offset,)))
+                return
             if self._leaving.behind(segment.stream_id, offset):
                 return
             lane = self._lane(segment)
@@ -211,6 +209,20 @@ class Partition:
             return
         lane.waiting.append((segment, offset))
         self.pump(lane)
+
+    def _decode(self, message: Any, offset: int) -> Segment | None:
+        """The record's segment; None for an event that holds none. Raises SegmentError."""
+        decoded = self._decoder.decode(
+            message.key,
+            message.value,
+            message.headers,
+            partition=self.number,
+            offset=offset,
+            partitions=self._host.partition_count(),
+        )
+        segment = single(decoded)
+        self._metrics.input_decoded(decoded.adapter, decoded.dropped, empty=segment is None)
+        return segment
 
     def _lane(self, segment: Segment) -> Lane:
         """The lane of the segment's stream; made anew if the stream is new or was put away."""
