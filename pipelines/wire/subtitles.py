@@ -67,7 +67,9 @@ def _parse(text: str, file_format: str) -> tuple[list[Cue], int]:
     try:
         captions = webvtt.from_buffer(io.StringIO(text), format=file_format)
     except (MalformedFileError, MalformedCaptionError) as error:
-        raise SegmentError("unknown_format", f"not a file of format {file_format}: {error}") from None
+        raise SegmentError(
+            "unknown_format", f"not a file of format {file_format}: {error}"
+        ) from None
     cues = [
         Cue(c.start_time.in_milliseconds(), c.end_time.in_milliseconds(), list(c.lines))
         for c in captions

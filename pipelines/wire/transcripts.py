@@ -39,9 +39,14 @@ _STRANGERS = (
     (re.compile(rb"%PDF-"), "a PDF: save it as text"),
     (re.compile(rb"\{\\rtf"), "an RTF document: save it as text"),
     (re.compile(rb"\s*<(\?xml|tt[\s>]|!doctype|html)", re.IGNORECASE), "XML or HTML (TTML?)"),
-    (re.compile(rb"\s*\[Script Info\]"), "SubStation Alpha subtitles: convert them to SRT or WebVTT"),
     (
-        re.compile(rb"RIFF.{4}WAVE|OggS\x00|fLaC\x00|ID3[\x02-\x04]|\x1aE\xdf\xa3|.{4}ftyp", re.DOTALL),
+        re.compile(rb"\s*\[Script Info\]"),
+        "SubStation Alpha subtitles: convert them to SRT or WebVTT",
+    ),
+    (
+        re.compile(
+            rb"RIFF.{4}WAVE|OggS\x00|fLaC\x00|ID3[\x02-\x04]|\x1aE\xdf\xa3|.{4}ftyp", re.DOTALL
+        ),
         "audio or video: a recogniser has to make text of it first",
     ),
     (re.compile(rb"\x1f\x8b|BZh[1-9]1AY|\x28\xb5\x2f\xfd"), "a compressed file: unpack it first"),
@@ -222,7 +227,9 @@ class _Reader:
                 self._bad(error, f"{word} {number}")
 
     def _segments(self, event: dict[str, Any]) -> Iterator[Segment]:
-        decoded = self._decoder.read(event, None, "", stream=self._stream_id, fallback=self.fallback)
+        decoded = self._decoder.read(
+            event, None, "", stream=self._stream_id, fallback=self.fallback
+        )
         if decoded.dropped:
             self._on_note(f"{self.name}: unusable and left out: {', '.join(decoded.dropped)}")
         yield from decoded.segments
@@ -249,7 +256,9 @@ def _is_json_lines(data: bytes, by_name: str) -> bool:
     first = next(lines, "")
     if not first.startswith("{"):
         return False
-    return _is_object(first) or (by_name == "json" and not _OPEN_JSON.search(first) and not _is_whole(data))
+    return _is_object(first) or (
+        by_name == "json" and not _OPEN_JSON.search(first) and not _is_whole(data)
+    )
 
 
 def _is_object(text: str) -> bool:

@@ -21,7 +21,7 @@ SILENT = ("Begin", "Termination", "SpeechStarted")
 def _is(event: Event) -> bool:
     if event.get("type") == "Turn":
         return "turn_order" in event
-    return event.get("type") == "Begin" and "id" in event and "expires_at" in event or (
+    return (event.get("type") == "Begin" and "id" in event and "expires_at" in event) or (
         event.get("type") == "Termination" and "audio_duration_seconds" in event
     )
 

@@ -27,7 +27,9 @@ def _read(event: Event, memory: Memory) -> list[Fields]:
     status = event.get("RecognitionStatus")
     best = first(event.get("NBest"))
     final = status is not None
-    text = event.get("DisplayText") or best.get("Display") or (not final and event.get("Text")) or ""
+    text = (
+        event.get("DisplayText") or best.get("Display") or (not final and event.get("Text")) or ""
+    )
     speaker, channel = event.get("SpeakerId"), event.get("Channel")
     if final and status != "Success" and status not in NOTHING:
         return []

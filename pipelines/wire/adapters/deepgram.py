@@ -53,7 +53,9 @@ def _v1(event: Event, memory: Memory) -> list[Fields]:
         fields["speaker"] = {"id": f"channel-{channel}"}
     if not fields["is_final"]:
         return [fields]
-    return split(fields, [(w.get("punctuated_word", w.get("word")), w.get("speaker")) for w in words])
+    return split(
+        fields, [(w.get("punctuated_word", w.get("word")), w.get("speaker")) for w in words]
+    )
 
 
 def _whole(value: object) -> object:

@@ -174,6 +174,8 @@ def _bbb(event: Event, memory: Memory) -> list[Fields]:
 
 
 VEXA = Adapter("vexa", "Vexa, live transcripts", _is_vexa, _vexa)
-LIVEKIT = Adapter("livekit", "LiveKit, speech events and room transcriptions", _is_livekit, _livekit)
+LIVEKIT = Adapter(
+    "livekit", "LiveKit, speech events and room transcriptions", _is_livekit, _livekit
+)
 JITSI = Adapter("jitsi", "Jitsi (Jigasi), transcription results", _is_jitsi, _jitsi)
 BIGBLUEBUTTON = Adapter("bigbluebutton", "BigBlueButton, captions", _is_bbb, _bbb)

@@ -12,7 +12,7 @@ MAX_OPEN = 32
 
 def _is_openai(event: Event) -> bool:
     kind = event.get("type")
-    return isinstance(kind, str) and kind.startswith(OPENAI_SILENT) and "event_id" in event or (
+    return (isinstance(kind, str) and kind.startswith(OPENAI_SILENT) and "event_id" in event) or (
         isinstance(kind, str) and kind.startswith(TRANSCRIPTION)
     )
 
