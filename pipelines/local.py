@@ -2,14 +2,14 @@
 
     from longstream import load_operator
 
-    operator = load_operator("smollm2-135m", targets=("fr",))  # a StreamOperator
+    operator = load_operator("qwen2.5-coder-1.5b", targets=("fr",))
     meeting = operator.open("meeting")
     meeting.feed("The review moves to Friday at ten.", speaker="Ana")
     for event in meeting.results():
         print(event)
     print(meeting.summarize(), meeting.translate("See you on Friday.", "de"))
     print(meeting.ask("When is the review?").text)
-    snapshot = meeting.snapshot()  # operator.open("meeting", snapshot=snapshot) resumes from it
+    snapshot = meeting.snapshot()  # operator.open("meeting", snapshot=snapshot) continues from here
     meeting.close()
 
 See :class:`operators.stream.Stream` for what a stream can do. With a loaded model, a store

@@ -259,8 +259,6 @@ def _check_segment(segment: Segment) -> None:
     assert len(segment.text.encode()) <= MAX_TEXT
     assert segment.segment_id
     assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in segment.text + segment.segment_id)
-    if segment.type == "segment" and segment.is_final:
-        assert segment.text.strip()
     again = codec.encode_segment(segment)
     options = {"partition": 0, "offset": 1, "max_text_bytes": MAX_TEXT}
     assert codec.decode_segment(segment.stream_id.encode(), again, None, **options) == segment

@@ -76,7 +76,9 @@ class Intake:
             else:
                 session.remember(segment.segment_id, segment.revision, segment.text)
                 self._correct(work)
-        elif segment.type == "segment" and not segment.is_final:
+        elif segment.type == "segment" and segment.is_final:
+            session.partials.drop(segment.segment_id, self._cache)  # blank: withdraws its partials
+        elif segment.type == "segment":
             self._partials.submit(session, segment, ticket)
 
     def _correct(self, work: Work) -> None:

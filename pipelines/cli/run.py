@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import msgspec
 import typer
 
-from operators.errors import ConfigError, LongstreamError
+from operators.errors import ConfigError, LongstreamError, SegmentError
 from operators.events import Segment
 from operators.state import Failure
 from pipelines.wire.codec import read_transcript
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 
 def run(
-    file: Annotated[str, typer.Argument(help="JSON lines or plain text; - is standard input.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="Transcript in any known format (JSON lines, VTT, SRT, text …); - is stdin."
+        ),
+    ],
     model: Annotated[
         str, typer.Option(help="Model alias, hub name, folder or GGUF file.")
     ] = "qwen2.5-coder-1.5b",
@@ -63,10 +68,21 @@ def run(
             targets=tuple(code for code in translate.split(",") if code),
         )
         resumed = resume.read_bytes() if resume is not None else None
-        follow(operator, read_transcript(file, stream), sys.stdout, ask or [], resumed, snapshot)
+        bad: list[SegmentError] = []
+        segments = read_transcript(file, stream, on_bad=lambda error: _note(error, bad))
+        follow(operator, segments, sys.stdout, ask or [], resumed, snapshot)
     except (LongstreamError, OSError) as error:
         typer.echo(f"longstream run: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+    if bad:
+        typer.echo(f"longstream run: {len(bad)} parts of the input were left out", err=True)
+        raise typer.Exit(1)
+
+
+def _note(error: SegmentError, bad: list[SegmentError]) -> None:
+    """Say at once which part of the input is left out; the others go on."""
+    typer.echo(f"longstream run: {error}; left out", err=True)
+    bad.append(error)
 
 
 def follow(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import threading
@@ -47,11 +48,14 @@ def worker(
     """Run a worker until SIGTERM or Ctrl-C."""
     from pipelines.config.logs import configure_logging
 
+    log = logging.getLogger(__name__)
     try:
         settings = load_settings(
             config, bootstrap=bootstrap, model=model, http_port=http_port, log_format=log_format
         )
         configure_logging(settings.log_format, settings.log_level)
+        for caution in settings.cautions:
+            log.warning("%s", caution)
         code = asyncio.run(run(settings))
     except LongstreamError as error:
         typer.echo(f"longstream worker: {error}", err=True)

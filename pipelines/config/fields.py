@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import urllib.parse
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ TOPIC_FIELDS = (
     "topic_sessions",
     "topic_dlq",
 )
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
@@ -88,6 +90,24 @@ class Settings(BaseSettings):
     """Recovery state, compacted."""
     topic_dlq: str = "insights.dlq.v1"
     """Dead letters: refused records with their reason."""
+    input_format: Literal["auto", "json", "text", "registry-json", "avro"] = "auto"
+    """What values on the input topic are. auto decides by a schema registry's frame, the content type,
+    then the content, and refuses what it cannot name."""
+    input_adapter: str = Field("auto", pattern=r"^[a-z0-9-]{1,40}$")
+    """Whose events they are (docs/inputs.md has the names). auto: by content type, else detected;
+    longstream: our own schema alone."""
+    input_schema_registry: str = ""
+    """URL of the schema registry that has the Avro schemas."""
+    input_schema_registry_username: str | None = None
+    """Login name at the schema registry."""
+    input_schema_registry_password: SecretStr | None = None
+    """Password at the schema registry; better kept in a file."""
+    input_schema_registry_password_file: Path | None = None
+    """File that holds the password."""
+    input_schema_registry_cafile: Path | None = None
+    """Certificate authorities (PEM) the registry is checked against; default: the system's."""
+    input_schema_file: Path | None = None
+    """Avro schema (.avsc) of all records on the input topic, in place of a registry."""
     partitions: int = Field(4, ge=1, le=10_000)
     """Partitions of every topic when longstream creates it (all topics need the same number)."""
     replication: int = Field(1, ge=1, le=10)
@@ -219,15 +239,25 @@ class Settings(BaseSettings):
     def _check_topic(cls, value: str) -> str:
         if not _TOPIC.fullmatch(value) or value in (".", ".."):
             raise ValueError("a topic name has 1 to 249 of A-Z a-z 0-9 . _ -")
-        if "." in value and "_" in value:
-            raise ValueError("Kafka confuses . and _ in metric names: use one of them")
         return value
 
     @field_validator("snapshot_url", "offload_url")
     @classmethod
     def _check_store_url(cls, value: str) -> str:
-        if "@" in value:
+        # "container@account" of Azure is a place; a password is what follows a colon before the @.
+        login, at, _ = urllib.parse.urlsplit(value).netloc.rpartition("@")
+        if at and ":" in login:
             raise ValueError("no login in the URL: the store's own environment variables hold it")
+        return value
+
+    @field_validator("input_schema_registry")
+    @classmethod
+    def _check_registry_url(cls, value: str) -> str:
+        parts = urllib.parse.urlsplit(value)
+        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError("expected http://host or https://host")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError("no login in the URL: input_schema_registry_username and …_password")
         return value
 
     @field_validator("model_sha256", "draft_model_sha256")
@@ -244,7 +274,11 @@ class Settings(BaseSettings):
             raise ValueError("expected auto, cpu, cuda or cuda:N")
         return value
 
-    @field_validator("cache", "gguf_dir", "http_token_file", "sasl_password_file", "ssl_cafile")
+    @field_validator(
+        *("cache", "gguf_dir", "http_token_file", "sasl_password_file", "ssl_cafile"),
+        *("input_schema_file", "input_schema_registry_cafile"),
+        "input_schema_registry_password_file",
+    )
     @classmethod
     def _expand_home(cls, value: Path | None) -> Path | None:
         return value and value.expanduser()
@@ -259,7 +293,7 @@ class Settings(BaseSettings):
     def _read_secrets(cls, values: dict[str, Any]) -> dict[str, Any]:
         """A secret's file stands for the secret; it is read here, once."""
         values = dict(values)
-        for name in ("sasl_password", "http_token"):
+        for name in ("sasl_password", "http_token", "input_schema_registry_password"):
             path = values.get(f"{name}_file")
             if not path:
                 continue
@@ -288,7 +322,27 @@ class Settings(BaseSettings):
         if self.ssl_cafile is not None and not self.ssl_cafile.is_file():
             raise ValueError(f"ssl_cafile: no such file: {self.ssl_cafile}")
         self._check_login()
+        self._check_registry()
         return self
+
+    def _check_registry(self) -> None:
+        if self.input_schema_registry and self.input_schema_file:
+            raise ValueError("set input_schema_registry or input_schema_file, not both")
+        if self.input_format == "avro" and not (
+            self.input_schema_registry or self.input_schema_file
+        ):
+            raise ValueError(
+                "input_format avro needs input_schema_registry or input_schema_file for its schemas"
+            )
+        for path in (self.input_schema_file, self.input_schema_registry_cafile):
+            if path is not None and not path.is_file():
+                raise ValueError(f"no such file: {path}")
+        login = self.input_schema_registry_username, self.input_schema_registry_password
+        if any(login) and not all(login):
+            raise ValueError("the schema registry's login needs both a name and a password")
+        host = urllib.parse.urlsplit(self.input_schema_registry)
+        if any(login) and host.scheme == "http" and host.hostname not in _LOOPBACK:
+            raise ValueError("input_schema_registry: a login goes over https only")
 
     def _check_login(self) -> None:
         uses_sasl = self.security_protocol.startswith("SASL_")
@@ -306,6 +360,18 @@ class Settings(BaseSettings):
     def operator_config(self) -> OperatorConfig:
         """The engine's own settings."""
         return self.operator
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What is allowed and may be regretted, a sentence each; the worker logs them."""
+        by_metric: dict[str, list[str]] = {}
+        for name in self.topics:
+            by_metric.setdefault(name.replace(".", "_"), []).append(name)
+        return tuple(
+            f"Kafka's own metrics cannot tell {' and '.join(names)} apart: they differ in . and _ only"
+            for names in by_metric.values()
+            if len(names) > 1
+        )
 
     @property
     def topics(self) -> tuple[str, ...]:

@@ -33,7 +33,10 @@ __all__ = ["SettingRow", "Settings", "describe", "environment_name", "load_setti
 PREFIX = "LONGSTREAM_"
 OTHER_NAMES = ("LONGSTREAM_CONFIG", "LONGSTREAM_REQUIRE_KAFKA", "LONGSTREAM_REQUIRE_PROMTOOL")
 """Environment names with our prefix that are not settings; so is LONGSTREAM_TEST_…"""
-_UNSHOWN = ("snapshot_url", "offload_url", "http_token", "sasl_password", "bootstrap")
+_UNSHOWN = (
+    *("snapshot_url", "offload_url", "http_token", "sasl_password", "bootstrap"),
+    *("input_schema_registry", "input_schema_registry_password"),
+)
 _MISSING = object()
 
 

@@ -123,6 +123,12 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         coordinator = consumer._coordinator if consumer else None
         return getattr(coordinator, "_pending_exception", None)
 
+    def partition_count(self, topic: str) -> int | None:
+        """How many partitions the topic has, as the broker last said; None: not known yet."""
+        consumer = self._thread._consumer if self._thread else None
+        found = consumer.partitions_for_topic(topic) if consumer else None
+        return len(found) if found else None
+
     # --- commits ---------------------------------------------------------------------------
 
     def ack(self, message: Message) -> bool:

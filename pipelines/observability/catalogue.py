@@ -49,6 +49,18 @@ LOOP_SPECS = (
     Spec("counter", "segments_consumed", "Segments read from the input topic.", ("final",)),
     Spec("counter", "outputs_published", "Events the broker acknowledged.", ("status", "task")),
     Spec("counter", "dead_letters", "Records put on the dead-letter topic.", ("stage", "reason")),
+    Spec(
+        "counter",
+        "input_fields_dropped",
+        "Optional fields of input records that could not be used and were left out.",
+        ("field",),
+    ),
+    Spec(
+        "counter",
+        "input_events_ignored",
+        "Input records of recognisers that hold no words.",
+        ("adapter",),
+    ),
     Spec("counter", "tenant_limited", "Segments a tenant's limit delayed or refused.", ("limit",)),
     Spec("counter", "retries", "Attempts repeated after a fault.", ("stage",)),
     Spec(

@@ -13,6 +13,7 @@ import logging
 import math
 import platform
 import time
+from collections.abc import Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -124,6 +125,13 @@ class Metrics:
     def segment_consumed(self, final: bool = True) -> None:
         """A record of the input topic was read and decoded."""
         self._record("segments_consumed", 1, _flag(final))
+
+    def input_decoded(self, adapter: str, dropped: Sequence[str] = (), empty: bool = False) -> None:
+        """A record was decoded: which optional fields were left out, and whether it holds no words."""
+        for field in dropped:
+            self._record("input_fields_dropped", 1, field)
+        if empty:
+            self._record("input_events_ignored", 1, adapter)
 
     def duplicate_input(self) -> None:
         """An input was skipped: at or below its stream's cursor, or already in flight."""

@@ -30,6 +30,7 @@ from pipelines.kafka.publishers import make_publisher
 from pipelines.kafka.transport import make_faust_app
 from pipelines.observability.http import HttpServer, Readiness, serve
 from pipelines.observability.metrics import Metrics
+from pipelines.wire.decoding import prepare, schemas_of
 from pipelines.worker import exit_codes
 from pipelines.worker.assignment import Assignment
 from pipelines.worker.context import StreamOwner, WorkerContext
@@ -56,6 +57,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._http: HttpServer | None = None
         self._faulty = False
+        self._schemas = schemas_of(settings)
 
     async def run(self, stop: asyncio.Event) -> int:
         """Run until ``stop`` is set or something fails. Returns the exit code of the process.
@@ -103,6 +105,8 @@ class Worker:
             recover=lambda number: recover(settings, number, recovery_s),
             make_publisher=lambda number: make_publisher(settings, number),
             on_progress=self._on_progress,
+            schemas=self._schemas,
+            partition_count=lambda: self._app.consumer.partition_count(settings.topic_segments),
             admits=self._device.admits,
             on_report=self._device.on_report,
         )
@@ -172,6 +176,7 @@ class Worker:
 
         async def segments(stream: Any) -> None:
             async for event in stream.noack().events():
+                await prepare(self._schemas, event.message.value)
                 self._accept(event)
 
         self._app.agent(topic, name="segments", concurrency=1)(segments)

@@ -18,7 +18,9 @@ from pipelines.config.load import Settings
 from pipelines.kafka.offsets import OffsetTracker
 from pipelines.kafka.publishers import Publisher
 from pipelines.observability.metrics import Metrics
+from pipelines.wire.decoding import NO_SCHEMAS
 from pipelines.wire.messages import Message
+from pipelines.wire.schema_registry import Schemas
 
 
 class Device(Protocol):
@@ -140,3 +142,7 @@ class WorkerContext:
     """Whether the device may be fed from this queue now (:mod:`pipelines.worker.supervisor`)."""
     on_report: Callable[[bool], None] = lambda finished: None
     """Called after each report of the device on a stream; True when a segment is finished."""
+    schemas: Schemas = NO_SCHEMAS
+    """Avro schemas of the input, shared by the partitions."""
+    partition_count: Callable[[], int | None] = lambda: None
+    """How many partitions the input topic has; None: not known."""

@@ -276,7 +276,7 @@ def test_redelivery_replaces_the_message_and_feeds_nothing_twice() -> None:
 
 def test_refused_records_and_failed_segments_become_dead_letters() -> None:
     async def test(world: World) -> None:
-        bad = world.say(0, "a", b"{not json")
+        bad = world.say(0, "a", b'{"text":')
         world.say(1, "a")
         failure = Failure(1, "operator", "too_strange", "no")
         world.done("a", done=[], failed=[failure], state=SessionState(stream_id="a", cursor=1))

@@ -27,6 +27,7 @@ from operators.events import Event, Segment
 from operators.state import Emission, SessionState
 from pipelines.wire import codec
 from pipelines.wire.dead_letters import header
+from pipelines.wire.decoding import decoder_of, single
 from pipelines.wire.messages import complete, messages_of, now_ms
 from pipelines.worker.context import Entry, Queue, WorkerContext
 from pipelines.worker.partition.committer import Committer
@@ -54,6 +55,7 @@ class Partition:
         self._context = context
         self._settings = context.settings
         self._metrics = context.metrics
+        self._decoder = decoder_of(context.settings, context.schemas)
         self._queues: dict[str, StreamQueue] = {}
         self._sessions = SessionTable()
         self._floor = 0
@@ -184,14 +186,10 @@ class Partition:
             return
         message = self._records[offset].message
         try:
-            segment = codec.decode_segment(
-                message.key,
-                message.value,
-                message.headers,
-                partition=self.number,
-                offset=offset,
-                max_text_bytes=self._settings.operator.max_text_bytes,
-            )
+            segment = self._decode(message, offset)
+            if segment is None:  # an event without words
+                self.committer.add(Entry(finished=(offset,)))
+                return
             if self._deletion.defer(segment.stream_id, offset):
                 return
             queue = self._queue_for(segment)
@@ -215,6 +213,20 @@ class Partition:
             return
         queue.waiting.append((segment, offset))
         self.pump(queue)
+
+    def _decode(self, message: Any, offset: int) -> Segment | None:
+        """The record's segment; None for an event that holds none. Raises SegmentError."""
+        decoded = self._decoder.decode(
+            message.key,
+            message.value,
+            message.headers,
+            partition=self.number,
+            offset=offset,
+            partitions=self._context.partition_count(),
+        )
+        segment = single(decoded)
+        self._metrics.input_decoded(decoded.adapter, decoded.dropped, empty=segment is None)
+        return segment
 
     def _queue_for(self, segment: Segment) -> StreamQueue:
         """The queue of the segment's stream; a new one if the stream is new or was closed."""
