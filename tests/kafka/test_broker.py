@@ -24,6 +24,7 @@ from pipelines.dev.broker.base import free_ports, listens
 from pipelines.dev.broker.cache import cached_folder
 from pipelines.dev.broker.docker import container_environment, knock
 from pipelines.dev.broker.process import ProcessBroker
+from pipelines.kafka.errors import TopicError
 from pipelines.kafka.topics import TopicSpec, admin_client, create_topics
 
 ROOT = Path(__file__).parents[2]
@@ -147,20 +148,22 @@ def test_topics_get_their_policies_and_creating_them_again_changes_nothing(kafka
     assert {len(described[name]["partitions"]) for name in names} == {3}
     compacted = {n for n in names if configs[n]["cleanup.policy"]["value"] == "compact"}
     assert compacted == {topics.latest, topics.sessions}
-    assert int(configs[topics.dlq]["retention.ms"]["value"]) == broker.topics.MONTH_MS
+    assert int(configs[topics.dlq]["retention.ms"]["value"]) == int(
+        Settings().dlq_retention_h * 3_600_000
+    )
     limits = {int(configs[name]["max.message.bytes"]["value"]) for name in names}
     assert limits == {Settings().max_message_bytes}, "else a worker keeps to less"
 
 
 def test_an_existing_topic_with_another_partition_count_is_refused(kafka, topics):
     topics.create(partitions=2)
-    with pytest.raises(broker.BrokerError, match="has 2 partitions, 5 are needed"):
+    with pytest.raises(TopicError, match="has 2 partitions, 5 are needed"):
         topics.create(partitions=5)
 
 
 def test_an_existing_state_topic_that_is_not_compacted_is_refused(kafka, topics):
     create_topics(kafka, [TopicSpec(topics.sessions)], 1)
-    with pytest.raises(broker.BrokerError, match=r"cleanup\.policy=delete, compact is needed"):
+    with pytest.raises(TopicError, match=r"cleanup\.policy=delete, compact is needed"):
         topics.create(partitions=1)
 
 

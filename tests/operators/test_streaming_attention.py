@@ -123,6 +123,7 @@ def test_what_one_branch_broke_does_not_reach_the_next() -> None:
         pool[0][broken.stream.index].fill_(torch.nan)
     for pool in (driver.cache.branch_keys, driver.cache.branch_values):
         pool[0][broken.region].fill_(torch.nan)
+    driver.cache.drop(broken)
     driver.cache.release(broken.stream)
     branches = [driver.cache.fork(driver.stream(SINKS)) for _ in references]
     blocks = [random_tokens(n, seed=n) for n in (3, 4)]
@@ -256,9 +257,12 @@ def test_slots_and_regions_run_out_with_a_clear_error_and_come_back() -> None:
     slot = driver.stream(SINKS)
     with pytest.raises(CapacityError, match="slots"):
         driver.cache.allocate()
-    driver.cache.fork(slot)
+    branch = driver.cache.fork(slot)
     with pytest.raises(CapacityError, match="branch regions"):
         driver.cache.fork(slot)
+    with pytest.raises(RuntimeError, match="1 open branches"):
+        driver.cache.release(slot)
+    driver.cache.drop(branch)
     driver.cache.release(slot)
     driver.cache.check_integrity()
     assert driver.cache.free_slots == driver.cache.free_regions == 1

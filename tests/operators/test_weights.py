@@ -177,4 +177,4 @@ def test_types_that_do_not_go_together_are_refused() -> None:
             model.use_for_decode(kind)
     with pytest.raises(ModelError, match="dtype_prefill=int4"):
         DecoderModel(toy_model(), ToyTokenizer(), name="toy", dtype_prefill="int4",
-                     dtype_generation="int4")  # fmt: skip
+                     dtype_decode="int4")  # fmt: skip

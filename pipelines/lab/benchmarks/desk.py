@@ -159,6 +159,7 @@ class Desk:
     def tasks(self, config: OperatorConfig) -> Tasks:
         tokenizer = self.model.tokenizer
         runner = TaskRunner(config, self.cache, tokenizer, lambda: 0.0)
+        config = dataclasses.replace(config, summary_method="lines")  # one long answer is measured
         tasks = Tasks(config, SummaryTask(), TranslationTask(), runner)
         for task in (tasks.summary, tasks.translation):
             task.tools = Tools(config, self.prompts, tokenizer, ModelInfo())
