@@ -342,7 +342,7 @@ def test_a_result_too_large_for_its_topic_ends_the_worker(topics: Any, tmp_path:
         worker.wait_for_log("assigned partitions")
         set_topic(topics.bootstrap, topics.dlq, max_message_bytes="2000")
         say(made, topics.segments, "a", "a-0")
-        made.send(topics.segments, key=b"a", value=b"{" + b"x" * 5000)
+        made.send(topics.segments, key=b"a", value=b"\xff" + b"x" * 5000)
         say(made, topics.segments, "a", "a-1", "a-2")
         assert worker.process.wait(60) == 2, worker.log
         assert f"{topics.dlq}: a record is larger than its topic takes" in last_words(worker)

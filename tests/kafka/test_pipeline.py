@@ -80,7 +80,7 @@ def send_poison(made: KafkaProducer, topic: str) -> None:
     say(made, topic, "s", "s-0")
     made.send(topic, key=b"s", value=b'{"text": "unclosed')
     made.send(topic, key=b"s", value=None, headers=[("mine", b"kept")])
-    made.send(topic, key=b"s", value=b'{"text": 17}')
+    made.send(topic, key=b"s", value=b'{"text": [17]}')
     made.send(topic, key=b"s", value=json.dumps({"text": "x" * (5 << 20)}).encode())
     made.send(topic, key=b"s", value=b"caf\xe9")
     say(made, topic, "s", "s-1", "FAIL", "s-2")
