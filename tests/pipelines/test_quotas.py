@@ -38,7 +38,7 @@ def test_something_larger_than_a_burst_goes_when_nothing_is_owed() -> None:
 
 
 def test_rates_remember_a_bounded_number_of_tenants(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quotas, "SPEAKERS", 50)
+    monkeypatch.setattr(quotas, "MAX_TENANTS", 50)
     rate = Rate(per_s=1, burst_s=0)
     for number in range(500):
         rate.take(f"t{number}", 1, now=0.0)
@@ -52,9 +52,9 @@ def test_the_slower_of_two_rates_counts_and_limits_are_off_by_default() -> None:
     limited: list[str] = []
     both = Settings(tenant_segments_per_s=100, tenant_bytes_per_s=10, tenant_burst_s=1)
     paced = TenantLimits(both, {}, limited.append, clock=lambda: 5.0)
-    assert paced.pace(segment(text="x" * 10)) == 5.0
-    assert paced.pace(segment(text="x" * 10)) == 6.0
-    assert paced.pace(segment(tenant=None)) == 5.0, "who names no tenant is one of their own"
+    assert paced.reserve(segment(text="x" * 10)) == 5.0
+    assert paced.reserve(segment(text="x" * 10)) == 6.0
+    assert paced.reserve(segment(tenant=None)) == 5.0, "who names no tenant is one of their own"
     assert limited == ["bytes"]
 
 

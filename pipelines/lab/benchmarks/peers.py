@@ -106,6 +106,7 @@ def _config(sizes: Sizes, streams: int) -> OperatorConfig:
         update_tokens=sizes.update_tokens,
         summary_tokens=sizes.summary_tokens,
         branch_tokens=sizes.branch_tokens,
+        summary_method="lines",  # the same asks for every side
         ledger_tokens=sizes.branch_tokens // 4,
         slots=streams,
         branches=max(4, 2 * streams),
