@@ -89,7 +89,7 @@ def test_standard_input_as_plain_text_without_an_end(topics):
 def test_a_broken_line_is_found_before_anything_is_sent(topics, tmp_path):
     topics.create(partitions=2)
     file = tmp_path / "broken.jsonl"
-    file.write_text('{"text": "fine"}\n{"text": 7}\n')
+    file.write_text('{"text": "fine"}\n{"text": [7]}\n')
     done = longstream(
         "replay", str(file), "--bootstrap", topics.bootstrap, "--topic", topics.segments
     )
