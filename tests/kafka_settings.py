@@ -41,6 +41,7 @@ ENGINE = {
     "operator__slots": 4,
     "operator__branches": 3,
     "operator__update_tokens": 60,
+    "operator__summary_method": "lines",
     "operator__summary_tokens": 24,
     "operator__ledger_tokens": 80,
     "operator__translation_unit_tokens": 24,

@@ -128,6 +128,7 @@ def seen_by_the_model(kind: type[HubTokenizer]) -> dict[str, int]:
         "answer": "{ledger} {question}",
     }
     config = OperatorConfig(
+        summary_method="lines",  # one turn of the user per answer, which the test counts
         window=400,
         slack=64,
         branch_tokens=900,

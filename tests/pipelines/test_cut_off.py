@@ -98,7 +98,7 @@ def test_a_partition_that_is_cut_off_is_taken_up_again(monkeypatch: pytest.Monke
         )
         readiness: Any = SimpleNamespace()
         owner = Assignment(app, host, readiness, worker._spawn, worker._fail)
-        owner._gain(0)
+        owner._open(0)
         await asyncio.wait_for(Partition.again.wait(), 5)
         assert Partition.made[1].broken_since is not None
         assert owner.partitions[0] is Partition.made[1]
