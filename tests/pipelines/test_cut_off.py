@@ -104,7 +104,7 @@ def test_a_partition_that_is_cut_off_is_taken_up_again(monkeypatch: pytest.Monke
         assert owner.partitions[0] is Partition.made[1]
         assert not worker._fault.done()
         # Closed because it is lost, it ends without a word.
-        owner._lose(0)
+        owner._close(0)
         await asyncio.sleep(0.05)
         assert not worker._fault.done()
         assert not worker._tasks
