@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 TOY = {
+    "OPERATOR__SUMMARY_METHOD": "lines",
     "OPERATOR__WINDOW": "96",
     "OPERATOR__SLACK": "24",
     "OPERATOR__BRANCH_TOKENS": "220",
