@@ -124,7 +124,7 @@ class StreamOperator:
         check_names([summary, translation, answers, *tasks])
         for task in (summary, translation, answers, *tasks):
             task.tools = Tools(config, self._prompts, tokenizer, info)
-        runs = TaskRunner(config, cache, tokenizer, self._clock)
+        runs = TaskRunner(config, cache, tokenizer, self._clock, self.model.vocab_size)
         self._partials = Partials(config, cache, residency, translation, runs, *seen_by)
         by_segment = (translation, *tasks)
         self._intake = Intake(config, tokenizer, cache, by_segment, runs, self._partials, *seen_by)

@@ -11,9 +11,10 @@ from torch import Tensor
 from operators.cache.batch import Row
 from operators.cache.kv_cache import Branch, KvCache
 from operators.decoding.acceptance import Candidate, DraftControl, smoothed_tokens_per_verify
+from operators.decoding.constraints import Constraint
 from operators.decoding.drafters import Draft, Drafter
 from operators.decoding.sampling import Sampler
-from operators.decoding.verify import Verdict, accept_greedy, accept_sampled
+from operators.decoding.verify import Verdict, accept_equal, accept_greedy, accept_sampled
 from operators.events import Usage
 
 _LOOP_TOKENS = 24
@@ -50,6 +51,8 @@ class Generation:
     """Whether the answer is complete with this output, asked after every token (besides EOS)."""
     choices: tuple[int, ...] = ()
     """First tokens to be weighed instead of an answer: ``weights`` are their probabilities."""
+    constraints: Sequence[Constraint] = ()
+    """What the answer may be: masks on the logits before a token is chosen."""
     alone: bool = False
     """Its branch sees no transcript."""
     due_at: float = 0.0
@@ -165,9 +168,12 @@ class Generation:
 
     def _verdict(self, draft: Draft, logits: Tensor) -> Verdict:
         sampler = self.decoding.sampler
-        if sampler is None:
+        if sampler is None and not self.constraints:
             return accept_greedy(logits, draft.tokens, self.eos_ids)
-        return accept_sampled(logits, draft.tokens, self.eos_ids, sampler, self.output, draft.probs)
+        scores = ConstrainedLogits(logits, self.constraints, [*self.output, *draft.tokens])
+        if sampler is None:
+            return accept_equal(lambda at: int(scores[at].argmax()), draft.tokens, self.eos_ids)
+        return accept_sampled(scores, draft.tokens, self.eos_ids, sampler, self.output, draft.probs)
 
     def _extend(self, tokens: list[int]) -> tuple[list[int], str]:
         """Append tokens one by one until the answer is complete; returns those appended, and why it
@@ -183,6 +189,8 @@ class Generation:
     def _why_complete(self) -> str:
         if self.ends is not None and self.ends(self.output):
             return "stop"
+        if any(constraint.complete(self.output) for constraint in self.constraints):
+            return "stop"
         if len(self.output) >= self.max_tokens:
             return "length"
         return "repetition" if is_looping(self.output) else ""
@@ -196,6 +204,24 @@ class Generation:
             verifies=self.verifies,
             finish_reason=self.finish_reason,
         )
+
+
+class ConstrainedLogits:
+    """The rows of a verify block as the constraints leave them, each made when it is asked for."""
+
+    def __init__(
+        self, logits: Tensor, constraints: Sequence[Constraint], answer: Sequence[int]
+    ) -> None:
+        """``answer``: the output so far and the drafts behind it."""
+        self._logits, self._constraints, self._answer = logits, constraints, answer
+        self._before = len(answer) + 1 - len(logits)
+
+    def __getitem__(self, at: int) -> Tensor:
+        """Logits ``[vocab]`` of place ``at``."""
+        scores = self._logits[at]
+        for constraint in self._constraints:
+            scores = constraint.apply(scores, self._answer[: self._before + at])
+        return scores
 
 
 def is_looping(output: Sequence[int]) -> bool:

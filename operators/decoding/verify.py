@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -42,8 +43,14 @@ def accept_greedy(logits: Tensor, drafts: Sequence[int], eos_ids: frozenset[int]
     return accept_equal(choice.__getitem__, drafts, eos_ids)
 
 
+class Rows(Protocol):
+    """Logits ``[vocab]`` of each place of a block: a tensor ``[k+1, vocab]``, or rows made on demand."""
+
+    def __getitem__(self, at: int, /) -> Tensor: ...
+
+
 def accept_sampled(
-    logits: Tensor,
+    logits: Rows,
     drafts: Sequence[int],
     eos_ids: frozenset[int],
     sampler: Sampler,

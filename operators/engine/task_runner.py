@@ -8,6 +8,7 @@ from functools import partial
 from operators.cache.kv_cache import KvCache
 from operators.config import OperatorConfig
 from operators.decoding.acceptance import DraftControl
+from operators.decoding.constraints import Constraint, Grammars, NoCopy
 from operators.decoding.drafters import (
     CombinedDrafter,
     Drafter,
@@ -33,9 +34,12 @@ class TaskRunner:
         cache: KvCache,
         tokenizer: Tokenizer,
         clock: Callable[[], float],
+        vocab: int,
     ) -> None:
+        """``vocab``: width of the model's logits."""
         self._config, self._cache = config, cache
         self._tokenizer, self._clock = tokenizer, clock
+        self._grammars = Grammars(tokenizer, vocab)
 
     def start(self, session: Session, task: Task, occasion: Occasion) -> TaskRun:
         """Start a run at the session's frontier. Ingest waits until it has its first branch."""
@@ -75,10 +79,19 @@ class TaskRunner:
                 sampler=self._sampler(session, kind, position, ask),
             ),
             ends=ask.ends,
+            constraints=self._constraints(ask),
             choices=ask.choices,
             alone=ask.alone,
             due_at=self._clock(),
         )
+
+    def _constraints(self, ask: Ask) -> list[Constraint]:
+        made: list[Constraint] = []
+        if ask.grammar is not None:
+            made.append(self._grammars.mask(ask.grammar))
+        if ask.max_copy:
+            made.append(NoCopy(self._tokenizer, ask.sources, ask.max_copy, ask.free))
+        return made
 
     def _sampler(self, session: Session, kind: str, position: int, ask: Ask) -> Sampler | None:
         sampling = self._config.sampling(kind)

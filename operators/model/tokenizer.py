@@ -36,7 +36,7 @@ class HubTokenizer:
     """A transformers (fast) tokenizer behind the :class:`Tokenizer` interface."""
 
     def __init__(self, tokenizer: Any, config: Any, generation_config: Any = None) -> None:
-        self._tokenizer = tokenizer
+        self.hub = self._tokenizer = tokenizer
         ids: set[int] = set()
         for source in (tokenizer, config, generation_config):
             value = getattr(source, "eos_token_id", None)

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from operators.config import OperatorConfig
+from operators.decoding.constraints import Grammar
 from operators.events import (
     AnswerEvent,
     AnyEvent,
@@ -145,6 +146,10 @@ class Ask:
     """What acceptance statistics and sampling settings go by; the task's name if empty."""
     previous: Sequence[int] = ()
     ends: Callable[[Sequence[int]], bool] | None = None
+    grammar: Grammar | None = None
+    max_copy: int = 0
+    sources: tuple[str, ...] = ()
+    free: tuple[str, ...] = ()
     choices: tuple[int, ...] = ()
     alone: bool = False
 

@@ -13,9 +13,11 @@ calibration, Zhao et al. 2021, arXiv 2102.09690). No rule here knows a language.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from operators.decoding.constraints import Grammar
 from operators.events import Evidence, ItemKind, LedgerItem
 from operators.tasks.base import Answer, Ask, SeenSegment, StreamView, Tools
 from operators.text import longest_copy, numbers, script, similarity, support, units
@@ -58,6 +60,7 @@ CHANGED = 0.7
 DONE = 0.6
 """Calibrated probability (chance is 0.5) from which an action counts as done."""
 NOTE_TOKENS, DUE_TOKENS = 48, 10
+LINE = Grammar.one_line()
 
 
 @dataclass
@@ -175,12 +178,15 @@ class MinuteTaker:
         for draft in made.drafts:
             fields = {"before": draft.before, "turn": draft.turn.line}
             what, speaker = WHAT[draft.kind], draft.turn.speaker or "the speaker"
-            asks.append(self._text("note", NOTE_TOKENS, what=what, speaker=speaker, **fields))
+            form = {"grammar": LINE, "max_copy": MAX_COPY, "sources": (draft.turn.said,)}
+            form["free"] = tuple(people)
+            asks.append(self._text("note", NOTE_TOKENS, form, what=what, speaker=speaker, **fields))
             places.append((draft, "note", []))
             if draft.kind != "action_item":
                 continue
             draft.owner = draft.turn.speaker or None
-            asks.append(self._text("due", DUE_TOKENS, turn=draft.turn.line))
+            when = {"grammar": Grammar.part_of(draft.turn.said)}
+            asks.append(self._text("due", DUE_TOKENS, when, turn=draft.turn.line))
             places.append((draft, "due", []))
             named = [p for p in people if p != draft.turn.speaker and _names(p, draft.turn.said)]
             if named:
@@ -239,16 +245,14 @@ class MinuteTaker:
             alone=True,
         )
 
-    def _text(self, prompt: str, limit: int, **fields: str) -> Ask:
+    def _text(self, prompt: str, limit: int, options: Mapping[str, Any], **fields: str) -> Ask:
+        """An answer of one line; by ``options`` of another form."""
         tokens = self._fit(self._tools.prompts.alone(prompt, **fields), limit)
-        return Ask(tokens, limit, kind="minutes", ends=self._line_ended, alone=True)
+        return Ask(tokens, limit, kind="minutes", alone=True, **options)
 
     def _fit(self, prompt: list[int], output: int) -> list[int]:
         """The end of the prompt, as far as a branch has room: its instruction stands there."""
         return prompt[-(self._tools.config.branch_tokens - output) :]
-
-    def _line_ended(self, output: Sequence[int]) -> bool:
-        return "\n" in self._tools.tokenizer.decode(output).lstrip()
 
 
 def select(turns: Sequence[Turn], items: Sequence[LedgerItem] = ()) -> list[Draft]:

@@ -158,7 +158,7 @@ class Desk:
 
     def tasks(self, config: OperatorConfig) -> Tasks:
         tokenizer = self.model.tokenizer
-        runner = TaskRunner(config, self.cache, tokenizer, lambda: 0.0)
+        runner = TaskRunner(config, self.cache, tokenizer, lambda: 0.0, self.model.vocab_size)
         config = dataclasses.replace(config, summary_method="lines")  # one long answer is measured
         tasks = Tasks(config, SummaryTask(), TranslationTask(), runner)
         for task in (tasks.summary, tasks.translation):
