@@ -89,12 +89,10 @@ class Grammars:
 
         if self._tokens is None:
             self._tokens = _vocabulary(self._tokenizer, self._vocab)
-        names = {"regex": "regex", "lark": "lark", "json": "json_schema"}
-        if grammar.kind not in names:
-            raise ConfigError(f"grammar kind {grammar.kind!r}: one of {', '.join(names)}")
-        matcher = LLMatcher(
-            self._tokens, grammar_from(names[grammar.kind], grammar.text), log_level=0
-        )
+        if grammar.kind not in KINDS:
+            raise ConfigError(f"grammar kind {grammar.kind!r}: one of {', '.join(KINDS)}")
+        form = grammar_from(grammar.kind, grammar.text)
+        matcher = LLMatcher(self._tokens, form, log_level=0)
         if matcher.is_error():
             why = matcher.get_error().splitlines()[0][:200]
             raise ConfigError(f"a grammar cannot be used: {why}")
