@@ -31,6 +31,7 @@ LANGUAGES = {
 DTYPES = ("auto", "fp32", "bf16", "int8", "w8a8", "int4")
 DRAFTERS = ("auto", "none", "ngram", "previous", "combined", "draft")
 METHODS = ("select", "lines")
+STYLES = ("bullets", "minutes", "executive")
 TASKS = ("summary", "compaction", "translation", "answer")
 ACCEPTANCES = ("coupled", "rejection")
 
@@ -111,7 +112,19 @@ class OperatorConfig:
     """Bytes of the durable ledger (text of its items). Above it near-duplicates are merged, then settled
     and superseded items and the least important topics go, which says ``ledger_trimmed``."""
     targets: tuple[str, ...] = ()
-    """Language codes every final segment is translated into."""
+    """Language codes every final segment is translated into, unless its stream asks for others."""
+    allowed_targets: tuple[str, ...] = ()
+    """Language codes that a stream may ask for; empty: all that are known."""
+    max_targets: int = 8
+    """Languages that one stream may ask for at once (0 = streams cannot choose)."""
+    max_glossary: int = 200
+    """Terms of one stream's glossary."""
+    max_participants: int = 100
+    """Participants one stream may name."""
+    max_instructions: int = 2000
+    """Characters of one stream's instructions."""
+    max_template: int = 16_384
+    """Characters of one stream's template."""
     translate_partials: bool = False
     """Also translate partial hypotheses (``is_final: false``), in the capacity that finals leave free:
     events with ``is_final`` false, empty ``committed`` and a ``tail`` that may change. Of hypotheses
@@ -176,6 +189,8 @@ class OperatorConfig:
         need(self.summary_method in METHODS, "summary_method", f"one of {', '.join(METHODS)}")
         need(self.ledger_bytes >= 1024, "ledger_bytes", "at least 1024 bytes")
         need(self.summary_tokens >= 8, "summary_tokens", "at least 8 tokens")
+        for name in ("targets", "glossary", "participants", "instructions", "template"):
+            need(getattr(self, f"max_{name}") >= 0, f"max_{name}", "0 or more")
         need(self.translation_unit_tokens >= 8, "translation_unit_tokens", "at least 8 tokens")
         need(self.max_draft >= 0, "max_draft", "0 switches speculation off")
         need(self.max_queue >= 1, "max_queue", "at least 1 segment")
@@ -189,11 +204,11 @@ class OperatorConfig:
         accepts = f"one of {', '.join(ACCEPTANCES)}"
         need(self.sampling_acceptance in ACCEPTANCES, "sampling_acceptance", accepts)
         self._sampling()  # its numbers are checked there
-        for code in self.targets:
-            if code not in LANGUAGES:
-                raise ConfigError(
-                    f"targets: unknown language code {code!r}; known: {', '.join(sorted(LANGUAGES))}"
-                )
+        for name in ("targets", "allowed_targets"):
+            for code in getattr(self, name):
+                if code not in LANGUAGES:
+                    known = ", ".join(sorted(LANGUAGES))
+                    raise ConfigError(f"{name}: unknown language code {code!r}; known: {known}")
 
     def sampling(self, task: str) -> Sampling:
         """How answers of this kind (``translation:fr`` is a translation) choose their tokens."""
@@ -219,7 +234,7 @@ class OperatorConfig:
         if unknown:
             raise ConfigError(f"unknown operator settings: {', '.join(sorted(unknown))}")
         values = dict(values)
-        for name in ("targets", "sampled_tasks"):
+        for name in ("targets", "allowed_targets", "sampled_tasks"):
             if name in values:
                 values[name] = tuple(values[name])  # type: ignore[arg-type]
         return cls(**values)  # type: ignore[arg-type]

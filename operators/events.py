@@ -15,7 +15,9 @@ import msgspec
 
 EVENT_NAMESPACE = uuid.UUID("6f1c0a52-6b1f-5d0e-9a53-2f0c2d1f7a10")
 
-SegmentType = Literal["segment", "session_start", "session_end", "speaker_revision", "forget"]
+SegmentType = Literal[
+    "segment", "session_start", "session_update", "session_end", "speaker_revision", "forget"
+]
 Trigger = Literal["tokens", "interval", "topic_shift", "request", "session_end"]
 ItemKind = Literal["topic", "decision", "action_item", "open_question"]
 ItemState = Literal["open", "done", "superseded", "withdrawn"]
@@ -30,6 +32,29 @@ def event_id(stream_id: str, task: str, epoch: int, revision: int) -> str:
 class Speaker(msgspec.Struct, frozen=True):
     id: str | None = None
     name: str | None = None
+
+
+class StreamSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What one stream asks for, with ``session_start`` or ``session_update``. None: not given."""
+
+    title: str | None = None
+    targets: tuple[str, ...] | None = None
+    """Language codes to translate into, in place of the operator's; empty: into none."""
+    summary_language: str | None = None
+    """Language code that notes and answers are written in; None: the conversation's own."""
+    style: str | None = None
+    template: str | None = None
+    """Jinja template of the stream's rendered notes (:mod:`operators.render`)."""
+    glossary: dict[str, dict[str, str]] | None = None
+    """Terms, each with its rendering by language code, ``*`` for every language; without one the term
+    stands as it is."""
+    participants: tuple[str, ...] | None = None
+    instructions: str | None = None
+    dropped: tuple[str, ...] = ()
+    """Fields of which something could not be used and was left out. Not part of a stream's state."""
+
+
+NO_SETTINGS = StreamSettings()
 
 
 class Segment(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +79,8 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
     confidence: float | None = None
     tenant: str | None = None
     emitted_at_ms: int | None = None
+    settings: StreamSettings | None = None
+    """Of a ``session_start`` or ``session_update``; in JSON its fields stand beside the others."""
 
 
 class Evidence(msgspec.Struct, frozen=True):

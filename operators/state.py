@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from operators.events import AnswerEvent, Event, LedgerItem
+from operators.events import NO_SETTINGS, AnswerEvent, Event, LedgerItem, StreamSettings
 
 
 class WindowSegment(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +54,7 @@ class SessionState(msgspec.Struct, frozen=True, kw_only=True):
     tokens_total: int = 0
     last_output: dict[str, str] = {}
     degraded: tuple[str, ...] = ()
+    settings: StreamSettings = NO_SETTINGS
     snapshot: str | None = None
 
 

@@ -52,7 +52,7 @@ from operators.state import Emission, SessionState
 from operators.stream import Stream
 from operators.tasks.answer import AnswerTask, Question
 from operators.tasks.base import Asked, Due, Spoken, Task, Tools
-from operators.tasks.prompts import Prompts, check_branch_size
+from operators.tasks.prompts import Prompts, check_branch_size, translation_size
 from operators.tasks.summary import SummaryTask
 from operators.tasks.translation import TextToTranslate, TranslationTask
 
@@ -127,7 +127,10 @@ class StreamOperator:
         runs = TaskRunner(config, cache, tokenizer, self._clock, self.model.vocab_size)
         self._partials = Partials(config, cache, residency, translation, runs, *seen_by)
         by_segment = (translation, *tasks)
-        self._intake = Intake(config, tokenizer, cache, by_segment, runs, self._partials, *seen_by)
+        self._intake = Intake(
+            *(config, tokenizer, cache, by_segment, runs, self._partials, *seen_by),
+            translatable=translation_size(config, self._prompts) <= config.branch_tokens,
+        )
         self._policy = UpdatePolicy(config, runs, residency, summary, tasks, *seen_by)
         self._requests = Requests(answers, translation, info)
         self._scheduler = Scheduler(cache, config, residency, draft=self._draft, costs=costs)

@@ -55,7 +55,15 @@ NUMBERS = (
 )  # fmt: skip
 ESCAPES = (r"\ud800", r"\udfff", r"\ud83d\ude42", r"\u0000", r"\x41", r"\u12", "\\", r"\"", r"\n")
 FIELDS = ("schema", *Segment.__struct_fields__)
-TYPES = ("segment", "session_start", "session_end", "speaker_revision", "hearbeat", "")
+TYPES = (
+    "segment",
+    "session_start",
+    "session_end",
+    "session_update",
+    "speaker_revision",
+    "hearbeat",
+    "",
+)
 HEADERS: tuple[tuple[str, bytes | None], ...] = (
     ("content-type", b"text/plain"),
     ("content-type", b"application/json"),

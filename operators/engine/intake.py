@@ -15,8 +15,12 @@ from operators.events import Event, Segment, TranslationEvent
 from operators.model.tokenizer import Tokenizer
 from operators.observer import Observer
 from operators.state import Failure, WindowSegment
+from operators.stream_settings import bounded
 from operators.tasks.base import Spoken, Task
 from operators.tasks.translation import split_text
+
+SETTING_DROPPED = "setting_dropped"
+"""In ``degraded``, with a colon and the field: something the stream asked for was left out."""
 
 
 class Intake:
@@ -33,8 +37,12 @@ class Intake:
         partials: Partials,
         observer: Observer,
         clock: Callable[[], float],
+        *,
+        translatable: bool = True,
     ) -> None:
+        """``translatable``: a translation fits a branch, so streams may ask for languages."""
         self._config, self._tokenizer, self._cache = config, tokenizer, cache
+        self._translatable = translatable
         self._tasks, self._runner, self._partials = tasks, runner, partials
         self._observer, self._clock = observer, clock
 
@@ -65,6 +73,8 @@ class Intake:
             session.queue.append(work)
         elif segment.type == "session_end":
             self._observer.count("duplicate_inputs")
+        elif segment.type in ("session_start", "session_update"):
+            self._enqueue_settings(session, work)
         elif segment.type == "speaker_revision":
             self._correct(work)
         elif is_final_text(segment) and known is None:
@@ -80,6 +90,16 @@ class Intake:
             session.partials.drop(segment.segment_id, self._cache)  # blank: withdraws its partials
         elif segment.type == "segment":
             self._partials.submit(session, segment, ticket)
+
+    def _enqueue_settings(self, session: Session, work: Work) -> None:
+        """Queue new settings of the stream: they hold for what is said behind them."""
+        if work.segment.settings is None or session.ended:
+            return
+        work.asks = bounded(work.segment.settings, self._config, self._translatable)
+        for name in work.asks.dropped:
+            self._observer.count("dropped_settings", field=name)
+            session.add_degraded(f"{SETTING_DROPPED}:{name}")
+        session.queue.append(work)
 
     def _correct(self, work: Work) -> None:
         """Mark a correction; it takes effect in feed order."""
@@ -134,7 +154,7 @@ class Intake:
         if part.info.last_part:
             self._observer.observe("queue_wait_seconds", self._clock() - work.accepted_at)
         for task in self._tasks:
-            if task.wants(work.segment):
+            if task.wants(work.segment, session.settings):
                 occasion = Spoken(work.segment, part.said)
                 work.runs.append(self._runner.start(session, task, occasion))
 

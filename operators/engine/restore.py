@@ -58,13 +58,14 @@ def requeue_window_text(session: Session, encode: Encode) -> None:
     """The KV of an idle session is lost: queue its window's text before what is queued already.
     Mutates the session."""
     waiting, next_seq, state = list(session.queue), session.next_seq, session.state()
+    settings = session.settings
     session.queue.clear()
     session.window.clear()
     session.index = NgramIndex(session.layout.window)
     session.offloaded_length = session.covered = session.layout.sinks
     from_text(session, state, encode)
     session.queue.extend(waiting)
-    session.next_seq = next_seq
+    session.next_seq, session.settings = next_seq, settings
 
 
 def text_since(memory: StreamMemory, state: SessionState) -> list[WindowSegment] | None:
@@ -110,6 +111,7 @@ def _take_over(session: Session, state: SessionState) -> None:
     session.ledger = Ledger(state.items, state.next_item)
     session.last_output = dict(state.last_output)
     session.degraded = state.degraded
+    session.settings = session.settled_settings = state.settings
     session.restore_covers(state)
 
 

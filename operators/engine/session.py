@@ -26,6 +26,7 @@ from operators.decoding.generation import Generation
 from operators.engine.partial_hypotheses import PartialHypotheses
 from operators.engine.task_run import TaskRun
 from operators.events import (
+    NO_SETTINGS,
     AnswerEvent,
     AnyEvent,
     Covers,
@@ -36,6 +37,7 @@ from operators.events import (
     Restored,
     Segment,
     Source,
+    StreamSettings,
     SummaryEvent,
     Trigger,
     event_id,
@@ -73,6 +75,10 @@ class Work:
     """A late revision of a segment, of its text or its speaker."""
     closing: bool = False
     """An end mark whose final event is not out yet."""
+    asks: StreamSettings | None = None
+    """Settings that hold from here on, until they are the stream's."""
+    settings: StreamSettings | None = None
+    """The stream's settings behind this mark."""
     shown: dict[str, str] = field(default_factory=dict)  # by language, of its partials
     failure: Failure | None = None
     accepted_at: float = 0.0
@@ -80,7 +86,9 @@ class Work:
 
     @property
     def done(self) -> bool:
-        owed = self.closing or any(run.outcome is None for run in self.runs)
+        owed = (
+            self.closing or self.asks is not None or any(run.outcome is None for run in self.runs)
+        )
         return self.failure is not None or (self.parts_left == 0 and not owed)
 
 
@@ -119,7 +127,8 @@ class Session:
     yielding: bool = False
     """It begins no further part, so that its slot can go to a stream that has waited longer."""
 
-    queue: deque[Part | Work] = field(default_factory=deque)  # a bare Work is a session_end mark
+    queue: deque[Part | Work] = field(default_factory=deque)
+    """Transcript, and marks (a bare Work): new settings, the end."""
     works: deque[Work] = field(default_factory=deque)
     current: Part | None = None
     current_done: int = 0
@@ -158,6 +167,10 @@ class Session:
     draft_controls: dict[str, DraftControl] = field(default_factory=dict)
     restored: Restored = "none"
     degraded: tuple[str, ...] = ()
+    settings: StreamSettings = NO_SETTINGS
+    """As of the frontier."""
+    settled_settings: StreamSettings = NO_SETTINGS
+    """As of cursor."""
 
     events: list[Event] = field(default_factory=list)
     finished: list[int] = field(default_factory=list)
@@ -377,6 +390,8 @@ class Session:
         self.cursor = max(self.cursor, work.ticket)
         if work.seq is not None:
             self.settled_seq = work.seq + 1
+        if work.settings is not None:
+            self.settled_settings = work.settings
         return work
 
     def take_emission(self) -> Emission | None:
@@ -419,6 +434,7 @@ class Session:
             tokens_total=self.tokens_total - ahead,
             last_output=dict(self.last_output),
             degraded=self.degraded,
+            settings=self.settled_settings,
         )
 
     @property

@@ -129,4 +129,5 @@ def view_of(session: Session, task: Task) -> StreamView:
         revision=session.revisions.get(task.name, 0) + 1,
         source=Source(first_offset=min(new, default=-1), last_offset=max(new, default=-1)),
         kv=session.kv_info(),
+        settings=session.settings,
     )

@@ -15,8 +15,9 @@ from operators.engine.session import Part, Session, Work
 from operators.engine.task_run import TaskRun
 from operators.engine.task_runner import TaskRunner
 from operators.errors import DeviceError
-from operators.events import AnswerEvent, Event, SummaryEvent, Trigger
+from operators.events import NO_SETTINGS, AnswerEvent, Event, SummaryEvent, Trigger
 from operators.observer import Observer
+from operators.stream_settings import merged
 from operators.tasks.base import Due, Progress, Task
 from operators.tasks.summary import SummaryTask
 
@@ -94,6 +95,7 @@ class UpdatePolicy:
     def start_due(self, session: Session) -> None:
         """Start what is due at this frontier: callers' requests, the summary, other tasks. Mutates
         the session."""
+        self._take_settings(session)
         self._note_end_mark(session)
         if not session.between_parts or session.due:
             return
@@ -108,9 +110,26 @@ class UpdatePolicy:
                 session.forks[task.name] = (session.frontier, self._clock())
                 self._runner.start(session, task, Due(trigger))
 
+    def _take_settings(self, session: Session) -> None:
+        """Settings at the head of the queue hold from this frontier on."""
+        while session.between_parts and session.queue:
+            head = session.queue[0]
+            if not isinstance(head, Work) or head.asks is None:
+                return
+            session.queue.popleft()
+            begins = head.segment.type == "session_start"
+            before = NO_SETTINGS if begins else session.settings
+            session.settings = head.settings = merged(before, head.asks)
+            head.asks = None
+
     def _note_end_mark(self, session: Session) -> None:
         head = session.queue[0] if session.queue else None
-        if isinstance(head, Work) and session.between_parts and session.works[0] is head:
+        if (
+            isinstance(head, Work)
+            and head.closing
+            and session.between_parts
+            and session.works[0] is head
+        ):
             session.ending = head
             session.queue.popleft()
 

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 from operators.config import OperatorConfig
 from operators.decoding.constraints import Grammar
 from operators.events import (
+    NO_SETTINGS,
     AnswerEvent,
     AnyEvent,
     Event,
@@ -38,6 +39,7 @@ from operators.events import (
     ResultEvent,
     Segment,
     Source,
+    StreamSettings,
     Trigger,
     Usage,
 )
@@ -114,6 +116,8 @@ class StreamView:
     """The number that the task's next event will get, for tasks that number one kind of event."""
     source: Source
     kv: KvInfo
+    settings: StreamSettings = NO_SETTINGS
+    """What the stream asks for, already within the operator's limits."""
 
 
 @dataclass(frozen=True)
@@ -238,8 +242,9 @@ class Task(ABC):
         """Seconds until the task is due by time alone; None: never."""
         return None
 
-    def wants(self, segment: Segment) -> bool:
-        """Whether a run should start for this final segment. Changes nothing."""
+    def wants(self, segment: Segment, settings: StreamSettings) -> bool:
+        """Whether a run should start for this final segment of a stream with these settings. Changes
+        nothing."""
         return False
 
     @abstractmethod

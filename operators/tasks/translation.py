@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from operators.config import LANGUAGES
-from operators.events import Event, Segment, Source, Stability, TranslationEvent
+from operators.events import (
+    Event,
+    Segment,
+    Source,
+    Stability,
+    StreamSettings,
+    TranslationEvent,
+)
 from operators.tasks.base import (
     Answer,
     Ask,
@@ -72,16 +79,18 @@ class TranslationTask(Task):
 
     name = "translation"
 
-    def wants(self, segment: Segment) -> bool:
-        return bool(self.targets(segment))
+    def wants(self, segment: Segment, settings: StreamSettings) -> bool:
+        return bool(self.targets(segment, settings))
 
-    def targets(self, segment: Segment) -> list[str]:
-        return [code for code in self.tools.config.targets if code != segment.language]
+    def targets(self, segment: Segment, settings: StreamSettings) -> list[str]:
+        """The languages the segment is translated into: the stream's own choice, else the operator's."""
+        chosen = self.tools.config.targets if settings.targets is None else settings.targets
+        return [code for code in chosen if code != segment.language]
 
     def run(self, view: StreamView, occasion: Spoken | Partial | Asked) -> Steps:
         match occasion:
             case Spoken(segment, text):
-                return (yield from self._part(segment, text))
+                return (yield from self._part(view, segment, text))
             case Partial():
                 return (yield from self._partial(view, occasion))
             case Asked(request):
@@ -89,8 +98,8 @@ class TranslationTask(Task):
                 answers = yield [self.ask(request.language, p, request.previous) for p in pieces]
                 return Outcome(text=joined(answers))
 
-    def _part(self, segment: Segment, text: str) -> Steps:
-        codes, pieces = self.targets(segment), self.pieces(text)
+    def _part(self, view: StreamView, segment: Segment, text: str) -> Steps:
+        codes, pieces = self.targets(segment, view.settings), self.pieces(text)
         answers = yield [self.ask(code, piece) for code in codes for piece in pieces]
         n = len(pieces)
         return Outcome(part={code: answers[at * n :][:n] for at, code in enumerate(codes)})
@@ -133,7 +142,7 @@ class TranslationTask(Task):
     ) -> Sequence[Event]:
         """The translations of one segment, one event per language, in the settings' order."""
         made = []
-        for code in self.targets(segment):
+        for code in outcomes[0].part:
             answers = [answer for outcome in outcomes for answer in outcome.part[code]]
             event = self._event(segment, code, answers, shown.get(code, ""), Source())
             made.append(replace(event, committed=joined(answers)))

@@ -134,6 +134,12 @@ DEVICE_SPECS = (
     ),
     _device("counter", "failed_runs", "Runs of a task that came to nothing.", "task", "reason"),
     _device("counter", "refused_notes", "Notes that an update did not take.", "reason"),
+    _device(
+        "counter",
+        "dropped_settings",
+        "Parts of streams' own settings that are unknown or too large and were left out.",
+        "field",
+    ),
     _device("counter", "observations_dropped", "Values lost because a beat was full."),
     _device("gauge", "active_streams", "Streams that are open."),
     _device("gauge", "resident_streams", "Streams whose KV cache is in device memory."),

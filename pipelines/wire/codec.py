@@ -51,7 +51,10 @@ _TRACE = re.compile(
 
 def encode_segment(segment: Segment) -> bytes:
     """The JSON value of an input record; what is None is left out. Inverse of decode_segment."""
-    fields = {k: v for k, v in msgspec.to_builtins(segment).items() if v is not None}
+    fields = msgspec.to_builtins(segment)
+    settings = fields.pop("settings") or {}
+    settings.pop("dropped", None)
+    fields = {k: v for k, v in (fields | settings).items() if v is not None}
     return msgspec.json.encode({"schema": SEGMENT_SCHEMA, **fields})
 
 

@@ -15,8 +15,10 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple, TypeVar, get_args
 
+import msgspec
+
 from operators.errors import SegmentError
-from operators.events import Segment, SegmentType, Speaker
+from operators.events import Segment, SegmentType, Speaker, StreamSettings
 
 SEGMENT_SCHEMA = "transcript.segment.v1"
 STREAM_ID_BYTES = 256
@@ -45,7 +47,7 @@ REASONS = (
 )
 """Why a record is refused. Stable words: metric labels and dead-letter headers carry them."""
 
-FIELDS = tuple(Segment.__struct_fields__)
+FIELDS = tuple(name for name in Segment.__struct_fields__ if name != "settings")
 """The fields that can be dropped: the bounded labels of the metric that counts them."""
 
 FINAL_FLAGS = ("final", "isfinal", "completed", "iscompleted", "finalized")
@@ -139,6 +141,7 @@ def read_segment(
         confidence=fields.read("confidence", _number),
         tenant=_cleaned(fields.label("tenant")),
         emitted_at_ms=fields.read("emitted_at_ms", _count),
+        settings=_settings(given) if kind in ("session_start", "session_update") else None,
     )
     return Reading(segment, tuple(fields.dropped))
 
@@ -277,6 +280,70 @@ def _speaker(fields: _Fields) -> Speaker | None:
     if label is None:
         return None
     return Speaker(name=label) if isinstance(given, str) else Speaker(id=label)
+
+
+def _settings(given: Mapping[str, Any]) -> StreamSettings | None:
+    """What the stream asks for; None if the record says nothing of it. The engine sets the limits."""
+    fields = _Fields(given)
+
+    def line(name: str) -> str | None:
+        return _cleaned(fields.mended(name, fields.read(name, _decimal)))
+
+    found = StreamSettings(
+        title=line("title"),
+        targets=fields.read("targets", lambda value: _lines(value, fields, "targets")),
+        summary_language=line("summary_language"),
+        style=line("style"),
+        template=fields.mended("template", fields.read("template", _decimal)),
+        glossary=fields.read("glossary", lambda value: _glossary(value, fields)),
+        participants=fields.read(
+            "participants", lambda value: _lines(value, fields, "participants")
+        ),
+        instructions=line("instructions"),
+    )
+    found = msgspec.structs.replace(found, dropped=tuple(fields.dropped))
+    return None if found == StreamSettings() else found
+
+
+def _lines(value: Any, fields: _Fields, name: str) -> tuple[str, ...]:
+    """A list of names, each a text or an object with a ``name``; or one text, with commas between."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if not isinstance(value, list | tuple):
+        raise _Unusable
+    found = []
+    for entry in value:
+        try:
+            text = _decimal(entry.get("name") if isinstance(entry, Mapping) else entry)
+        except _Unusable:
+            fields.drop(name)
+            continue
+        found.append(clean(fields.mended(name, text) or "").strip())
+    return tuple(found)
+
+
+def _glossary(value: Any, fields: _Fields) -> dict[str, dict[str, str]]:
+    """A list of terms that stand as they are; or an object of terms, each with one rendering for all
+    languages, an object of renderings by language code, or null."""
+    if isinstance(value, list | tuple):
+        value = dict.fromkeys(_lines(value, fields, "glossary"))
+    if not isinstance(value, Mapping):
+        raise _Unusable
+    found: dict[str, dict[str, str]] = {}
+    for term, given in value.items():
+        given = {"*": given} if isinstance(given, str) else given or {}
+        if not isinstance(given, Mapping):
+            fields.drop("glossary")
+            continue
+        texts = {code: text for code, text in given.items() if isinstance(text, str)}
+        if len(texts) < len(given):
+            fields.drop("glossary")
+
+        def tidy(text: str) -> str:
+            return clean(fields.mended("glossary", text) or "").strip()
+
+        found[tidy(term)] = {tidy(code): tidy(text) for code, text in texts.items()}
+    return found
 
 
 def _label(value: Any) -> str:

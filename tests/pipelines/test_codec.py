@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 
 import pipelines
 from operators.errors import LongstreamError, SegmentError
-from operators.events import Segment, Source, Speaker, SummaryEvent, TranslationEvent
+from operators.events import (
+    Segment,
+    Source,
+    Speaker,
+    StreamSettings,
+    SummaryEvent,
+    TranslationEvent,
+)
 from operators.state import SessionState
 from pipelines.wire import codec
 from pipelines.wire.dead_letters import HEADER_BYTES
@@ -70,6 +77,7 @@ def test_every_field_arrives() -> None:
     ).read_bytes()
     given_fields = json.loads(value)
     segment = msgspec.to_builtins(decode(value, key=None))
+    assert segment.pop("settings") is None
     assert segment == {k: v for k, v in given_fields.items() if k != "schema"}
 
 
@@ -545,3 +553,52 @@ def test_error_in_a_file_names_file_and_line(
         next(reading)
     assert caught.value.reason == reason
     assert str(caught.value).startswith(sentence)
+
+
+# --- settings of a stream ---------------------------------------------------------------------
+
+
+def test_a_streams_settings_are_read_in_the_forms_people_write_them() -> None:
+    fields = {
+        "type": "session_start",
+        "title": "Stand-up\n",
+        "targets": "fr, de",
+        "participants": ["Ana", {"name": "Ben"}, 3],
+        "glossary": {"beta": {"fr": "bêta"}, "API": None, "roadmap": "plan"},
+        "template": "{{ title }}\n{{ text }}",
+    }
+    settings = codec.decode_segment(
+        b"a", json.dumps(fields).encode(), partition=0, offset=0, max_text_bytes=100
+    ).settings
+    assert settings == StreamSettings(
+        title="Stand-up ",
+        targets=("fr", "de"),
+        participants=("Ana", "Ben", "3"),
+        glossary={"beta": {"fr": "bêta"}, "API": {}, "roadmap": {"*": "plan"}},
+        template="{{ title }}\n{{ text }}",
+    )
+
+
+def test_settings_of_a_wrong_type_are_left_out_and_named() -> None:
+    fields = {
+        "type": "session_update",
+        "targets": {"fr": True},
+        "glossary": ["Longstream", {"no": "name"}],
+        "title": ["T"],
+        "style": "minutes",
+        "instructions": "a\ud800b",
+    }
+    settings = codec.decode_segment(
+        b"a", json.dumps(fields).encode(), partition=0, offset=0, max_text_bytes=100
+    ).settings
+    assert settings is not None
+    assert settings.style == "minutes"
+    assert settings.glossary == {"Longstream": {}}
+    assert settings.instructions == "a\ufffdb"
+    assert set(settings.dropped) == {"targets", "glossary", "title", "instructions"}
+
+
+def test_a_segment_carries_no_settings() -> None:
+    value = b'{"text": "hello", "title": "T", "targets": ["fr"]}'
+    segment = codec.decode_segment(b"a", value, partition=0, offset=0, max_text_bytes=100)
+    assert segment.settings is None

@@ -17,6 +17,7 @@ import pipelines
 from operators.errors import SegmentError
 from operators.events import Segment, SummaryEvent, TranslationEvent
 from operators.state import SessionState
+from operators.stream_settings import NAMES
 from pipelines.wire import codec
 
 SCHEMAS = Path(pipelines.__file__).parent / "wire" / "schemas"
@@ -125,11 +126,13 @@ def differences(
     if struct.__struct_config__.tag_field:
         fields.add(struct.__struct_config__.tag_field)
     named = set(rule["properties"]) - ({"schema"} if struct is Segment else set())
+    if struct is Segment:  # its settings stand beside the other fields
+        fields = (fields - {"settings"}) | set(NAMES)
     found = [f"{struct.__name__}.{name}" for name in fields ^ named]
     if struct not in (Segment, *structs_in(get_type_hints(Segment)["speaker"])):
         found += [f"{struct.__name__}.{name} not required" for name in named - {*rule["required"]}]
     for name, annotation in get_type_hints(struct).items():
-        for inner in structs_in(annotation):
+        for inner in structs_in(annotation) if name != "settings" or struct is not Segment else ():
             below = object_rule(schema, rule["properties"].get(name, {"properties": {}}))
             found += differences(inner, schema, below)
     return found

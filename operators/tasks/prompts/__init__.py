@@ -108,11 +108,15 @@ def check_branch_size(config: OperatorConfig, prompts: Prompts) -> None:
             f"branch_tokens={b}: a summary update needs {need} (instruction {empty} + "
             f"ledger_tokens {config.ledger_tokens} + summary_tokens {config.summary_tokens})"
         )
-    if config.targets:
-        empty = len(prompts.render("translate", language="", text=""))
-        need = empty + 4 * config.translation_unit_tokens + 24
-        if need > b:
-            raise ConfigError(
-                f"branch_tokens={b}: a translation needs {need} (instruction {empty} + "
-                f"4 x translation_unit_tokens {config.translation_unit_tokens} + 24)"
-            )
+    need = translation_size(config, prompts)
+    if config.targets and need > b:
+        raise ConfigError(
+            f"branch_tokens={b}: a translation needs {need} (its instruction + "
+            f"4 x translation_unit_tokens {config.translation_unit_tokens} + 24)"
+        )
+
+
+def translation_size(config: OperatorConfig, prompts: Prompts) -> int:
+    """Tokens of a branch that the translation of one piece may take."""
+    empty = len(prompts.render("translate", language="", text=""))
+    return empty + 4 * config.translation_unit_tokens + 24
