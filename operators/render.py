@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
-from jinja2 import TemplateError, nodes
+from jinja2 import Environment, TemplateError, nodes
 from jinja2.filters import FILTERS
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.tests import TESTS
@@ -210,7 +210,7 @@ def by_template(template: str, data: Mapping[str, Any]) -> str:
     try:
         tree = environment.parse(template)
         _check(tree)
-        compiled = environment.from_string(_metered(tree))
+        compiled = environment.from_string(_metered(tree, environment))
         return "".join(meter.written(compiled.generate({**data, _TICK: ""})))
     except _WRONG as error:
         raise ConfigError(f"template: {str(error)[:200]}") from None
@@ -275,12 +275,11 @@ def _check(tree: nodes.Template) -> None:
             raise ConfigError(f"template line {node.lineno}: {what} is not allowed")
 
 
-def _metered(tree: nodes.Template) -> nodes.Template:
+def _metered(tree: nodes.Template, environment: Environment) -> nodes.Template:
     """With a step counted in every turn of every loop."""
     for loop in list(tree.find_all(nodes.For)):
         name = nodes.Const("", lineno=loop.lineno)
         count = nodes.Filter(name, _TICK, [], [], None, None, lineno=loop.lineno)
-        count.set_environment(tree.environment)
         loop.body.insert(0, nodes.Output([count], lineno=loop.lineno))
-    tree.set_environment(tree.environment)
+    tree.set_environment(environment)
     return tree
