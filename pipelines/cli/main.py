@@ -23,6 +23,8 @@ COMMANDS = {
     "dlq": "pipelines.cli.dlq",
     "forget": "pipelines.cli.forget",
     "kafka": "pipelines.dev.broker.command",
+    "doctor": "pipelines.cli.doctor",
+    "plan": "pipelines.lab.plan.command",
     "model": "pipelines.cli.model",
     "bench": "pipelines.lab.benchmarks.command",
     "eval": "pipelines.lab.eval.command",

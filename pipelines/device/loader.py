@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,11 +16,13 @@ from operators.model.loader import DecoderModel
 from operators.observer import Observer
 from operators.stream_operator import StreamOperator
 from pipelines import models
-from pipelines.device import protocol
+from pipelines.device import memory, protocol
 from pipelines.device.calibration import load_calibrated, measured_costs
 from pipelines.storage.idle import idle_store
 
 PROGRESS_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
 
 
 def load_operator(
@@ -41,6 +44,7 @@ def load_operator(
     model = _load(load.model, path, load, config, progress)
     progress(f"{load.model}: {weights(model)}")
     draft = _load(draft_name, draft_path, load, config, progress) if draft_path else None
+    check_memory(model, draft, config, progress)
     operator = StreamOperator(
         model,
         config,
@@ -98,6 +102,20 @@ def _throttled(tell: Callable[[str], None]) -> Callable[[str, float | None], Non
             tell(message if fraction is None else f"{message} ({fraction:.0%})")
 
     return progress
+
+
+def check_memory(
+    model: DecoderModel,
+    draft: DecoderModel | None,
+    config: OperatorConfig,
+    progress: Callable[[str], None],
+) -> None:
+    """Refuse, before anything is allocated, what cannot fit. Raises ConfigError."""
+    sizes = [memory.size_of_loaded(m, config) for m in (model, draft) if m is not None]
+    need = memory.footprint(config, *sizes, device=str(model.device))
+    if (caution := memory.admit(need, memory.memory_of(str(model.device)))) is not None:
+        log.warning("%s", caution)
+        progress(caution)
 
 
 def describe(operator: StreamOperator, seconds: float) -> protocol.Ready:
