@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import json
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import aiokafka
 import typer
 from aiokafka.errors import KafkaError
-from rich.console import Console
-from rich.table import Table
 
 from operators.errors import ConfigError, LongstreamError
+from pipelines.cli.output import Bootstrap, Config, Json, complaints, emit, printable, table
+from pipelines.cli.output import show as print_table
 from pipelines.config.fields import Settings
 from pipelines.config.load import load_settings
 from pipelines.kafka.clients import client_options
@@ -32,8 +29,6 @@ REQUEST_ROOM = 1 << 20
 SINCE_HELP = "Only those refused since then: 15m, 2h, 3d (ago), or a time in ISO form."
 
 app = typer.Typer(help="Dead letters: list, show, put back.", no_args_is_help=True)
-Config = Annotated[Path | None, typer.Option(help="Settings file (TOML or YAML).")]
-Bootstrap = Annotated[str | None, typer.Option(help="Kafka brokers, host:port,…")]
 
 
 @dataclass(frozen=True)
@@ -93,17 +88,17 @@ def list_letters(
     bootstrap: Bootstrap = None,
 ) -> None:
     """List all dead letters, oldest first."""
-    with complaints():
+    with complaints("dlq"):
         settings = load_settings(config, bootstrap=bootstrap)
         rows = [x.row() for x in chosen(read_letters(settings), reason, since)]
     if as_json:
         for row in rows:
-            typer.echo(json.dumps(row, ensure_ascii=False))
+            emit(row)
         return
-    table = Table(*("id", "when", "reason", "stage", "stream", "bytes", "source", "replayed"))
+    shown = table("id", "when", "reason", "stage", "stream", "bytes", "source", "replayed")
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table if rows else f"no dead letters on {settings.topic_dlq}")
+        shown.add_row(*(str(value) for value in row.values()))
+    print_table(shown if rows else f"no dead letters on {settings.topic_dlq}")
 
 
 @app.command()
@@ -111,16 +106,26 @@ def show(
     letter: Annotated[str, typer.Argument(help="Its id, partition:offset, from `dlq ls`.")],
     config: Config = None,
     bootstrap: Bootstrap = None,
+    as_json: Json = False,
 ) -> None:
     """Show a dead letter: why it was refused, its headers, its value."""
-    with complaints():
+    with complaints("dlq"):
         (found,) = choose(read_letters(load_settings(config, bootstrap=bootstrap)), [letter])
+    headers = [
+        (name, (raw or b"").decode(errors="replace"))
+        for name, raw in original_headers(found.record.headers)
+    ]
+    if as_json:
+        value = (found.record.value or b"").decode(errors="replace")
+        message = found.said("__streams.errors.message")
+        emit({**found.row(), "message": message, "headers": dict(headers), "value": value})
+        return
     for name, value in (*found.row().items(), ("message", found.said("__streams.errors.message"))):
         typer.echo(f"{name}: {value}")
     for name, told in found.cut.items():
         typer.echo(f"{name}: {told}")
-    for name, raw in original_headers(found.record.headers):
-        typer.echo(f"header {printable(name)}: {printable((raw or b'').decode(errors='replace'))}")
+    for name, value in headers:
+        typer.echo(f"header {printable(name)}: {printable(value)}")
     text = printable((found.record.value or b"").decode(errors="replace"))
     more = f" … ({len(text)} characters)" if len(text) > SHOWN_CHARS else ""
     typer.echo(f"value: {text[:SHOWN_CHARS]}{more}")
@@ -138,12 +143,13 @@ def replay(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
     config: Config = None,
     bootstrap: Bootstrap = None,
+    as_json: Json = False,
 ) -> None:
     """Put dead letters back on the topic and partition they came from, as they were sent.
 
     They join the end of their stream. What was put back is marked, and not put back twice.
     """
-    with complaints():
+    with complaints("dlq"):
         if sum((bool(letters), reason is not None or since is not None, every)) != 1:
             raise ConfigError("say which: ids, or --reason and --since, or --all")
         settings = load_settings(config, bootstrap=bootstrap)
@@ -154,6 +160,10 @@ def replay(
         wanted = [x for x in wanted if x not in cut]
         if not dry_run:
             put_back(wanted, settings)
+    if as_json:
+        emit({"put_back": [x.id for x in wanted], "dry_run": dry_run, "cut": [x.id for x in cut],
+              "before": len(found) - len(wanted) - len(cut)})  # fmt: skip
+        return
     for x in cut:
         typer.echo(f"{x.id}: not put back, it was cut; the whole is at {x.row()['source']}")
     verb = "would be put back" if dry_run else "put back"
@@ -246,18 +256,3 @@ def choose(letters: Iterable[Letter], ids: list[str]) -> list[Letter]:
 
 def place_of(record: Any) -> str:
     return f"{record.partition}:{record.offset}"
-
-
-def printable(text: str) -> str:
-    """Safe for a terminal: what is not printable shows as its escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-@contextmanager
-def complaints() -> Iterator[None]:
-    """Errors as one sentence and an exit code."""
-    try:
-        yield
-    except (LongstreamError, OSError) as error:
-        typer.echo(f"longstream dlq: {error}", err=True)
-        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None

@@ -8,13 +8,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from operators.errors import ConfigError, LongstreamError
 from operators.events import Segment
+from pipelines.cli.output import Bootstrap, Config, Json, complaints, emit
 from pipelines.config.fields import Settings
 from pipelines.config.load import load_settings
 from pipelines.kafka.tools import (
@@ -75,8 +75,9 @@ def forget(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is, no more.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the worker.")] = 60.0,
-    config: Annotated[Path | None, typer.Option(help="Settings file (TOML or YAML).")] = None,
-    bootstrap: Annotated[str | None, typer.Option(help="Kafka brokers, host:port,…")] = None,
+    config: Config = None,
+    bootstrap: Bootstrap = None,
+    as_json: Json = False,
 ) -> None:
     """Forget a stream: its memory, state, snapshots, latest summary, and records where Kafka can.
 
@@ -85,12 +86,15 @@ def forget(
     delete single records of the other topics: they go with the topics' retention, and how long that
     takes at most is said. The topics are read from start to end to find the stream's records.
     """
-    with complaints():
+    with complaints("forget"):
         settings = load_settings(config, bootstrap=bootstrap)
         found = look(settings, stream)
-        for topic in settings.topics:
-            typer.echo(f"{topic}: {found.records(topic)} records of the stream")
+        before = {topic: found.records(topic) for topic in settings.topics}
+        for topic, records in before.items():
+            typer.echo(f"{topic}: {records} records of the stream", err=as_json)
         if dry_run:
+            if as_json:
+                emit({"stream": stream, "forgotten": False, "records": before})
             return
         if not yes:
             _ask(stream)
@@ -103,7 +107,13 @@ def forget(
             )
         for url in filter(None, {settings.snapshot_url, settings.offload_url}):
             SnapshotStore(url).erase(stream)
-        _finish(settings, stream, marks)
+        left = _finish(settings, stream, marks)
+    for topic, what in left.items():
+        typer.echo(f"{topic}: {what}", err=as_json)
+    if as_json:
+        emit({"stream": stream, "forgotten": True, "records": before, "left": left})
+    else:
+        typer.echo(f"{stream}: forgotten")
 
 
 def _ask(stream: str) -> None:
@@ -190,24 +200,24 @@ def _offsets(groups: Any, settings: Settings) -> Iterator[tuple[Any, int]]:
             yield tp, committed.offset
 
 
-def _finish(settings: Settings, stream: str, marks: dict[int, int]) -> None:
-    """Delete what stands at the start of a partition, look again, and say what is left."""
+def _finish(settings: Settings, stream: str, marks: dict[int, int]) -> dict[str, str]:
+    """Delete what stands at the start of a partition and look again. Topic -> what is left, in words."""
     found = look(settings, stream, marks)
     compacted = (settings.topic_sessions, settings.topic_summaries_latest)
     with _admin(settings) as admin:
         delete(admin, found, [name for name in settings.topics if name not in compacted])
         found = look(settings, stream, marks)
         longest = retentions(admin, settings.topics)
-    for name in compacted:
-        if found.alive(name):
-            raise LongstreamError(f"{name} still has the stream; try again")
-        typer.echo(f"{name}: removed")
+    if alive := [name for name in compacted if found.alive(name)]:
+        raise LongstreamError(f"{alive[0]} still has the stream; try again")
+    said = dict.fromkeys(compacted, "removed")
     for name in settings.topics:
         if name not in compacted:
             left = found.records(name)
-            when = f"{left} records left, gone within {longest[name]}" if left else "nothing left"
-            typer.echo(f"{name}: {when}")
-    typer.echo(f"{stream}: forgotten")
+            said[name] = (
+                f"{left} records left, gone within {longest[name]}" if left else "nothing left"
+            )
+    return said
 
 
 def delete(admin: Any, found: Found, topics: list[str]) -> None:
@@ -247,13 +257,3 @@ def _admin(settings: Settings) -> Iterator[Any]:
             yield admin
     except KafkaError as error:
         raise no_broker(settings, error) from error
-
-
-@contextmanager
-def complaints() -> Iterator[None]:
-    """Errors as one sentence and an exit code."""
-    try:
-        yield
-    except (LongstreamError, OSError) as error:
-        typer.echo(f"longstream forget: {error}", err=True)
-        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None

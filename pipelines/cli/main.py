@@ -12,14 +12,19 @@ import os
 import typer
 
 from pipelines.device.torch_env import TORCH
+from pipelines.worker import exit_codes
 
 COMMANDS = {
     "demo": "pipelines.dev.demo.command",
     "run": "pipelines.cli.run",
+    "init": "pipelines.cli.init",
+    "config": "pipelines.cli.config",
+    "topics": "pipelines.cli.topics",
     "worker": "pipelines.cli.worker",
     "replay": "pipelines.cli.replay",
     "watch": "pipelines.cli.watch",
-    "topics": "pipelines.cli.topics",
+    "lag": "pipelines.cli.lag",
+    "state": "pipelines.cli.state",
     "dlq": "pipelines.cli.dlq",
     "forget": "pipelines.cli.forget",
     "kafka": "pipelines.dev.broker.command",
@@ -33,13 +38,17 @@ COMMANDS = {
 }
 """Name → module. Named here and imported late: dev and lab are known to nothing else."""
 
+FIRST_STEPS = """First steps, without Kafka: `longstream run FILE --model smollm2-135m`. With it:
+`longstream kafka` in one terminal, `longstream worker` and `longstream replay FILE` in others.
+`longstream init` writes a settings file. `longstream --install-completion` completes commands."""
+
 
 def make_cli() -> typer.Typer:
     """The program with all commands that this installation has."""
     cli = typer.Typer(
         help="Rolling summaries and translations of endless text on Kafka.",
         no_args_is_help=True,
-        add_completion=False,
+        epilog=f"{FIRST_STEPS}\n\n{exit_codes.explained()}",
         pretty_exceptions_show_locals=False,  # locals may hold credentials
     )
 

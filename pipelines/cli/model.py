@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +11,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from operators.errors import ConfigError, LongstreamError, ModelError
+from operators.errors import ModelError
 from pipelines import models
+from pipelines.cli.output import Json, complaints, emit, show, table
 from pipelines.config.load import load_settings
 
 app = typer.Typer(help="List, pull, locate and pin models.", no_args_is_help=True)
@@ -32,25 +31,36 @@ PLAIN_EVERY_S = 5.0
 
 
 @app.command("list")
-def list_(cache: Cache = None) -> None:
+def list_(cache: Cache = None, as_json: Json = False) -> None:
     """Show the aliases, what they take and whether they are here."""
-    with _errors():
+    with complaints("model"):
         folder = _cache(cache)
-        table = Table("alias", "download", "on disk", "licence", "state", "note")
-        table.columns[0].no_wrap = True
-        for alias in models.ALIASES.values():
-            here = models.cached(alias.name, folder) is not None
-            table.add_row(
-                alias.name,
-                f"{alias.download_size / 1e6:,.0f} MB",
-                f"{alias.converted_size / 1e6:,.0f} MB",
-                alias.licence,
-                "cached" if here else "not cached",
-                alias.note,
-            )
-        # A pipe has no width: rich would fold everything at 80 columns.
-        console = Console() if sys.stdout.isatty() else Console(width=160)
-        console.print(table)
+    rows = [
+        {
+            "alias": alias.name,
+            "download_mb": round(alias.download_size / 1e6),
+            "on_disk_mb": round(alias.converted_size / 1e6),
+            "licence": alias.licence,
+            "cached": models.cached(alias.name, folder) is not None,
+            "note": alias.note,
+        }
+        for alias in models.ALIASES.values()
+    ]
+    if as_json:
+        emit(rows)
+        return
+    shown = table("alias", "download", "on disk", "licence", "state", "note")
+    shown.columns[0].no_wrap = True
+    for row in rows:
+        shown.add_row(
+            str(row["alias"]),
+            f"{row['download_mb']:,} MB",
+            f"{row['on_disk_mb']:,} MB",
+            str(row["licence"]),
+            "cached" if row["cached"] else "not cached",
+            str(row["note"]),
+        )
+    show(shown)
 
 
 @app.command()
@@ -65,9 +75,10 @@ def pull(
         typer.Option(help="Look here for a file with the alias's bytes before downloading."),
     ] = None,
     cache: Cache = None,
+    as_json: Json = False,
 ) -> None:
     """Fetch a model, check it, convert it once; print its folder."""
-    with _errors():
+    with complaints("model"):
         folder = _cache(cache)
         with _progress() as progress:
             path = models.resolve(
@@ -78,43 +89,41 @@ def pull(
                 gguf_dir=gguf_dir,
                 pin=models.Pin(needed="never"),  # nothing is loaded here
             )
-        typer.echo(path)
+    _tell("path", str(path), as_json)
 
 
 @app.command()
-def path(name: Name, cache: Cache = None) -> None:
-    """Print the folder of a model that is here; fetches nothing, exits 1 if it is not."""
-    with _errors():
+def path(name: Name, cache: Cache = None, as_json: Json = False) -> None:
+    """Print the folder of a model that is here; fetches nothing, exits 3 if it is not."""
+    with complaints("model"):
         found = models.cached(name, _cache(cache))
         if found is None:
             raise ModelError(f"{name} is not here: longstream model pull {name}")
-        typer.echo(found)
+    _tell("path", str(found), as_json)
 
 
 @app.command()
-def sha256(name: Name) -> None:
+def sha256(name: Name, as_json: Json = False) -> None:
     """Print what a model that is here can be pinned to: the setting model_sha256 or draft_model_sha256.
 
     Of a file it is its sha256. Of a folder it is that of the lines which, run in it, this prints:
     find -L . -type f \\( -name '*.safetensors' -o -name '*.json' -o -name '*.txt' -o -name '*.jinja' -o
     -name '*.model' \\) | cut -c3- | LC_ALL=C sort | xargs -d '\\n' sha256sum
     """
-    with _errors():
-        typer.echo(models.sha256_of_model(name))
+    with complaints("model"):
+        found = models.sha256_of_model(name)
+    _tell("sha256", found, as_json)
+
+
+def _tell(name: str, value: str, as_json: bool) -> None:
+    if as_json:
+        emit({name: value})
+    else:
+        typer.echo(value)
 
 
 def _cache(given: Path | None) -> Path:
     return load_settings(cache=given).cache
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Errors made on purpose as one line and exit code 1 (2 for a wrong setting)."""
-    try:
-        yield
-    except LongstreamError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
 
 
 @contextmanager

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from operators.errors import ConfigError, LongstreamError
+from operators.errors import ConfigError
+from pipelines.cli.output import INTERRUPTED, Bootstrap, Config, Json, complaints, emit
 from pipelines.cli.replaying import Due, Pacer, Replay, merged, parse_speed, timeline
 from pipelines.config.fields import Settings
 from pipelines.config.load import load_settings
@@ -21,31 +21,35 @@ from pipelines.wire.codec import read_transcript
 
 def replay(
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="JSON lines or plain text; - is stdin.")
+        list[str],
+        typer.Argument(metavar="FILE...", help="Transcripts in any known format; - is stdin."),
     ],
     speed: Annotated[str, typer.Option(help="20x: twenty times real time. max: at once.")] = "max",
     stream: Annotated[
         str | None, typer.Option(help="Stream id; default: the one in the lines, or file name.")
     ] = None,
-    bootstrap: Annotated[str | None, typer.Option(help="Kafka brokers, host:port,…")] = None,
+    bootstrap: Bootstrap = None,
     topic: Annotated[str | None, typer.Option(help="Topic; default: the segments topic.")] = None,
     end: Annotated[
         bool, typer.Option("--end/--no-end", help="Close each stream with a session_end.")
     ] = True,
-    config: Annotated[Path | None, typer.Option(help="Settings file (TOML or YAML).")] = None,
+    config: Config = None,
+    as_json: Json = False,
 ) -> None:
     """Produce transcripts to Kafka. Several files run in parallel, as streams of their own."""
-    try:
+    with complaints("replay"):
         factor = parse_speed(speed)
         settings = load_settings(config, bootstrap=bootstrap, topic_segments=topic)
-        run(files, factor, stream, settings, end)
-    except (LongstreamError, OSError) as error:
-        typer.echo(f"longstream replay: {error}", err=True)
-        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+        run(files, factor, stream, settings, end, as_json)
 
 
 def run(
-    files: Sequence[str], speed: float, stream: str | None, settings: Settings, end: bool
+    files: Sequence[str],
+    speed: float,
+    stream: str | None,
+    settings: Settings,
+    end: bool,
+    as_json: bool = False,
 ) -> None:
     """Replay ``files`` and print how many segments the broker acknowledged.
 
@@ -67,13 +71,17 @@ def run(
             lines = [timeline(read_transcript(file, stream), end) for file in files]
             interrupted = _send(sender, merged(lines), Pacer(speed))
     seconds = time.monotonic() - started
+    if as_json:
+        emit({"topic": settings.topic_segments, "segments": sender.acked, "marks": sender.marks,
+              "streams": sorted(sender.streams), "interrupted": interrupted})  # fmt: skip
+        raise typer.Exit(INTERRUPTED if interrupted else 0)
     typer.echo(
         f"{'stopped: ' if interrupted else ''}{sender.acked} segments of {len(sender.streams)} "
         f"streams acknowledged on {settings.topic_segments} at {settings.bootstrap}"
         f" ({sender.marks} marks, {seconds:.1f} s)"
     )
     if interrupted:
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
 
 
 def _send(sender: Replay, dues: Iterator[Due], pacer: Pacer) -> bool:

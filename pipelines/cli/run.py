@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import msgspec
 import typer
 
-from operators.errors import ConfigError, LongstreamError, SegmentError
+from operators.errors import ConfigError, SegmentError
 from operators.events import Segment
 from operators.state import Failure
+from pipelines.cli.output import complaints
 from pipelines.wire.codec import read_transcript
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def run(
 
     Input is read as it comes, so a pipe without end works: `tail -f talk.txt | longstream run -`.
     """
-    try:
+    with complaints("run"):
         from pipelines.local import load_operator  # imports torch
 
         typer.echo(f"loading {model} …", err=True)
@@ -71,9 +72,6 @@ def run(
         bad: list[SegmentError] = []
         segments = read_transcript(file, stream, on_bad=lambda error: _note(error, bad))
         follow(operator, segments, sys.stdout, ask or [], resumed, snapshot)
-    except (LongstreamError, OSError) as error:
-        typer.echo(f"longstream run: {error}", err=True)
-        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
     if bad:
         typer.echo(f"longstream run: {len(bad)} parts of the input were left out", err=True)
         raise typer.Exit(1)

@@ -1,51 +1,94 @@
-"""``longstream topics create``: make what a worker needs before it starts."""
+"""``longstream topics``: make what a worker needs before it starts, and check it."""
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from operators.errors import LongstreamError
+from pipelines.cli.output import Bootstrap, Config, Json, complaints, emit
+from pipelines.config.fields import Settings
 from pipelines.config.load import load_settings
 from pipelines.kafka.clients import turned_away
-from pipelines.kafka.errors import TopicError
+from pipelines.kafka.errors import BrokerUnavailable, TopicError
 from pipelines.kafka.tools import connection
-from pipelines.kafka.topics import create_topics, topic_specs
+from pipelines.kafka.topic_check import check_topics
+from pipelines.kafka.topics import create_topics, topic_specs, wrong_policies
+from pipelines.worker import exit_codes
 
-app = typer.Typer(help="Kafka topics.", no_args_is_help=True)
+app = typer.Typer(help="Kafka topics: create, check.", no_args_is_help=True)
 
 
 @app.callback()
 def topics() -> None:
-    """Kafka topics."""
+    """Kafka topics: create, check."""
 
 
 @app.command()
 def create(
-    config: Annotated[Path | None, typer.Option(help="Settings file (TOML or YAML).")] = None,
-    bootstrap: Annotated[str | None, typer.Option(help="Kafka brokers, host:port.")] = None,
+    config: Config = None,
+    bootstrap: Bootstrap = None,
     partitions: Annotated[int | None, typer.Option(help="Partitions of every topic.")] = None,
     replication: Annotated[int | None, typer.Option(help="Replicas of every topic.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Create the missing topics; check those that exist."""
-    try:
+    with complaints("topics"):
         settings = load_settings(
             config, bootstrap=bootstrap, partitions=partitions, replication=replication
         )
-        created = create_topics(
+        created = _create(settings)
+    if as_json:
+        emit([{"topic": name, "created": name in created} for name in settings.topics])
+        return
+    for name in settings.topics:
+        typer.echo(f"{name}: {'created' if name in created else 'exists'}")
+
+
+def _create(settings: Settings) -> list[str]:
+    try:
+        return create_topics(
             settings.bootstrap,
             topic_specs(settings),
             settings.partitions,
             replication_factor=settings.replication,
             login=connection(settings, "longstream-topics"),
         )
+    except TopicError as error:
+        raise asyncio.run(turned_away(settings)) or error from None
+
+
+@app.command()
+def check(config: Config = None, bootstrap: Bootstrap = None, as_json: Json = False) -> None:
+    """Check that all topics exist and fit: partitions, cleanup policy, message size. Changes nothing.
+
+    Exit code 2 if one does not.
+    """
+    with complaints("topics"):
+        settings = load_settings(config, bootstrap=bootstrap)
+        problems = problems_of(settings)
+    if as_json:
+        emit({"ok": not problems, "topics": list(settings.topics), "problems": problems})
+    else:
+        for problem in problems:
+            typer.echo(f"longstream topics: {problem}", err=True)
+        if not problems:
+            typer.echo(f"{len(settings.topics)} topics at {settings.bootstrap}: ok")
+    raise typer.Exit(exit_codes.CONFIG if problems else exit_codes.OK)
+
+
+def problems_of(settings: Settings) -> list[str]:
+    """What a worker would refuse, a sentence each. Raises LongstreamError if Kafka does not answer or
+    refuses the login."""
+    try:
+        asyncio.run(check_topics(settings))
+    except (BrokerUnavailable, TopicError):
+        raise
     except LongstreamError as error:
-        if isinstance(error, TopicError):
-            error = asyncio.run(turned_away(settings)) or error
-        typer.echo(f"longstream topics: {error}", err=True)
-        raise typer.Exit(2) from None
-    for name in settings.topics:
-        typer.echo(f"{name}: {'created' if name in created else 'exists'}")
+        if exit_codes.code_of(error) == exit_codes.DENIED:
+            raise
+        return [str(error)]
+    login = connection(settings, "longstream-topics")
+    return wrong_policies(settings.bootstrap, topic_specs(settings), login=login)

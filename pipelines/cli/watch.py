@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.live import Live
 
-from operators.errors import ConfigError, LongstreamError
 from operators.events import Event, Segment
 from pipelines.cli.following import Follower
+from pipelines.cli.output import Bootstrap, Config, complaints
 from pipelines.cli.screen import Status, draw, plain_event, plain_segment
 from pipelines.config.fields import Settings
 from pipelines.config.load import load_settings
 from pipelines.kafka.tools import Reader, read
+from pipelines.wire.codec import encode_event, encode_segment
 
 POLL_SECONDS = 0.25
 
@@ -31,22 +31,28 @@ def watch(
     until_end: Annotated[
         bool, typer.Option("--until-end", help="Leave after every stream's closing summary.")
     ] = False,
-    bootstrap: Annotated[str | None, typer.Option(help="Kafka brokers, host:port,…")] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings file (TOML or YAML).")] = None,
+    bootstrap: Bootstrap = None,
+    config: Config = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Segments and events as JSON lines.")
+    ] = False,
 ) -> None:
     """Follow streams: starts with the latest summary, then everything new. Ctrl-C leaves."""
-    try:
+    with complaints("watch"):
         settings = load_settings(config, bootstrap=bootstrap)
-        run(streams, settings, from_beginning, plain, until_end)
-    except KeyboardInterrupt:
-        raise typer.Exit(0) from None
-    except (LongstreamError, OSError) as error:
-        typer.echo(f"longstream watch: {error}", err=True)
-        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+        try:
+            run(streams, settings, from_beginning, plain, until_end, as_json)
+        except KeyboardInterrupt:
+            raise typer.Exit(0) from None
 
 
 def run(
-    streams: list[str], settings: Settings, from_beginning: bool, plain: bool, until_end: bool
+    streams: list[str],
+    settings: Settings,
+    from_beginning: bool,
+    plain: bool,
+    until_end: bool,
+    as_json: bool = False,
 ) -> None:
     """Follow ``streams`` until interrupted or, with ``until_end``, all have ended."""
     topics = [
@@ -61,7 +67,9 @@ def run(
     console = Console()
     try:
         changes = _changes(reader, follower, settings)
-        if plain or not console.is_terminal:
+        if as_json:
+            _json(changes, follower, until_end)
+        elif plain or not console.is_terminal:
             _lines(changes, follower, until_end)
         else:
             _live(changes, follower, settings, console, until_end)
@@ -100,6 +108,16 @@ def _lines(changes: Iterator[Segment | Event | None], follower: Follower, until_
         else:
             for line in plain_event(change):
                 print(line, flush=True)
+
+
+def _json(changes: Iterator[Segment | Event | None], follower: Follower, until_end: bool) -> None:
+    for change in changes:
+        if change is None:
+            if until_end and _ended(follower):
+                return
+        else:
+            value = encode_segment(change) if isinstance(change, Segment) else encode_event(change)
+            print(value.decode(), flush=True)
 
 
 def _live(

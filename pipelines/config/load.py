@@ -28,7 +28,16 @@ from operators.config import OperatorConfig
 from operators.errors import ConfigError
 from pipelines.config.fields import OPERATOR_FIELDS, Settings
 
-__all__ = ["SettingRow", "Settings", "describe", "environment_name", "load_settings"]
+__all__ = [
+    "SettingRow",
+    "SettingValue",
+    "Settings",
+    "default_values",
+    "describe",
+    "environment_name",
+    "explain",
+    "load_settings",
+]
 
 PREFIX = "LONGSTREAM_"
 OTHER_NAMES = ("LONGSTREAM_CONFIG", "LONGSTREAM_REQUIRE_KAFKA", "LONGSTREAM_REQUIRE_PROMTOOL")
@@ -46,6 +55,56 @@ def load_settings(config: str | Path | None = None, **overrides: Any) -> Setting
     ``operator`` in ``overrides`` may be a dict of some of its fields. Raises ``ConfigError`` with
     one line per wrong setting, naming it and where it was set.
     """
+    return _settings(_layers(config, overrides))
+
+
+class SettingValue(NamedTuple):
+    """A setting in force. ``value`` is what JSON has for it, a secret's is masked; ``source`` is
+    "default", "command line", a variable of the environment, or the file."""
+
+    name: str
+    value: Any
+    source: str
+
+
+def explain(config: str | Path | None = None, **overrides: Any) -> list[SettingValue]:
+    """Every setting in force, and where it was set, in the order of :func:`describe`.
+
+    Raises ``ConfigError`` as :func:`load_settings` does.
+    """
+    layers = _layers(config, overrides)
+    settings = _settings(layers)
+    values = _flat(settings)
+    rows = []
+    for row in describe():
+        path = tuple(row.name.split("."))
+        source, _ = _origin(path, layers)
+        if source == "default" and row.type == "secret" and values[row.name] is not None:
+            source = f"{row.name}_file"
+        rows.append(SettingValue(row.name, values[row.name], source))
+    return rows
+
+
+def default_values() -> dict[str, Any]:
+    """Name -> default as JSON has it; None for "not set", and for what depends on the machine."""
+    values = _flat(_settings({}))
+    of_machine = {name for name, info in Settings.model_fields.items() if info.default_factory}
+    shown = {row.name: row.default for row in describe()}
+    return {
+        name: None if name in of_machine else shown[name] if name == "cache" else value
+        for name, value in values.items()
+    }
+
+
+def _flat(settings: Settings) -> dict[str, Any]:
+    """All values by the names of :func:`describe`; pydantic masks secrets."""
+    values = settings.model_dump(mode="json", exclude={"operator"})
+    engine = settings.operator.to_dict()
+    return values | {f"operator.{name}": value for name, value in engine.items()}
+
+
+def _layers(config: str | Path | None, overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Where settings come from, in order of precedence."""
     path = config or os.environ.get("LONGSTREAM_CONFIG") or None
     layers = {
         "command line": {k: v for k, v in overrides.items() if v is not None},
@@ -53,8 +112,12 @@ def load_settings(config: str | Path | None = None, **overrides: Any) -> Setting
     }
     if path:
         layers[str(path)] = read_config_file(Path(path))
+    return layers
+
+
+def _settings(layers: Mapping[str, dict[str, Any]]) -> Settings:
     merged: dict[str, Any] = {}
-    for layer in reversed(layers.values()):
+    for layer in reversed(list(layers.values())):
         merged = _merge(merged, layer)
     try:
         return Settings(**merged)

@@ -25,6 +25,7 @@ from operators.events import Event, Segment
 from pipelines.config.fields import Settings
 from pipelines.kafka import header_names
 from pipelines.kafka.clients import login, ssl_context, turned_away
+from pipelines.kafka.errors import BrokerUnavailable
 from pipelines.wire.codec import decode_event, decode_segment
 
 __all__ = [
@@ -177,6 +178,15 @@ class Reader:
         """The offset of the next record of each partition."""
         return {place: self._consumer.position(place) for place in self._consumer.assignment()}
 
+    def beginnings(self) -> dict[TopicPartition, int]:
+        """The offset of the first record each partition still has."""
+        found = self._consumer.beginning_offsets(list(self._consumer.assignment()))
+        return dict(found)
+
+    def seek(self, place: TopicPartition, offset: int) -> None:
+        """Go on reading ``place`` at ``offset``."""
+        self._consumer.seek(place, offset)
+
     def close(self) -> None:
         self._consumer.close()
 
@@ -187,7 +197,7 @@ def no_broker(settings: Settings, error: BaseException) -> LongstreamError:
     if (refusal := asyncio.run(turned_away(settings))) is not None:
         return refusal
     reason = str(error) or type(error).__name__
-    return LongstreamError(
+    return BrokerUnavailable(
         f"no Kafka answers at {settings.bootstrap} ({reason}). Start one with `longstream kafka`, "
         "or give its address with --bootstrap or LONGSTREAM_BOOTSTRAP"
     )

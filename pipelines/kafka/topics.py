@@ -157,13 +157,36 @@ def _check(
                 f"topic {topic['name']} has {found} partitions, {partitions} are needed: all topics"
                 " keyed by stream must have the same number. Change the setting or use another name"
             )
-    for name, policy in _cleanup_policies(admin, existing).items():
-        if ("compact" in policy) != wanted[name].compact:
-            needed = "compact" if wanted[name].compact else "delete"
-            raise TopicError(
-                f"topic {name} has cleanup.policy={policy}, {needed} is needed. Alter it or use"
-                " another name"
-            )
+    if problems := _wrong_policies(admin, [wanted[name] for name in existing]):
+        raise TopicError(problems[0])
+
+
+def wrong_policies(
+    bootstrap: str,
+    topics: Iterable[TopicSpec],
+    *,
+    timeout: float = 30.0,
+    login: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """A sentence for each existing topic whose cleanup policy is not the one that is needed.
+
+    Raises :class:`TopicError` if the broker does not answer.
+    """
+    try:
+        with admin_client(bootstrap, timeout, login) as admin:
+            return _wrong_policies(admin, list(topics))
+    except kafka.errors.KafkaError as error:
+        raise TopicError(f"topics could not be checked at {bootstrap}: {error}") from error
+
+
+def _wrong_policies(admin: KafkaAdminClient, topics: Sequence[TopicSpec]) -> list[str]:
+    found = _cleanup_policies(admin, [topic.name for topic in topics])
+    return [
+        f"topic {topic.name} has cleanup.policy={found[topic.name]}, "
+        f"{'compact' if topic.compact else 'delete'} is needed. Alter it or use another name"
+        for topic in topics
+        if topic.name in found and ("compact" in found[topic.name]) != topic.compact
+    ]
 
 
 def _cleanup_policies(admin: KafkaAdminClient, names: list[str]) -> dict[str, str]:

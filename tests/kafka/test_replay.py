@@ -12,6 +12,7 @@ from kafka import KafkaConsumer, TopicPartition
 from pipelines.dev.demo.plan import meeting_files
 from pipelines.kafka.tools import partition_for
 from pipelines.wire.codec import decode_segment, read_transcript
+from pipelines.worker.exit_codes import BROKER
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,6 +111,6 @@ def test_a_missing_topic_is_named(topics):
 @pytest.mark.parametrize("command", [("replay", "-"), ("watch", "a")])
 def test_no_broker_is_a_sentence(command):
     done = longstream(*command, "--bootstrap", "127.0.0.1:1", stdin="x\n")
-    assert done.returncode == 1
+    assert done.returncode == BROKER
     assert "no Kafka answers at 127.0.0.1:1" in done.stderr
     assert "Traceback" not in done.stderr

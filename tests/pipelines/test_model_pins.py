@@ -124,9 +124,9 @@ def test_the_command_prints_it(folder: Path) -> None:
     assert run(str(folder)).stdout == f"{digest(folder)}\n"
     assert run("smollm2-135m").stdout == f"{source.ALIASES['smollm2-135m'].sha256}\n"
     missing = run("owner/model-that-is-not-here")
-    assert missing.exit_code == 1
+    assert missing.exit_code == MODEL
     assert "longstream model pull owner/model-that-is-not-here" in missing.stderr
-    assert run("./nowhere").exit_code == 1
+    assert run("./nowhere").exit_code == MODEL
 
 
 # --- what is refused -----------------------------------------------------------------------------

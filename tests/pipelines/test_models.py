@@ -626,12 +626,12 @@ def test_list_path_and_pull(
 
     assert "not cached" in run("list").stdout.split("fake")[1]
     missing = run("path", "fake")
-    assert missing.exit_code == 1
-    assert missing.stderr == "error: fake is not here: longstream model pull fake\n"
+    assert missing.exit_code == 3
+    assert missing.stderr == "longstream model: fake is not here: longstream model pull fake\n"
     assert no_pip == []
     (tmp_path / "bytes").write_bytes(BYTES[:-1])
     refused = run("pull", "fake", "--from", str(tmp_path / "bytes"))
-    assert refused.exit_code == 1
+    assert refused.exit_code == 3
     assert alias.sha256 in refused.stderr
     (tmp_path / "bytes").write_bytes(BYTES)
     pulled = run("pull", "fake", "--from", str(tmp_path / "bytes"))
