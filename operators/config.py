@@ -160,7 +160,9 @@ class OperatorConfig:
     """Kinds of answer the sampling settings hold for (summary, compaction, translation, answer); the
     others stay greedy. Empty: all."""
     dtype_prefill: str = "auto"
+    """Numbers of the weights while text is read: auto, fp32, bf16, int8, w8a8, int4."""
     dtype_decode: str = "auto"
+    """The same while answers are written. auto is measured at first start and kept."""
     compile: bool = False
     """Run the parts of fp32 and bf16 layers around attention through torch.compile, which needs a C++
     compiler (on CUDA: Triton) and makes the first steps slow. What it gains is unmeasured."""

@@ -17,6 +17,7 @@ from pipelines.worker import exit_codes
 COMMANDS = {
     "demo": "pipelines.dev.demo.command",
     "run": "pipelines.cli.run",
+    "convert": "pipelines.cli.convert",
     "init": "pipelines.cli.init",
     "config": "pipelines.cli.config",
     "topics": "pipelines.cli.topics",

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from operators.errors import ConfigError
+from pipelines.cli.convert import From
 from pipelines.cli.output import INTERRUPTED, Bootstrap, Config, Json, complaints, emit
 from pipelines.cli.replaying import Due, Pacer, Replay, merged, parse_speed, timeline
 from pipelines.config.fields import Settings
@@ -24,6 +25,7 @@ def replay(
         list[str],
         typer.Argument(metavar="FILE...", help="Transcripts in any known format; - is stdin."),
     ],
+    file_format: From = "auto",
     speed: Annotated[str, typer.Option(help="20x: twenty times real time. max: at once.")] = "max",
     stream: Annotated[
         str | None, typer.Option(help="Stream id; default: the one in the lines, or file name.")
@@ -40,7 +42,7 @@ def replay(
     with complaints("replay"):
         factor = parse_speed(speed)
         settings = load_settings(config, bootstrap=bootstrap, topic_segments=topic)
-        run(files, factor, stream, settings, end, as_json)
+        run(files, factor, stream, settings, end, as_json, file_format)
 
 
 def run(
@@ -50,13 +52,14 @@ def run(
     settings: Settings,
     end: bool,
     as_json: bool = False,
+    file_format: str = "auto",
 ) -> None:
     """Replay ``files`` and print how many segments the broker acknowledged.
 
     Files are read to their end before anything is sent, so a broken line is found first; standard
     input is sent as it comes. Raises ``LongstreamError`` or ``OSError``.
     """
-    total = _count(files, stream)
+    total = _count(files, stream, file_format)
     started = time.monotonic()
     with producer(settings) as client:
         partitions = partition_count(client, settings.topic_segments, settings)
@@ -68,7 +71,10 @@ def run(
                 partitions,
                 on_sent=lambda sent: bar.advance(task, sent.segment.type == "segment"),
             )
-            lines = [timeline(read_transcript(file, stream), end) for file in files]
+            lines = [
+                timeline(read_transcript(file, stream, file_format=file_format), end)
+                for file in files
+            ]
             interrupted = _send(sender, merged(lines), Pacer(speed))
     seconds = time.monotonic() - started
     if as_json:
@@ -93,11 +99,15 @@ def _send(sender: Replay, dues: Iterator[Due], pacer: Pacer) -> bool:
     return False
 
 
-def _count(files: Sequence[str], stream: str | None) -> int | None:
+def _count(files: Sequence[str], stream: str | None, file_format: str) -> int | None:
     """Segments in all files, None if standard input is among them."""
     if files.count("-") > 1:
         raise ConfigError("- (standard input) can be given once")
-    counts = [sum(1 for _ in read_transcript(file, stream)) for file in files if file != "-"]
+    counts = [
+        sum(1 for _ in read_transcript(file, stream, file_format=file_format))
+        for file in files
+        if file != "-"
+    ]
     return None if "-" in files else sum(counts)
 
 

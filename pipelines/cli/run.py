@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import msgspec
 import typer
 
-from operators.errors import ConfigError, SegmentError
+from operators.errors import ConfigError
 from operators.events import Segment
 from operators.state import Failure
+from pipelines.cli.convert import Bad, From
 from pipelines.cli.output import complaints
 from pipelines.wire.codec import read_transcript
 
@@ -29,6 +30,7 @@ def run(
             help="Transcript in any known format (JSON lines, VTT, SRT, text …); - is stdin."
         ),
     ],
+    file_format: From = "auto",
     model: Annotated[
         str, typer.Option(help="Model alias, hub name, folder or GGUF file.")
     ] = "qwen2.5-coder-1.5b",
@@ -56,6 +58,7 @@ def run(
 
     Input is read as it comes, so a pipe without end works: `tail -f talk.txt | longstream run -`.
     """
+    reader = Bad("run")
     with complaints("run"):
         from pipelines.local import load_operator  # imports torch
 
@@ -69,18 +72,11 @@ def run(
             targets=tuple(code for code in translate.split(",") if code),
         )
         resumed = resume.read_bytes() if resume is not None else None
-        bad: list[SegmentError] = []
-        segments = read_transcript(file, stream, on_bad=lambda error: _note(error, bad))
+        segments = read_transcript(
+            file, stream, file_format=file_format, on_bad=reader.bad, on_note=reader.note
+        )
         follow(operator, segments, sys.stdout, ask or [], resumed, snapshot)
-    if bad:
-        typer.echo(f"longstream run: {len(bad)} parts of the input were left out", err=True)
-        raise typer.Exit(1)
-
-
-def _note(error: SegmentError, bad: list[SegmentError]) -> None:
-    """Say at once which part of the input is left out; the others go on."""
-    typer.echo(f"longstream run: {error}; left out", err=True)
-    bad.append(error)
+    reader.leave()
 
 
 def follow(

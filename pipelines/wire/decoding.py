@@ -115,7 +115,7 @@ class RecordDecoder:
             return Decoded((reading.segment,), reading.dropped)
         segments: list[Segment] = []
         dropped: dict[str, None] = {}
-        events = self._events(adapter, event, key)
+        events = self._events(adapter, event, key, default_id)
         for number, fields in enumerate(events):
             if key:  # what the provider calls the stream is another name than ours
                 fields.pop("stream_id", None)
@@ -150,9 +150,10 @@ class RecordDecoder:
         return adapter
 
     def _events(
-        self, adapter: Adapter, event: Mapping[str, Any], key: str | None
+        self, adapter: Adapter, event: Mapping[str, Any], key: str | None, place: str
     ) -> list[adapters.Fields]:
         memory = self._memory(key or "")
+        memory["at"] = place
         try:
             return adapter.read(event, memory)
         except SegmentError:

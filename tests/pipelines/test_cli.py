@@ -59,9 +59,7 @@ def test_every_setting_is_shown_with_its_value_and_source(
     assert rows["delivery"] == ("exactly_once", "default")
 
 
-def test_changed_shows_only_what_was_set(
-    cli: typer.Typer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changed_shows_only_what_was_set(cli: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "defaults" in call(cli, "config", "show", "--changed").stdout
     monkeypatch.setenv("LONGSTREAM_PARTITIONS", "9")
     shown = json.loads(call(cli, "config", "show", "--changed", "--json").stdout)
@@ -178,7 +176,6 @@ def test_a_misspelt_command_gets_a_suggestion(cli: typer.Typer) -> None:
     ("words", "code", "said"),
     [
         (("state", "show", "a", "--bootstrap", "nowhere"), exit_codes.CONFIG, "host:port"),
-        (("run", "x.txt", "--model", "./none"), exit_codes.MODEL, "none"),
         (("model", "path", "smollm2-360m-not"), exit_codes.MODEL, "longstream model pull"),
     ],
 )

@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from typer.testing import CliRunner
 
 from operators.errors import SegmentError
 from operators.events import Segment, Speaker
-from pipelines.wire.adapters import ADAPTERS, detect
+from pipelines.cli.main import make_cli
+from pipelines.wire.adapters import ADAPTERS
 from pipelines.wire.decoding import RecordDecoder
-from pipelines.wire.transcripts import read_transcript
+from pipelines.wire.transcripts import FORMATS, read_transcript
 
 ZOOM = """WEBVTT
 
@@ -106,42 +109,110 @@ def test_a_bad_line_is_reported_and_the_others_are_read(tmp_path: Path) -> None:
     assert "line 2" in str(bad[0])
 
 
-DEEPGRAM = {"type": "Results", "start": 17.0, "duration": 1.6, "is_final": True,
-            "speech_final": True,
-            "channel": {"alternatives": [{"transcript": "We ship it."}]}}  # fmt: skip
-ASSEMBLYAI = {"type": "Turn", "turn_order": 3, "turn_is_formatted": True, "end_of_turn": True,
-              "transcript": "We ship it.", "words": []}  # fmt: skip
-AWS = {"Transcript": {"Results": [{"ResultId": "r1", "StartTime": 17.0, "EndTime": 18.6,
-       "IsPartial": False, "Alternatives": [{"Transcript": "We ship it."}]}]}}  # fmt: skip
-GOOGLE = {"results": [{"alternatives": [{"transcript": "We ship it."}], "isFinal": True}]}
-AZURE = {"RecognitionStatus": "Success", "DisplayText": "We ship it.",
-         "Offset": 170_000_000, "Duration": 16_000_000}  # fmt: skip
+# --- events of recognisers: what goes in and what comes out, in tests/pipelines/inputs ----------------
+
+INPUTS = Path(__file__).parent / "inputs"
+FIXTURES = {path.stem: json.loads(path.read_text("utf-8")) for path in INPUTS.glob("*.json")}
+CASES = [
+    (name, case["case"]) for name, found in sorted(FIXTURES.items()) for case in found["cases"]
+]
 
 
-def decoded(event: dict[str, Any]) -> Segment:
-    value = json.dumps(event).encode()
-    (segment,) = (
-        RecordDecoder(max_text_bytes=1000).decode(b"m", value, partition=0, offset=5).segments
-    )
-    return segment
+def decoded(adapter: str, case: str) -> list[dict[str, Any]]:
+    """The segments of a case's events, as records 0, 1, 2 … of partition 0, without defaults."""
+    (found,) = (each for each in FIXTURES[adapter]["cases"] if each["case"] == case)
+    decoder = RecordDecoder(max_text_bytes=10_000)
+    key = None if any("stream_id" in each for each in found["segments"]) else b"m"
+    segments: list[Segment] = []
+    for offset, event in enumerate(found["events"]):
+        read = decoder.decode(key, json.dumps(event).encode(), partition=0, offset=offset)
+        assert read.adapter == adapter
+        segments += read.segments
+    return [short(segment, keyed=key is not None) for segment in segments]
 
 
-@pytest.mark.parametrize("event", [DEEPGRAM, ASSEMBLYAI, AWS, GOOGLE, AZURE])
-def test_events_of_recognisers_become_segments(event: dict[str, Any]) -> None:
-    assert detect(event) is not None
-    segment = decoded(event)
-    assert (segment.stream_id, segment.text, segment.is_final) == ("m", "We ship it.", True)
+def short(segment: Segment, keyed: bool) -> dict[str, Any]:
+    """Only what is not the default; a speaker without what is not known of it."""
+    plain = Segment(stream_id=segment.stream_id)
+    fields = {
+        name: value
+        for name, value in msgspec.to_builtins(segment).items()
+        if value != getattr(plain, name)
+    }
+    if segment.speaker:
+        fields["speaker"] = {k: v for k, v in fields["speaker"].items() if v is not None}
+    return fields if keyed else {"stream_id": segment.stream_id, **fields}
 
 
-@pytest.mark.parametrize("event", [DEEPGRAM, AWS, AZURE])
-def test_their_times_become_milliseconds(event: dict[str, Any]) -> None:
-    segment = decoded(event)
-    assert (segment.start_ms, segment.end_ms) == (17_000, 18_600)
+@pytest.mark.parametrize(("adapter", "case"), CASES)
+def test_events_of_recognisers_become_these_segments(adapter: str, case: str) -> None:
+    (found,) = (each for each in FIXTURES[adapter]["cases"] if each["case"] == case)
+    assert decoded(adapter, case) == found["segments"]
 
 
-def test_interim_results_are_partials() -> None:
-    assert not decoded(DEEPGRAM | {"is_final": False, "speech_final": False}).is_final
-    assert not decoded({"results": [{**GOOGLE["results"][0], "isFinal": False}]}).is_final
+def test_every_adapter_has_its_cases() -> None:
+    assert set(FIXTURES) == set(ADAPTERS)
+    for found in FIXTURES.values():
+        assert "missing fields" in {case["case"] for case in found["cases"]}
+    partials = {name for name, case in CASES if case == "partial, then final"}
+    assert set(ADAPTERS) - partials == {"simulstreaming"}  # which has no drafts
+
+
+@pytest.mark.parametrize(("adapter", "case"), CASES)
+def test_no_id_is_given_to_two_texts_that_are_settled(adapter: str, case: str) -> None:
+    """The second would be taken as a mere correction of the first, and its words lost."""
+    said: dict[str, set[str]] = {}
+    for segment in decoded(adapter, case):
+        if segment.get("is_final", True) and segment.get("text"):
+            said.setdefault(segment["segment_id"], set()).add(segment["text"].casefold().strip("."))
+    assert [texts for texts in said.values() if len(texts) > 1] == []
+
+
+def test_counting_anew_never_repeats_an_id() -> None:
+    """Another worker goes on with a stream whose utterances are counted: it knows nothing of before."""
+    ids = []
+    for offset in (0, 7):
+        decoder = RecordDecoder(max_text_bytes=1000)
+        value = b'{"result":[{"word":"yes"}],"text":"yes"}'
+        ids += [
+            segment.segment_id
+            for segment in decoder.decode(b"m", value, partition=0, offset=offset).segments
+        ]
+    assert len(set(ids)) == 2
+
+
+# --- convert -----------------------------------------------------------------------------------------
+
+
+def test_convert_writes_records_that_read_back_as_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "zoom.vtt"
+    path.write_text(ZOOM)
+    done = CliRunner().invoke(make_cli(), ["convert", str(path)])
+    assert done.exit_code == 0
+    again = tmp_path / "again.jsonl"
+    again.write_text(done.stdout)
+    assert list(read_transcript(again)) == list(read_transcript(path))
+
+
+def test_convert_takes_the_events_of_a_named_recogniser(tmp_path: Path) -> None:
+    path = tmp_path / "live.jsonl"
+    events = FIXTURES["vosk"]["cases"][0]["events"]
+    path.write_text("".join(json.dumps(event) + "\n" for event in [*events, {"other": 1}]))
+    done = CliRunner().invoke(make_cli(), ["convert", str(path), "--from", "vosk", "--finals"])
+    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == [
+        "we ship it",
+        "on monday",
+    ]
+    assert done.exit_code == 1
+    assert "line 5" in done.stderr
+
+
+def test_convert_names_the_formats_it_knows() -> None:
+    done = CliRunner().invoke(make_cli(), ["convert", "x", "--from", "mp3"])
+    assert done.exit_code == 2
+    assert "whisperlive" in done.stderr
+    listed = json.loads(CliRunner().invoke(make_cli(), ["convert", "--formats", "--json"]).stdout)
+    assert set(listed) == {*FORMATS, *ADAPTERS}
 
 
 def test_every_adapter_has_a_name_and_takes_no_segment_of_ours() -> None:

@@ -1,6 +1,7 @@
 """AssemblyAI v3 (universal streaming): ``Turn``. The formatted repeat of a turn is a revision of it.
 
-Turns are counted per connection; ``Begin`` names the connection, which then qualifies the ids.
+Turns are counted per connection; ``Begin`` names the connection, which then qualifies the ids. Where no
+``Begin`` is sent on, a turn 0 behind several others begins another (behind one it may be its repeat).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pipelines.wire.adapters.base import (
     joined,
     objects,
     split,
+    start_anew,
 )
 
 SILENT = ("Begin", "Termination", "SpeechStarted")
@@ -31,10 +33,15 @@ def _read(event: Event, memory: Memory) -> list[Fields]:
         memory["session"] = str(event["id"])[:100]
     if event.get("type") != "Turn":
         return []
+    turn = event.get("turn_order")
+    if "session" not in memory and turn == 0 and memory.get("turn", 0) > 1:
+        start_anew(memory)
+    if isinstance(turn, int):
+        memory["turn"] = max(turn, memory.get("turn", 0))
     words = objects(event.get("words"))
     final = event.get("end_of_turn", True)
     fields: Fields = {
-        "segment_id": joined(memory.get("session"), "turn", event.get("turn_order")),
+        "segment_id": joined(memory.get("session", memory.get("origin")), "turn", turn),
         "text": event.get("transcript") or "",
         "revision": 1 if event.get("turn_is_formatted") is True else 0,
         "is_final": final,

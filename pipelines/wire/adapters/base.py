@@ -5,6 +5,10 @@ An adapter reads one event of a recogniser or meeting platform as the fields of 
 it is). It is a pure function of the event and of ``memory``, a small dict that belongs to one stream:
 what the events of some providers leave out has to be remembered. Memory is lost with the worker; an
 adapter goes on without it, and the engine knows what comes again by its segment_id.
+
+Where a provider gives no ids, utterances are counted from :func:`origin`: the place of the record where
+the counting began. So counting anew, after a restart or a new connection, never repeats an id; an id
+given twice to different words would make the second a mere correction of the first.
 """
 
 from __future__ import annotations
@@ -96,6 +100,19 @@ def text_in(event: Event, name: str) -> str:
 def joined(*parts: Any) -> str:
     """An id of several parts; those that are missing are left out."""
     return "-".join(str(part) for part in parts if part is not None and part != "")
+
+
+def origin(memory: Memory) -> str:
+    """Where this counting of utterances began: the id of its first record, "" in a file."""
+    return str(memory.setdefault("origin", memory.get("at", "")))
+
+
+def start_anew(memory: Memory) -> None:
+    """Forget what belongs to a connection that has ended, and count from this record."""
+    number = memory.get("connection", 0) + 1
+    at = memory.get("at", "")
+    memory.clear()
+    memory.update(at=at, connection=number, origin=at or f"connection-{number}")
 
 
 def by_speaker(text: str, words: Sequence[tuple[Any, Any]]) -> list[tuple[str, Any]]:

@@ -1,6 +1,7 @@
 """Google Cloud Speech-to-Text v1 and v2, streaming responses, as their JSON.
 
 They have neither an id nor a start: a result begins where the final one before it on its channel ended.
+A connection lasts five minutes at most; the next one counts time anew, which its request id tells.
 Several hypotheses in one response are pieces of one.
 """
 
@@ -17,7 +18,9 @@ from pipelines.wire.adapters.base import (
     first,
     joined,
     objects,
+    origin,
     seconds,
+    start_anew,
 )
 
 RESULT_KEYS = ("isFinal", "is_final", "stability", "resultEndTime", "result_end_time",
@@ -46,18 +49,29 @@ def _end(result: Event) -> Any:
 def _read(event: Event, memory: Memory) -> list[Fields]:
     found: list[Fields] = []
     drafts: dict[str, Fields] = {}
+    request = event.get("requestId", event.get("request_id"))
+    request = request or child(event, "metadata").get("request_id")
+    if request is not None and memory.setdefault("request", request) != request:
+        start_anew(memory)
+        memory["request"] = request
     for result in objects(event.get("results")):
         channel = joined(result.get("channelTag", result.get("channel_tag")))
         ended = memory.setdefault("ended", {}).get(channel, 0)
         final = result.get("isFinal", result.get("is_final")) is True
-        request = event.get("requestId") or child(event, "metadata").get("request_id")
+        end = _end(result)
+        if (
+            final and end is not None and end == ended
+        ):  # finals end later each: this one is repeated
+            ended = memory.get("began", {}).get(channel, ended)
         best = first(result.get("alternatives"))
         fields: Fields = {
-            "segment_id": joined(request, f"c{channel}" if channel else None, "from", ended),
+            "segment_id": joined(
+                request or origin(memory), f"c{channel}" if channel else None, "from", ended
+            ),
             "text": best.get("transcript") or "",
             "is_final": final,
             "start_ms": ended,
-            "end_ms": _end(result),
+            "end_ms": end,
             "confidence": best.get("confidence") if final else None,
             "language": result.get("languageCode", result.get("language_code")),
             "speaker": {"id": f"channel-{channel}"} if channel else None,
@@ -77,6 +91,7 @@ def _remember(memory: Memory, channel: str, ended: int, end: Any) -> None:
     """A response without a time still ends something: the next id must be another."""
     later = round(end) if isinstance(end, float) else ended + 1
     memory["ended"][channel] = later if later != ended else ended + 1
+    memory.setdefault("began", {})[channel] = ended
 
 
 ADAPTER = Adapter("google", "Google Speech-to-Text v1 and v2", _is, _read)

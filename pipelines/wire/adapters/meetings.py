@@ -13,6 +13,7 @@ from pipelines.wire.adapters.base import (
     first,
     joined,
     objects,
+    origin,
     seconds,
 )
 
@@ -98,7 +99,7 @@ def _livekit(event: Event, memory: Memory) -> list[Fields]:
     speaker = best.get("speaker_id") or who
     return [
         {
-            "segment_id": joined(event.get("request_id"), "utterance", number),
+            "segment_id": joined(event.get("request_id") or origin(memory), "utterance", number),
             "text": best.get("text") or "",
             "is_final": final,
             "start_ms": seconds(best.get("start_time")) or None,

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from pipelines.wire.adapters.base import Adapter, Event, Fields, Memory, objects, seconds, text_in
+from pipelines.wire.adapters.base import (
+    Adapter,
+    Event,
+    Fields,
+    Memory,
+    joined,
+    objects,
+    origin,
+    seconds,
+    text_in,
+)
 
 TRANSCRIPTION = "conversation.item.input_audio_transcription."
 OPENAI_SILENT = ("session.", "transcription_session.", "input_audio_buffer.", "conversation.item.",
@@ -43,13 +53,14 @@ def _is_vosk(event: Event) -> bool:
 def _vosk(event: Event, memory: Memory) -> list[Fields]:
     """No id, no start before the end: utterances are counted by their finals."""
     number = memory.get("utterances", 0)
+    name = joined(origin(memory), "utterance", number)
     if isinstance(event.get("partial"), str):
-        return [{"segment_id": f"utterance-{number}", "text": event["partial"], "is_final": False}]
+        return [{"segment_id": name, "text": event["partial"], "is_final": False}]
     memory["utterances"] = number + 1
     words = objects(event["result"])
     return [
         {
-            "segment_id": f"utterance-{number}",
+            "segment_id": name,
             "text": event["text"],
             "is_final": True,
             "start_ms": seconds(words[0].get("start")),

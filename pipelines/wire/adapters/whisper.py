@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from operators.errors import SegmentError
@@ -14,6 +15,7 @@ from pipelines.wire.adapters.base import (
     joined,
     objects,
     seconds,
+    start_anew,
     text_in,
 )
 
@@ -27,7 +29,7 @@ SILENCE = -2
 
 
 def _is_live(event: Event) -> bool:
-    if "uid" not in event:
+    if "uid" not in event or event.get("type") == "transcription":  # Vexa's envelope of the same
         return False
     segments = event.get("segments")
     if isinstance(segments, list):
@@ -38,7 +40,7 @@ def _is_live(event: Event) -> bool:
 def _live(event: Event, memory: Memory) -> list[Fields]:
     uid = str(event["uid"])[:100]
     if memory.get("uid") != uid:
-        memory.clear()
+        start_anew(memory)
         memory["uid"] = uid
     if isinstance(event.get("language"), str):
         memory["language"] = event["language"][:20]
@@ -75,16 +77,27 @@ def _is_livekit(event: Event) -> bool:
 
 def _livekit(event: Event, memory: Memory) -> list[Fields]:
     if event.get("type") == "ready_to_stop":
-        last = memory.pop("last", None)
+        last = memory.get("last")
+        start_anew(memory)
         return [last | {"is_final": True, "end_of_turn": True}] if last else []
     if "lines" not in event:
         raise SegmentError(
             "unknown_event", "WhisperLiveKit's differences are not read; ask it for full states"
         )
+    lines = [
+        (str(line.get("start", line.get("beg", f"line-{at}"))), line)
+        for at, line in enumerate(objects(event["lines"]))
+    ]
+    if _begins_anew(memory, lines):
+        start_anew(memory)
+        _begins_anew(memory, lines)  # notes where it stands
     done: dict[str, int] = memory.setdefault("done", {})
-    lines = [(str(line.get("start", line.get("beg"))), line) for line in objects(event["lines"])]
     found = []
     memory.pop("last", None)
+
+    def ids(name: str) -> str:
+        return joined(memory.get("origin"), name)
+
     for at, (name, line) in enumerate(lines):
         said = text_in(line, "text")
         if line.get("speaker") == SILENCE or not said.strip():
@@ -92,14 +105,26 @@ def _livekit(event: Event, memory: Memory) -> list[Fields]:
         is_last = at == len(lines) - 1
         end = _committed(said, done.get(name, 0), is_last)
         if end > done.get(name, 0):
-            found.append(_piece(line, name, said, done.get(name, 0), end, final=True))
+            found.append(_piece(line, ids(name), said, done.get(name, 0), end, final=True))
             done[name] = end
         if is_last:
-            draft = _piece(line, name, said, done.get(name, 0), len(said), final=False)
+            draft = _piece(line, ids(name), said, done.get(name, 0), len(said), final=False)
             memory["last"] = draft if draft["text"] else None
             found.append(draft | {"text": (draft["text"] + _buffer(event)).strip()})
     memory["done"] = {name: done[name] for name, _ in lines if name in done}
     return [piece for piece in found if piece["text"] or not piece["is_final"]]
+
+
+def _begins_anew(memory: Memory, lines: Sequence[tuple[str, Event]]) -> bool:
+    """Whether the transcript is another connection's: much shorter than the last one, and not because
+    its beginning was left out. Within a connection it only grows."""
+    total = sum(len(text_in(line, "text")) for _, line in lines)
+    start = clock(lines[0][0]) if lines else None
+    before, began = memory.get("total", 0), memory.get("began")
+    memory["total"] = max(total, before)
+    if isinstance(start, float):
+        memory["began"] = start if began is None else min(start, began)
+    return bool(lines) and 2 * total < before and start == memory.get("began")
 
 
 def _committed(said: str, done: int, is_last: bool) -> int:
