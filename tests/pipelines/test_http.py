@@ -96,7 +96,7 @@ def test_ready_when_all_checks_hold() -> None:
 
 
 def fail_assigned(state: Readiness, clock: Clock) -> None:
-    state.partitions = 0
+    state.partitions = None
 
 
 def fail_model(state: Readiness, clock: Clock) -> None:
@@ -114,6 +114,13 @@ def fail_progress(state: Readiness, clock: Clock) -> None:
 
 def fail_running(state: Readiness, clock: Clock) -> None:
     state.stopping = True
+
+
+def test_a_standby_is_ready() -> None:
+    state = ready_state(Clock())
+    state.partitions = 0
+    assert all(check.ok for check in state().values())
+    assert state()["assigned"].detail == "standby, no partitions"
 
 
 @pytest.mark.parametrize(
