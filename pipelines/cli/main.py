@@ -24,6 +24,7 @@ COMMANDS = {
     "worker": "pipelines.cli.worker",
     "replay": "pipelines.cli.replay",
     "watch": "pipelines.cli.watch",
+    "export": "pipelines.cli.export",
     "lag": "pipelines.cli.lag",
     "state": "pipelines.cli.state",
     "dlq": "pipelines.cli.dlq",

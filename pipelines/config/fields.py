@@ -108,6 +108,9 @@ class Settings(BaseSettings):
     """Certificate authorities (PEM) the registry is checked against; default: the system's."""
     input_schema_file: Path | None = None
     """Avro schema (.avsc) of all records on the input topic, in place of a registry."""
+    cloudevents_source: str = Field("", pattern=r"^[!-~]{0,200}$")
+    """URI that results name as their source in CloudEvents 1.0 headers (ce_id, ce_type). Empty: no such
+    headers."""
     partitions: int = Field(4, ge=1, le=10_000)
     """Partitions of every topic when longstream creates it (all topics need the same number)."""
     replication: int = Field(1, ge=1, le=10)

@@ -6,6 +6,7 @@ Input records are read by :mod:`pipelines.wire.decoding`, transcript files by
 
 from __future__ import annotations
 
+import datetime
 import re
 
 import msgspec
@@ -24,6 +25,7 @@ __all__ = [
     "STATE_SCHEMA",
     "STREAM_ID_BYTES",
     "SegmentError",
+    "cloud_event_headers",
     "dead_letter",
     "decode_event",
     "decode_segment",
@@ -99,6 +101,24 @@ def event_headers(
     if trace and len(trace) <= TRACE_BYTES and _TRACE.fullmatch(trace):
         headers.append(("traceparent", trace))
     return headers
+
+
+def cloud_event_headers(event: Event, source: str) -> list[Header]:
+    """The event as a CloudEvent 1.0 in Kafka's binary mode: attributes in headers, the value unchanged.
+    Nothing without a ``source``, the URI reference that says where the events come from."""
+    if not source:
+        return []
+    schema = str(type(event).__struct_config__.tag)
+    when = datetime.datetime.fromtimestamp(event.emitted_at_ms / 1000, datetime.UTC)
+    attributes = {
+        "specversion": "1.0",
+        "id": event.event_id,
+        "source": source,
+        "type": schema,
+        "subject": event.stream_id,
+        "time": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    }
+    return [(f"ce_{name}", value.encode()) for name, value in attributes.items()]
 
 
 def encode_state(state: SessionState) -> bytes:

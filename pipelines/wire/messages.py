@@ -70,7 +70,10 @@ def messages_of(
             topic=settings.topic_summaries if is_summary else settings.topic_translations,
             key=codec.event_key(event),
             value=codec.encode_event(event),
-            headers=list(codec.event_headers(event, traceparent)),
+            headers=[
+                *codec.event_headers(event, traceparent),
+                *codec.cloud_event_headers(event, settings.cloudevents_source),
+            ],
         )
         messages.append(message)
         if is_summary:

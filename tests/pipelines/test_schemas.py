@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -18,7 +19,9 @@ from operators.errors import SegmentError
 from operators.events import Segment, SummaryEvent, TranslationEvent
 from operators.state import SessionState
 from operators.stream_settings import NAMES
-from pipelines.wire import codec
+from pipelines.config.fields import Settings
+from pipelines.wire import asyncapi, codec
+from pipelines.wire.messages import messages_of
 
 SCHEMAS = Path(pipelines.__file__).parent / "wire" / "schemas"
 EXAMPLES = sorted((SCHEMAS / "examples").glob("*.json"))
@@ -219,3 +222,54 @@ def test_what_the_codec_takes_the_schema_allows(fields: dict[str, Any]) -> None:
     except SegmentError:
         return
     validate(codec.SEGMENT_SCHEMA, codec.encode_segment(segment))
+
+
+# --- AsyncAPI, and CloudEvents ----------------------------------------------------------------------
+
+
+def test_every_reference_of_the_asyncapi_document_resolves() -> None:
+    document = asyncapi.document(Settings(topic_segments="in.v1"), "1.2.3")
+    assert document["channels"]["segments"]["address"] == "in.v1"
+    names = {message["payload"]["schema"]["title"] for message in _messages(document)}
+    assert names == {load_schema(name)["title"] for name in document["components"]["messages"]}
+    for reference in _references(document):
+        found: Any = document
+        for name in reference.removeprefix("#/").split("/"):
+            found = found[name]
+        assert found
+
+
+def _messages(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(document["components"]["messages"].values())
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, list):
+        for each in value:
+            yield from _references(each)
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            if name == "$ref" and isinstance(each, str):
+                yield each
+            else:
+                yield from _references(each)
+
+
+def test_results_are_cloud_events_where_that_is_set() -> None:
+    event = SummaryEvent(
+        stream_id="ü", epoch=0, revision=3, event_id="id-1", emitted_at_ms=1_924_992_003_400
+    )
+    plain, cloud = (
+        messages_of([event], Settings(cloudevents_source=source), None)[0]
+        for source in ("", "//example.org/longstream")
+    )
+    assert plain.value == cloud.value
+    assert not [name for name, _ in plain.headers if name.startswith("ce_")]
+    assert dict(cloud.headers[len(plain.headers) :]) == {
+        "ce_specversion": b"1.0",
+        "ce_id": b"id-1",
+        "ce_source": b"//example.org/longstream",
+        "ce_type": b"insight.summary.v1",
+        "ce_subject": "ü".encode(),
+        "ce_time": b"2031-01-01T00:00:03.400Z",
+    }
