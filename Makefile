@@ -15,7 +15,7 @@ KILLS ?= 20
 DELIVERY ?= exactly_once
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint format bench eval fuzz kafka chaos clean
+.PHONY: help setup demo test test-full lint format bench eval fuzz kafka chaos docs package sbom audit clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,25 @@ fuzz: setup ## 100,000 hostile inputs, 10,000 of them through Kafka; SEED=1
 kafka: setup ## A Kafka broker on this machine until Ctrl-C
 	@$(BIN)/longstream kafka
 
+docs: setup ## Write the generated pages, then the site (site/), with every link checked
+	@$(BIN)/python -m docs.generate
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
+
+package: setup ## dist/: sdist and wheel
+	@$(BIN)/python -m pip install -q -c constraints.txt build
+	@$(BIN)/python -m build -o dist .
+
+sbom: setup ## dist/longstream.cdx.json: every package with its version (CycloneDX)
+	@$(BIN)/python -m pip install -q -c constraints.txt cyclonedx-bom
+	@mkdir -p dist
+	@$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+	    --mc-type application -o dist/longstream.cdx.json $(BIN)/python
+
+audit: setup ## Known weaknesses of the pinned versions (pip-audit; asks a public database)
+	@$(BIN)/python -m pip install -q -c constraints.txt pip-audit
+	@$(BIN)/pip-audit --no-deps --disable-pip -r constraints.txt
+
 clean: ## Remove the virtual environment and caches of this folder
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
+import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
+import typer
 
-from pipelines.cli.main import COMMANDS
+from pipelines.cli.main import COMMANDS, make_cli
 from pipelines.config.load import Settings
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCUMENTS = [README, ROOT / "DECISIONS.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MORE = [ROOT / "CHANGELOG.md", *sorted(ROOT.glob("[CS][OE]*.md"))]
+"""Also read by people: CONTRIBUTING.md, SECURITY.md, CODE_OF_CONDUCT.md."""
 FOLDERS = "longstream|operators|pipelines|tests|docs|examples|dashboards|docker"
 CODE = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(rf"(?:{FOLDERS})/[\w.*/-]*")
@@ -107,6 +114,119 @@ def test_every_package_is_described() -> None:
 def test_every_command_named_exists() -> None:
     found = [re.findall(r"`longstream ([a-z]+)", path.read_text("utf-8")) for path in DOCUMENTS]
     assert {command for commands in found for command in commands} <= set(COMMANDS)
+
+
+# --- every shell command shown can be typed ------------------------------------------------------
+
+
+def shown_commands(document: Path) -> Iterator[str]:
+    """Lines of shell blocks, indented lines that call longstream, and calls within backticks."""
+    text = document.read_text("utf-8")
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S):
+        if language in ("sh", "bash", "console"):
+            yield from re.sub(r"\\\n", " ", block).splitlines()
+        elif not language:
+            yield from (line for line in block.splitlines() if line.startswith("longstream "))
+    outside = prose(document)
+    yield from re.findall(r"^ {4}(longstream .*)$", outside, re.M)
+    yield from (code for code in CODE.findall(outside) if code.startswith("longstream "))
+
+
+def words_of(line: str) -> list[str]:
+    """The words of the first program of a line, without variables in front; [] where there is none."""
+    lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars="|;&<>")
+    lexer.whitespace_split = True
+    words = list(itertools.takewhile(lambda word: not set(word) <= set("|;&<>"), lexer))
+    while words and re.fullmatch(r"[A-Z_0-9]+=.*", words[0]):
+        words = words[1:]
+    return words
+
+
+def check_command(words: list[str]) -> None:
+    """Raise if the program, its subcommand or an option does not exist, or a value cannot be right."""
+    program, *rest = words
+    if program == "make":
+        target = next((word for word in rest if "=" not in word), "help")
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text("utf-8"), re.M), target
+    elif program == "longstream":
+        check_longstream(rest)
+    elif program == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        for name in re.findall(r"longstream\[(\w+)\]", " ".join(rest)):
+            assert name in extras["optional-dependencies"]
+    else:
+        assert program in OTHER_PROGRAMS, f"unknown program {program}"
+
+
+OTHER_PROGRAMS = ("python3", ".", "docker", "python", "git", "cd", "export", "sudo", "apt-get",
+                  "helm", "kubectl", "curl", "tail", "find", "ls", "cat", "mkdocs")  # fmt: skip
+
+
+PLACEHOLDERS = ("…", "...", "COMMAND", "NAME")
+
+
+def check_longstream(rest: list[str]) -> None:
+    command: Any = typer.main.get_command(make_cli())
+    path = ["longstream"]
+    if rest[:1] == ["--install-completion"]:  # parsing it would install it
+        assert any(rest[0] in option.opts for option in command.params)
+        return
+    if any(word in PLACEHOLDERS or "…" in word for word in rest):
+        return  # cut short on purpose
+    while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
+        path.append(rest[0])
+        assert rest[0] in command.commands, " ".join(path)
+        command, rest = command.commands[rest[0]], rest[1:]
+    if not rest and (hasattr(command, "commands") or any(p.required for p in command.params)):
+        return  # "longstream dlq" or "longstream run", only named
+    try:
+        command.make_context(path[-1], list(rest), resilient_parsing="--help" in rest)
+    except Exception as error:  # typer brings a click of its own, whose errors have no public name
+        raise AssertionError(str(error)) from error
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *MORE], ids=names)
+def test_every_command_shown_can_be_typed(document: Path) -> None:
+    wrong = []
+    for line in shown_commands(document):
+        words = words_of(line)
+        if not words:
+            continue
+        try:
+            check_command(words)
+        except (Exception, SystemExit) as error:
+            wrong.append(f"{line}: {error}")
+    assert wrong == []
+
+
+def test_a_wrong_command_is_noticed() -> None:
+    for line in ("longstream rum x", "longstream run x --modell y", "make nothing", "longstrem"):
+        with pytest.raises(AssertionError):
+            check_command(words_of(line))
+    assert words_of("A=1 longstream run x | head  # why") == ["longstream", "run", "x"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=names)
+def test_every_section_linked_exists(document: Path) -> None:
+    missing = []
+    for link in LINK.findall(prose(document)):
+        target, _, section = link.partition("#")
+        page = document if not target else document.parent / target
+        if section and "://" not in link and page.suffix == ".md":
+            found = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.M)
+            slugs = [
+                re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in found
+            ]
+            missing += [link] if section not in slugs else []
+    assert missing == []
+
+
+def test_every_page_of_the_sites_navigation_exists() -> None:
+    """mkdocs.yml is written by hand."""
+    text = (ROOT / "mkdocs.yml").read_text("utf-8")
+    listed = set(re.findall(r": ([\w/-]+\.md)$", text, re.M))
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").glob("*.md")}
+    assert listed <= pages
 
 
 # --- the README ----------------------------------------------------------------------------------
