@@ -6,32 +6,14 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 
+from operators import languages
 from operators.errors import ConfigError
-
-LANGUAGES = {
-    "ar": "Arabic",
-    "cs": "Czech",
-    "de": "German",
-    "en": "English",
-    "es": "Spanish",
-    "fr": "French",
-    "it": "Italian",
-    "ja": "Japanese",
-    "ko": "Korean",
-    "nl": "Dutch",
-    "pl": "Polish",
-    "pt": "Portuguese",
-    "ru": "Russian",
-    "sv": "Swedish",
-    "tr": "Turkish",
-    "uk": "Ukrainian",
-    "zh": "Chinese",
-}
 
 DTYPES = ("auto", "fp32", "bf16", "int8", "w8a8", "int4")
 DRAFTERS = ("auto", "none", "ngram", "previous", "combined", "draft")
 METHODS = ("select", "lines")
 STYLES = ("bullets", "minutes", "executive")
+NOISE_RULES = ("pass", "drop", "translate")
 TASKS = ("summary", "compaction", "translation", "answer")
 ACCEPTANCES = ("coupled", "rejection")
 
@@ -112,9 +94,10 @@ class OperatorConfig:
     """Bytes of the durable ledger (text of its items). Above it near-duplicates are merged, then settled
     and superseded items and the least important topics go, which says ``ledger_trimmed``."""
     targets: tuple[str, ...] = ()
-    """Language codes every final segment is translated into, unless its stream asks for others."""
+    """BCP 47 tags (fr, pt-BR, zh-Hant, sr-Latn) of the languages every final segment is published in,
+    unless its stream asks for others. A segment that is already in one of them passes as it is."""
     allowed_targets: tuple[str, ...] = ()
-    """Language codes that a stream may ask for; empty: all that are known."""
+    """BCP 47 tags that a stream may ask for; empty: all that are known."""
     max_targets: int = 8
     """Languages that one stream may ask for at once (0 = streams cannot choose)."""
     max_glossary: int = 200
@@ -130,7 +113,11 @@ class OperatorConfig:
     events with ``is_final`` false, empty ``committed`` and a ``tail`` that may change. Of hypotheses
     that come faster than they can be translated only the newest is."""
     translation_unit_tokens: int = 96
-    """Longer segments are translated in pieces of at most this many tokens."""
+    """Longer segments are translated in pieces of at most this many tokens, each published when it is
+    done."""
+    translation_noise: str = "pass"
+    """What becomes of segments in which nothing is said ([BLANK_AUDIO], music, a phrase that a
+    recogniser repeats without end): pass (published as they are), drop (not published) or translate."""
 
     drafter: str = "auto"
     """Where draft tokens come from: none, ngram, previous (output), combined (previous, then ngram),
@@ -194,6 +181,8 @@ class OperatorConfig:
         for name in ("targets", "glossary", "participants", "instructions", "template"):
             need(getattr(self, f"max_{name}") >= 0, f"max_{name}", "0 or more")
         need(self.translation_unit_tokens >= 8, "translation_unit_tokens", "at least 8 tokens")
+        noise = f"one of {', '.join(NOISE_RULES)}"
+        need(self.translation_noise in NOISE_RULES, "translation_noise", noise)
         need(self.max_draft >= 0, "max_draft", "0 switches speculation off")
         need(self.max_queue >= 1, "max_queue", "at least 1 segment")
         need(self.max_text_bytes >= 1, "max_text_bytes", "at least 1 byte")
@@ -207,10 +196,8 @@ class OperatorConfig:
         need(self.sampling_acceptance in ACCEPTANCES, "sampling_acceptance", accepts)
         self._sampling()  # its numbers are checked there
         for name in ("targets", "allowed_targets"):
-            for code in getattr(self, name):
-                if code not in LANGUAGES:
-                    known = ", ".join(sorted(LANGUAGES))
-                    raise ConfigError(f"{name}: unknown language code {code!r}; known: {known}")
+            for tag in getattr(self, name):
+                languages.canonical(tag)
 
     def sampling(self, task: str) -> Sampling:
         """How answers of this kind (``translation:fr`` is a translation) choose their tokens."""

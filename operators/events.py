@@ -188,13 +188,15 @@ class SummaryEvent(
 class TranslationEvent(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="insight.translation.v1"
 ):
-    """A translation of one unit (segment). ``committed`` never changes; ``tail`` may."""
+    """A translation of one unit (segment). ``committed`` never changes; ``tail`` may. ``clauses``: how
+    many pieces of the unit are in the text, in their order; with ``is_final`` all are."""
 
     stream_id: str
     epoch: int
     revision: int
     target_lang: str
     unit_id: str
+    clauses: int = 0
     event_id: str = ""
     source_lang: str | None = None
     source_text: str = ""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from msgspec.structs import fields, replace
 
-from operators.config import LANGUAGES, STYLES, OperatorConfig
+from operators import languages
+from operators.config import STYLES, OperatorConfig
 from operators.events import StreamSettings
 
 LABEL_CHARS = 256
@@ -32,7 +33,7 @@ def bounded(given: StreamSettings, config: OperatorConfig, translatable: bool) -
     found = {
         "title": _text(given.title, LABEL_CHARS),
         "targets": _targets(given.targets, config, translatable),
-        "summary_language": _one_of(given.summary_language, LANGUAGES),
+        "summary_language": _language(given.summary_language),
         "style": _one_of(given.style, STYLES),
         "template": _text(given.template, config.max_template),
         "glossary": _glossary(given.glossary, config.max_glossary),
@@ -52,14 +53,19 @@ def _one_of(name: str | None, known: object) -> str | None:
     return name if name in (None, "") or name in known else None  # type: ignore[operator]
 
 
+def _language(tag: str | None) -> str | None:
+    return languages.known(tag) or ("" if tag == "" else None)
+
+
 def _targets(
     codes: tuple[str, ...] | None, config: OperatorConfig, translatable: bool
 ) -> tuple[str, ...] | None:
     """Those that are allowed; None (the operator's own) when all that was asked for is refused."""
     if not codes:
         return codes
-    allowed = config.allowed_targets or tuple(LANGUAGES)
-    kept = [code for code in dict.fromkeys(codes) if code in allowed and translatable]
+    allowed = {languages.canonical(tag) for tag in config.allowed_targets}
+    wanted = dict.fromkeys(tag for tag in map(languages.known, codes) if tag is not None)
+    kept = [tag for tag in wanted if (not allowed or tag in allowed) and translatable]
     return tuple(kept[: config.max_targets]) or None
 
 
@@ -80,7 +86,7 @@ def _glossary(
         known = {
             code: text
             for code, text in renderings.items()
-            if (code == ANY_LANGUAGE or code in LANGUAGES) and len(text) <= LABEL_CHARS
+            if (code == ANY_LANGUAGE or languages.known(code)) and len(text) <= LABEL_CHARS
         }
         room -= len(term) + sum(map(len, known.values()))
         if term and len(term) <= LABEL_CHARS and len(kept) < limit and room >= 0:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
+from operators import languages
 from operators.cache.kv_cache import KvCache
 from operators.config import OperatorConfig
 from operators.engine.partials import Partials
@@ -17,7 +19,6 @@ from operators.observer import Observer
 from operators.state import Failure, WindowSegment
 from operators.stream_settings import bounded
 from operators.tasks.base import Spoken, Task
-from operators.tasks.translation import split_text
 
 SETTING_DROPPED = "setting_dropped"
 """In ``degraded``, with a colon and the field: something the stream asked for was left out."""
@@ -119,7 +120,9 @@ class Intake:
         if self._count(label) > self._config.window // 4:
             label = ""  # a name must not fill the window
         room = self._config.window // 2 - self._count(label) - 2
-        pieces = split_text(" ".join(segment.text.split()), max(4, room), self._count)
+        tag = languages.known(segment.language) or "en"
+        text = " ".join(segment.text.split())
+        pieces = languages.split(text, max(4, room), self._count, tag)
         work.parts_left = len(pieces)
         for at, piece in enumerate(pieces):
             text = f"{label}{piece}\n"
@@ -155,8 +158,9 @@ class Intake:
             self._observer.observe("queue_wait_seconds", self._clock() - work.accepted_at)
         for task in self._tasks:
             if task.wants(work.segment, session.settings):
-                occasion = Spoken(work.segment, part.said)
-                work.runs.append(self._runner.start(session, task, occasion))
+                for piece in task.cut(work.segment, part.said):
+                    occasion = Spoken(work.segment, piece)
+                    work.runs.append(self._runner.start(session, task, occasion))
 
     def conclude(self, session: Session, run: TaskRun) -> None:
         """Record the outcome of a run that a segment waits for."""
@@ -182,20 +186,36 @@ class Intake:
             session.events.extend(self._events(session, work))
             session.events.extend(work.final)
             session.finished.append(work.ticket)
+        if session.works and session.works[0].failure is None:
+            session.events.extend(self._events(session, session.works[0], complete=False))
 
-    def _events(self, session: Session, work: Work) -> list[Event]:
-        """The events of the segment's runs, task by task."""
+    def _events(self, session: Session, work: Work, *, complete: bool = True) -> list[Event]:
+        """The events of the segment's runs, task by task. Of a task that publishes early one per run, in
+        their order, as far as they are done: how many there are does not depend on load."""
         made: list[Event] = []
         for task in self._tasks:
-            outcomes = [r.outcome for r in work.runs if r.task is task and r.outcome is not None]
-            if outcomes:
-                events = task.join(work.segment, outcomes, work.shown)
+            runs = [run for run in work.runs if run.task is task]
+            done = [run.outcome for run in itertools.takewhile(_succeeded, runs) if run.outcome]
+            counts = range(0)
+            if task.early:
+                last = len(runs) - (not complete and not work.parts_left)  # waits for the segment
+                counts = range(work.published.get(task.name, 0) + 1, min(len(done), last) + 1)
+                work.published[task.name] = max(counts, default=counts.start - 1)
+            elif complete and runs:
+                counts = range(len(done), len(done) + 1)
+            for count in counts:
+                whole = complete and count == len(runs)
+                events = task.join(work.segment, done[:count], work.shown, count - 1, whole)
                 made += [session.stamp(event, work.ticket) for event in events]
         for event in made:
-            if isinstance(event, TranslationEvent):
+            if isinstance(event, TranslationEvent) and event.is_final:
                 erasure = event.stability.normalized_erasure
                 self._observer.observe("translation_normalized_erasure", erasure)
         return made
+
+
+def _succeeded(run: TaskRun) -> bool:
+    return run.outcome is not None and not run.outcome.failed
 
 
 def is_final_text(segment: Segment) -> bool:

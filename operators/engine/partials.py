@@ -50,7 +50,7 @@ class Partials:
         """Take a partial; no effect if it has no id, is late or has no new text."""
         wanted = self._config.translate_partials and not session.ended and segment.segment_id
         late = segment.segment_id in session.recent
-        if wanted and not late and self._translation.targets(segment, session.settings):
+        if wanted and not late and self._translation.targets(session.settings):
             session.partials.submit(segment, ticket, self._cache)
 
     # --- between the steps -------------------------------------------------------------------
@@ -88,7 +88,7 @@ class Partials:
         if hypothesis is None or unit.working is not None:
             return
         unit.working, unit.waiting = hypothesis, None
-        languages = self._translation.targets(hypothesis.segment, session.settings)
+        languages = self._translation.targets(session.settings)
         unit.todo = deque(code for code in languages if code not in hypothesis.done)
 
     def _fork(self, session: Session, unit: Unit) -> None:

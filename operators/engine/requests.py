@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from operators.config import LANGUAGES
+from operators import languages
 from operators.engine.session import Session
 from operators.engine.task_run import TaskRun
-from operators.errors import ConfigError, SegmentError
+from operators.errors import SegmentError
 from operators.events import AnswerEvent, ModelInfo
 from operators.tasks.answer import AnswerTask, Question
 from operators.tasks.base import Asked
@@ -38,9 +38,7 @@ class Requests:
 
     def translate(self, session: Session, wanted: TextToTranslate) -> PendingTranslation:
         """Raises SegmentError when the stream has ended, ConfigError for an unknown language."""
-        if wanted.language not in LANGUAGES:
-            known = ", ".join(LANGUAGES)
-            raise ConfigError(f"unknown language code {wanted.language!r}; known: {known}")
+        languages.canonical(wanted.language)
         _check_living(session)
         run = TaskRun(self._translation, Asked(wanted))
         session.requests.append(run)

@@ -80,6 +80,8 @@ class Work:
     settings: StreamSettings | None = None
     """The stream's settings behind this mark."""
     shown: dict[str, str] = field(default_factory=dict)  # by language, of its partials
+    published: dict[str, int] = field(default_factory=dict)
+    """By task: how many of its runs are in events already, though others are not done."""
     failure: Failure | None = None
     accepted_at: float = 0.0
     waited: float = 0.0  # seconds before it was accepted

@@ -247,15 +247,28 @@ class Task(ABC):
         nothing."""
         return False
 
+    early = False
+    """Whether :meth:`join` is also called before all runs of a segment are done."""
+
+    def cut(self, segment: Segment, text: str) -> Sequence[str]:
+        """The pieces of a final segment (or of one part of a long one) that get a run each."""
+        return [text]
+
     @abstractmethod
     def run(self, view: StreamView, occasion: Any) -> Steps:
         """One run. The engine closes the generator when the model gives no finite numbers."""
 
     def join(
-        self, segment: Segment, outcomes: Sequence[Outcome], shown: Mapping[str, str]
+        self,
+        segment: Segment,
+        outcomes: Sequence[Outcome],
+        shown: Mapping[str, str],
+        published: int = 0,
+        complete: bool = True,
     ) -> Sequence[Event]:
-        """The events of a segment from the outcomes of its parts, in order. ``shown``: what was shown
-        of its partial hypotheses, by language."""
+        """The events of a segment from the outcomes of its pieces, in order. ``shown``: what was shown
+        of its partial hypotheses, by language. Of a task with ``early`` also when only the first
+        pieces are done (not ``complete``), ``published`` of which were joined before."""
         events = (event for outcome in outcomes for event in outcome.events)
         return [event for event in events if not isinstance(event, AnswerEvent)]
 

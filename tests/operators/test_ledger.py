@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from operators.events import Evidence, LedgerItem
+from operators.languages import split
 from operators.tasks.ledger import (
     MAX_ITEM_CHARS,
     add_notes,
@@ -13,7 +14,6 @@ from operators.tasks.ledger import (
     parse_notes,
     render,
 )
-from operators.tasks.translation import split_text
 from operators.text import normalized_erasure, repeated_trigram_share
 
 SAID = [
@@ -156,7 +156,7 @@ def test_text_measures() -> None:
     "text", ["One. Two is longer! Three?", "word " * 60, "x" * 300, "短い。文章。"]
 )
 def test_split_text_keeps_every_character_and_the_limit(text: str) -> None:
-    pieces = split_text(text.strip(), 20, len)
+    pieces = split(text.strip(), 20, len)
     assert all(0 < len(p) <= 20 for p in pieces)
     assert "".join("".join(pieces).split()) == "".join(text.split())
 

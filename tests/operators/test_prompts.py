@@ -8,29 +8,26 @@ from tests.engine import ToyTokenizer
 
 
 def text_of(prompts: Prompts, name: str, **fields: str) -> str:
-    return ToyTokenizer().decode(prompts.render(name, **fields))
+    made = prompts.alone if name == "translate" else prompts.render
+    return ToyTokenizer().decode(made(name, **fields))
 
 
 def test_answer_is_opened_behind_the_end_of_the_question() -> None:
-    prompts = Prompts(
-        ToyTokenizer(), {"translate": "Say in {language}: {text}\n{answer}{language}: "}
-    )
-    assert text_of(prompts, "translate", language="French", text="Yes.") == (
-        "Say in French: Yes.\n>French: "
-    )
-    assert prompts.opening("translate", language="French", text="Yes.") == "French: "
+    prompts = Prompts(ToyTokenizer(), {"answer": "On {question} say:\n{answer}{question}: "})
+    assert text_of(prompts, "answer", question="Why?") == "On Why? say:\n>Why?: "
+    assert prompts.opening("answer", question="Why?") == "Why?: "
 
 
 def test_braces_in_spoken_text_stay_text() -> None:
     prompts = Prompts(ToyTokenizer())
     said = "what is {language} or {answer} or {limit}"
-    assert said in text_of(prompts, "translate", language="French", text=said)
+    assert said in text_of(prompts, "translate", language="French", text=said, hint="")
 
 
 def test_files_of_the_package_have_all_their_placeholders() -> None:
     prompts = Prompts(ToyTokenizer())
     fields = {"ledger": "L", "limit": "4", "since": "S", "language": "French", "text": "T"}
-    fields |= {"question": "Q", "turn": "U", "before": "B", "speaker": "A", "what": "W"}
+    fields |= {"question": "Q", "turn": "U", "before": "B", "speaker": "A", "what": "W", "hint": ""}
     fields |= {"people": "P", "task": "K"}
     for name in set(NAMES) - {"system", "user"}:
         assert "{" not in text_of(prompts, name, **fields)

@@ -7,7 +7,7 @@ import json
 import pytest
 from msgspec.structs import replace
 
-from operators.config import LANGUAGES, STYLES
+from operators.config import STYLES
 from operators.errors import ConfigError
 from operators.events import Evidence, ItemKind, LedgerItem, StreamSettings, SummaryEvent
 from operators.render import MAX_TEMPLATE, by_template, data_of, headings, render
@@ -79,7 +79,7 @@ def test_notes_without_an_item_render_in_every_style(style: str) -> None:
 
 
 def test_headings_are_there_for_every_language() -> None:
-    for code in (*LANGUAGES, None, "xx"):
+    for code in ("de", "zh-Hant", "ar", None, "xx"):
         assert len(set(headings(code).values())) == 7
     assert headings("de")["decision"] == "Beschlüsse"
     assert headings("xx") == headings("en")

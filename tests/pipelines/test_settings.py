@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from operators.config import LANGUAGES, OperatorConfig
+from operators.config import OperatorConfig
 from operators.errors import ConfigError
 from pipelines.config.load import Settings, describe, environment_name, load_settings
 
@@ -287,7 +287,9 @@ def test_every_described_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> No
     assert load_settings() == Settings()
 
 
-TARGETS = st.lists(st.sampled_from(sorted(LANGUAGES)), max_size=4).map(tuple)
+TARGETS = st.lists(st.sampled_from(["ar", "de", "fr-CA", "sr-Latn", "zh-Hant"]), max_size=4).map(
+    tuple
+)
 
 
 @given(

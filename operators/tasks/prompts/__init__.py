@@ -35,6 +35,7 @@ _FIELDS = {
 _OPTIONAL = {
     "summary": {"ledger", "since"},
     "answer": {"ledger"},
+    "translate": {"hint"},
     "note": {"before", "speaker", "what"},
     "owner": {"before"},
 }
@@ -77,8 +78,14 @@ class Prompts:
         """Tokens of a whole conversation: the prompt's part before ``---`` is the system message, what
         follows the user's. For asks that see nothing else."""
         system, _, user = self._texts[name].strip("\n").rpartition("---\n")
+        user, _, opening = user.partition("{answer}")
         before, after = self._tokenizer.chat(system.strip(), "{window}")
-        return before + self._tokenizer.encode(_fill(user, fields)) + after
+        opened = self._tokenizer.encode(_fill(opening, fields)) if opening else []
+        return before + self._tokenizer.encode(_fill(user, fields).rstrip("\n")) + after + opened
+
+    def has(self, name: str, field: str) -> bool:
+        """Whether the prompt has a place for ``field``."""
+        return f"{{{field}}}" in self._texts[name]
 
     def instruction(self, text: str) -> list[int]:
         """Tokens of an instruction in plain words, up to and including the assistant's header."""
@@ -118,5 +125,5 @@ def check_branch_size(config: OperatorConfig, prompts: Prompts) -> None:
 
 def translation_size(config: OperatorConfig, prompts: Prompts) -> int:
     """Tokens of a branch that the translation of one piece may take."""
-    empty = len(prompts.render("translate", language="", text=""))
+    empty = len(prompts.alone("translate", language="", text="", hint=""))
     return empty + 4 * config.translation_unit_tokens + 24

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from operators.config import LANGUAGES, OperatorConfig
+from operators import languages
+from operators.config import OperatorConfig
 from operators.events import Segment, Speaker
 from operators.model.tokenizer import Tokenizer
 from operators.state import SessionState, WindowSegment
 from operators.tasks.prompts import Prompts
 from operators.tasks.summary import MAX_NOTES, SINCE_CHARS, SINCE_WORDS
-from operators.tasks.translation import split_text
 from pipelines.dev.demo.plan import meeting_files
 from pipelines.wire.codec import read_transcript
 
@@ -32,14 +32,15 @@ LONGEST_TOKENS = 80
 
 @dataclass(frozen=True)
 class Ask:
-    """One answer: asked for after ``fork`` transcript tokens of its stream. ``output``: how many
-    tokens the answer has, once known."""
+    """One answer: asked for after ``fork`` transcript tokens of its stream. ``alone``: it sees nothing
+    but its instruction. ``output``: how many tokens the answer has, once known."""
 
     stream: int
     kind: str
     fork: int
     instruction: tuple[int, ...]
     output: int = 0
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,19 @@ class Job:
         return in_turn([stream.asks for stream in self.streams])
 
     def seen(self, ask: Ask) -> tuple[int, ...]:
-        """The transcript tokens in the window of ``ask``."""
+        """The transcript tokens that ``ask`` sees."""
+        if ask.alone:
+            return ()
         start = max(0, ask.fork - self.window)
         return self.streams[ask.stream].transcript[start : ask.fork]
 
     def prompt(self, ask: Ask) -> list[int]:
         """All tokens a peer has to be given."""
-        return [*self.prefix, *self.seen(ask), *ask.instruction]
+        return [*self.before(ask), *ask.instruction]
+
+    def before(self, ask: Ask) -> list[int]:
+        """Those in front of the instruction."""
+        return [] if ask.alone else [*self.prefix, *self.seen(ask)]
 
     def with_lengths(self, lengths: Sequence[Sequence[int]]) -> Job:
         """The job with the number of output tokens of every ask of every stream."""
@@ -97,7 +104,7 @@ def in_turn(rows: Iterable[Sequence[T]]) -> list[T]:
 
 def make_job(tokenizer: Tokenizer, config: OperatorConfig, streams: int, updates: int) -> Job:
     """Streams with a full window that go on for ``updates`` rolling summaries each."""
-    prompts = Prompts(tokenizer)
+    prompts = Prompts(tokenizer, config.prompts)
     made = [
         _Writer(tokenizer, config, prompts, number).stream(_speech(number), updates)
         for number in range(streams)
@@ -160,7 +167,7 @@ class _Writer:
     def _pieces(self, segment: Segment) -> list[Segment]:
         said = " ".join(segment.text.split())
         name = Speaker(name=segment.speaker.name) if segment.speaker is not None else None
-        texts = split_text(said, LONGEST_TOKENS, lambda t: len(self._tokenizer.encode(t)))
+        texts = languages.split(said, LONGEST_TOKENS, lambda t: len(self._tokenizer.encode(t)))
         return [Segment(stream_id=self._name, text=text, speaker=name) for text in texts]
 
     def _hear(self, segment: Segment, line: str, tokens: Sequence[int]) -> None:
@@ -194,9 +201,9 @@ class _Writer:
         )
         if self._since is None:
             self._since = " ".join(segment.text.split()[:SINCE_WORDS])[:SINCE_CHARS]
-        for code in self._config.targets:
-            fields = {"language": LANGUAGES[code], "text": segment.text}
-            self._ask(f"translation:{code}", self._prompts.render("translate", **fields))
+        for tag in self._config.targets:
+            fields = {"language": languages.name(tag), "text": segment.text, "hint": ""}
+            self._ask(f"translation:{tag}", self._prompts.alone("translate", **fields), alone=True)
         if len(self._transcript) - self._fork < self._config.update_tokens:
             return False
         fields = {"ledger": "", "limit": str(MAX_NOTES), "since": self._since}
@@ -204,9 +211,9 @@ class _Writer:
         self._fork, self._since = len(self._transcript), None
         return True
 
-    def _ask(self, kind: str, instruction: Sequence[int]) -> None:
+    def _ask(self, kind: str, instruction: Sequence[int], *, alone: bool = False) -> None:
         fork = len(self._transcript)
-        self._asks.append(Ask(self._number, kind, fork, tuple(instruction)))
+        self._asks.append(Ask(self._number, kind, fork, tuple(instruction), alone=alone))
 
     def _state(self) -> SessionState:
         count = len(self._warm)

@@ -142,6 +142,11 @@ class LlamaCpp:
         is left to do."""
         for stream in streams:
             while stream.asks:
+                if stream.asks[0].alone:
+                    if not stream.free:
+                        break
+                    self._begin_alone(stream)
+                    continue
                 if stream.reading is None:
                     self._read(job, stream, shift)
                     assert stream.reading is not None
@@ -153,7 +158,7 @@ class LlamaCpp:
     def _read(self, job: Job, stream: _Stream, shift: bool) -> None:
         """See what of the next ask's window is there."""
         ask = stream.asks[0]
-        wanted = [*job.prefix, *job.seen(ask)]
+        wanted = job.before(ask)
         if shift:
             self._shift(job, stream, ask)
         kept = _common(stream.held, wanted)
@@ -178,6 +183,12 @@ class LlamaCpp:
         at = len(stream.held)
         stream.answers.append(_Answer(number, deque(ask.instruction), at, left=ask.output))
         stream.reading = None
+
+    def _begin_alone(self, stream: _Stream) -> None:
+        """An answer that sees nothing but its instruction has a sequence to itself."""
+        ask, number = stream.asks.popleft(), stream.free.pop()
+        self._api.llama_memory_seq_rm(self._memory, number, -1, -1)
+        stream.answers.append(_Answer(number, deque(ask.instruction), 0, left=ask.output))
 
     # --- one forward -------------------------------------------------------------------------
 

@@ -111,6 +111,7 @@ def _config(sizes: Sizes, streams: int) -> OperatorConfig:
         slots=streams,
         branches=max(4, 2 * streams),
         targets=("fr",),
+        prompts={"translate": "Translate into {language}: {text}"},  # never asked twice
     )
 
 

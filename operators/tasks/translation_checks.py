@@ -1,0 +1,215 @@
+"""What can be checked of a translation without a second model: what must be kept, and plain failures.
+
+Every check compares the output with its source; there are no lists of words. A check may be wrong
+about a good translation (a number written as a word), so its finding leads to one more try and a flag
+in ``degraded``, never to a refusal.
+"""
+
+from __future__ import annotations
+
+import itertools
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import regex
+
+from operators import languages
+from operators.text import units
+
+COPY_SHARE, FEW_WORDS = 0.9, 4
+"""An output of which so many of the word pairs are the source's is a copy; shorter ones are not."""
+LOOP_LENGTH, LOOP_REPEATS = 16, 4
+"""A stretch of up to LOOP_LENGTH words that comes so many times in a row is a loop."""
+OVERLONG, SPARE = 3.0, 80
+"""An output of so many times the source's width, and SPARE more, is an answer or an invention."""
+MIN_SCRIPT = 0.5
+"""Share of an output's letters that must be of the target's script."""
+
+_ADDRESS = regex.compile(r"(?:https?://|www\.)\S+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+", regex.I)
+_IDENTIFIER = regex.compile(
+    r"\b(?=\w*\p{L})(?=\w*\p{Nd})\w{3,}(?:[-.]\w+)*|\b\p{L}+-\p{Nd}[\w-]*|\b\p{L}*\p{Ll}\p{Lu}\w*"
+)
+_TIED = regex.compile(r"\p{Nd}+\p{Ll}{1,3}\b")
+"""A number with an ending: 1st, 10am, 90s. Languages differ too much in these."""
+_GROUPED = regex.compile(r"(?<=\p{Nd})[.,:'’\u00a0\u202f\u2009\u066b\u066c ](?=\p{Nd})")
+_DIGITS = regex.compile(r"\p{Nd}+")
+_DATE = regex.compile(r"\b\p{Nd}{1,4}([-/.])\p{Nd}{1,2}\1\p{Nd}{2,4}\b")
+_EDGE = ".,;:!?)]}»”\"'"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an output is held against. ``terms``: glossary, source term to its translation. ``names``: of
+    people in the conversation."""
+
+    source: str
+    source_lang: str | None
+    target_lang: str
+    terms: Mapping[str, str] = field(default_factory=dict)
+    names: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong. ``keep``: what must stand in the output; empty for a plain failure."""
+
+    kind: str
+    keep: tuple[str, ...] = ()
+
+
+def faults(expected: Expected, output: str) -> list[Fault]:
+    """What is wrong with an output, worst first; empty if nothing is."""
+    if not output.strip():
+        return [Fault("empty")]
+    plain = [kind for kind in (_form(expected, output), _language(expected, output)) if kind]
+    kept = [
+        Fault("numbers_missing", _missing_numbers(expected, output)),
+        Fault("addresses_missing", _missing(addresses(expected.source), output)),
+        Fault("names_missing", _missing_names(expected, output)),
+        Fault(
+            "terms_missing", _missing(applying(expected.terms, expected.source).values(), output)
+        ),
+    ]
+    return [Fault(kind) for kind in plain] + [fault for fault in kept if fault.keep]
+
+
+def _form(expected: Expected, output: str) -> str:
+    """An answer, an invention or a loop in place of a translation."""
+    if is_loop(output) and not is_loop(expected.source):
+        return "loop"
+    lines = [line for line in output.splitlines() if line.strip()]
+    if len(lines) > 1 or _width(output) > OVERLONG * _width(expected.source) + SPARE:
+        return "not_a_translation"
+    return ""
+
+
+def _language(expected: Expected, output: str) -> str:
+    """The wrong script, a copy of the source, or surely the source's language."""
+    source, target = expected.source_lang, expected.target_lang
+    if languages.script_share(output, target) < MIN_SCRIPT <= _best_share(expected):
+        return "wrong_language"
+    if source is not None and languages.same(source, target):
+        return ""
+    if _copied(expected.source, output) >= COPY_SHARE:
+        return "copy"
+    if source is not None and languages.looks_like(output, source, target):
+        return "wrong_language"
+    return ""
+
+
+def _best_share(expected: Expected) -> float:
+    """1 unless the source is nothing but addresses and identifiers, which keep their script."""
+    rest = _IDENTIFIER.sub("", _ADDRESS.sub("", expected.source))
+    return 1.0 if any(char.isalpha() for char in rest) else 0.0
+
+
+def is_loop(text: str) -> bool:
+    """Whether a stretch of words repeats itself again and again at one place."""
+    found = units(text)
+    for length in range(1, LOOP_LENGTH + 1):
+        same = 0
+        for at in range(length, len(found)):
+            same = same + 1 if found[at] == found[at - length] else 0
+            if same >= length * (LOOP_REPEATS - 1):
+                return True
+    return False
+
+
+def _copied(source: str, output: str) -> float:
+    """Share of the output's word pairs that stand in the source."""
+    mine, theirs = units(output), units(source)
+    if len(mine) < FEW_WORDS or len(theirs) < FEW_WORDS:
+        return 0.0
+    there = set(itertools.pairwise(theirs))
+    pairs = list(itertools.pairwise(mine))
+    return sum(pair in there for pair in pairs) / len(pairs)
+
+
+def _width(text: str) -> int:
+    """Characters, wide ones as three: about as much as is said by so many letters."""
+    return sum(3 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+# --- what must be kept ---------------------------------------------------------------------------
+
+
+def addresses(text: str) -> list[str]:
+    """Addresses of pages and mail in a text."""
+    return [found.rstrip(_EDGE) for found in _ADDRESS.findall(text)]
+
+
+def applying(terms: Mapping[str, str], source: str) -> dict[str, str]:
+    """The entries of a glossary whose source term stands in the text, longest first."""
+    said = _padded(source)
+    found = [term for term in terms if term.strip() and _padded(term) in said]
+    return {term: terms[term] for term in sorted(found, key=len, reverse=True)}
+
+
+def _padded(text: str) -> str:
+    """The text's units between spaces, so that only whole words are found in it."""
+    return f" {' '.join(units(text))} "
+
+
+def _missing(wanted: Iterable[str], output: str) -> tuple[str, ...]:
+    said = output.casefold()
+    return tuple(dict.fromkeys(w for w in wanted if w.casefold() not in said))
+
+
+def _missing_names(expected: Expected, output: str) -> tuple[str, ...]:
+    """Identifiers, and people's names where source and target are written with the same letters."""
+    rest = _TIED.sub(" ", _ADDRESS.sub(" ", expected.source))
+    wanted = [m.group() for m in _IDENTIFIER.finditer(rest)]
+    source = expected.source_lang
+    if source is not None and languages.shares_script(source, expected.target_lang):
+        said = _padded(expected.source)
+        wanted += [name for name in expected.names if name and _padded(name) in said]
+    return _missing(wanted, output)
+
+
+def numbers(text: str) -> list[tuple[str, ...]]:
+    """The numbers of a text as their groups of digits (ASCII, no leading zeros): ``1,318`` is
+    ``("1", "318")``. Those of addresses, dates, identifiers and ``1st`` are left out."""
+    plain = _ADDRESS.sub(" ", text)
+    plain = _IDENTIFIER.sub(" ", _TIED.sub(" ", _DATE.sub(" ", plain)))
+    return [
+        tuple(_ascii(group) for group in _DIGITS.findall(number))
+        for number in regex.findall(rf"\p{{Nd}}+(?:{_GROUPED.pattern}\p{{Nd}}+)*", plain)
+    ]
+
+
+def _ascii(digits: str) -> str:
+    return "".join(str(unicodedata.digit(digit)) for digit in digits)
+
+
+def _missing_numbers(expected: Expected, output: str) -> tuple[str, ...]:
+    """Numbers of the source that the output has in no form: with or without separators, as parts, on
+    the clock of 12 or 24 hours, and, where numbers are counted in myriads, without their zeros."""
+    runs = [_ascii(run) for run in _DIGITS.findall(output)]
+    merged = [_ascii(run) for run in _DIGITS.findall(_GROUPED.sub("", output))]
+    there = {_bare(run) for run in (*runs, *merged)}
+    myriads = any(languages.unspaced(c) or "\uac00" <= c <= "\ud7a3" for c in output)
+    if myriads:
+        there |= {run.rstrip("0") for run in there}
+
+    def kept(group: str) -> bool:
+        bare = _bare(group)
+        forms = {bare, bare.rstrip("0") or bare} if myriads else {bare}
+        if len(bare) <= 2 and 1 <= int(bare) <= 23:
+            forms |= {str(int(bare) + 12), str(int(bare) - 12)}
+        return not forms.isdisjoint(there)
+
+    missing = [
+        "".join(number)
+        for number in numbers(expected.source)
+        if not kept("".join(number)) and not all(kept(group) for group in number)
+    ]
+    for date in _DATE.finditer(_ADDRESS.sub(" ", expected.source)):
+        groups = [_ascii(group) for group in _DIGITS.findall(date.group())]
+        if sum(kept(group) for group in groups) < len(groups) - 1:  # the month may be a word
+            missing.append(date.group())
+    return tuple(dict.fromkeys(missing))
+
+
+def _bare(digits: str) -> str:
+    return digits.lstrip("0") or "0"
