@@ -197,7 +197,10 @@ class OperatorConfig:
         self._sampling()  # its numbers are checked there
         for name in ("targets", "allowed_targets"):
             for tag in getattr(self, name):
-                languages.canonical(tag)
+                try:
+                    languages.canonical(tag)
+                except ConfigError as error:
+                    raise ConfigError(f"{name}: {error}") from None
 
     def sampling(self, task: str) -> Sampling:
         """How answers of this kind (``translation:fr`` is a translation) choose their tokens."""

@@ -47,10 +47,10 @@ def canonical(tag: str) -> str:
     try:
         found = langcodes.Language.get(tag)
     except ValueError as error:
-        raise ConfigError(f"language {tag!r} is no BCP 47 tag: {error}") from None
+        raise ConfigError(f"unknown language code {tag!r}: {error}") from None
     if not found.language or not found.is_valid():
         raise ConfigError(
-            f"language {tag!r} is unknown: use a BCP 47 tag such as de, fr-CA or zh-Hant"
+            f"unknown language code {tag!r}: use a BCP 47 tag such as de, fr-CA or zh-Hant"
         )
     return found.to_tag()
 

@@ -191,6 +191,16 @@ class KvCache:
         self._open[stream].append(branch)
         return branch
 
+    def copy_branch(self, source: Branch, target: Branch, tokens: int) -> None:
+        """Let an empty branch begin with the first ``tokens`` tokens of another one at the same fork.
+        Mutates ``target`` and its region."""
+        if source.fork != target.fork or target.length or not tokens <= source.length:
+            raise ValueError("a branch begins with another one's tokens at the same fork only")
+        for pool in (self.branch_keys, self.branch_values):
+            for layer in pool:
+                layer[target.region, :, :tokens] = layer[source.region, :, :tokens]
+        target.length = tokens
+
     def drop(self, branch: Branch) -> None:
         """Free the branch's region. The stream is not affected."""
         self._open[branch.stream].remove(branch)

@@ -95,7 +95,7 @@ class Partials:
         assert session.slot is not None
         assert unit.working is not None or not unit.todo
         for run in unit.runs:
-            while run.waiting and self._cache.free_regions:
+            while run.can_open and self._cache.free_regions:
                 run.open_next(session.slot, self._cache)
         while unit.todo and self._cache.free_regions:
             assert unit.working is not None
@@ -104,7 +104,7 @@ class Partials:
             run = TaskRun(self._translation, Partial(unit.working.segment, code, shown))
             self._runner.begin(session, run)
             unit.runs.append(run)
-            while run.waiting and self._cache.free_regions:
+            while run.can_open and self._cache.free_regions:
                 run.open_next(session.slot, self._cache)
 
     # --- after the forward -------------------------------------------------------------------

@@ -268,7 +268,7 @@ class Session:
 
     @property
     def wants_branch(self) -> bool:
-        return bool(self.due) or any(run.waiting for run in self.runs)
+        return bool(self.due) or any(run.can_open for run in self.runs)
 
     def open_branch(self, cache: KvCache) -> None:
         """Fork for the oldest run without a branch, else for a run with asks that still wait.
@@ -278,7 +278,7 @@ class Session:
             run = self.due.popleft()
             self.runs.append(run)
         else:
-            run = next(run for run in self.runs if run.waiting)
+            run = next(run for run in self.runs if run.can_open)
         run.open_next(self.slot, cache)
 
     def conclude_runs(self, cache: KvCache) -> list[TaskRun]:

@@ -10,6 +10,8 @@ from operators.cache.kv_cache import Branch, KvCache, StreamSlot
 from operators.decoding.generation import NONFINITE, Generation
 from operators.tasks.base import Answer, Ask, Occasion, Outcome, Steps, Task
 
+MIN_SHARED = 8
+"""Fewer common tokens are run again rather than copied."""
 MakeGeneration = Callable[[Ask], Generation]
 
 
@@ -33,7 +35,18 @@ class TaskRun:
     """Of the generator's last step, in the order of its asks."""
     waiting: deque[Generation] = field(default_factory=deque)
     """Those of them that have no branch yet."""
+    shared: int = 0
+    """Prompt tokens that all answers of the step begin with. They are run once: the others take them
+    over from one that has them, in its own region or as a copy."""
     outcome: Outcome | None = None
+
+    @property
+    def can_open(self) -> bool:
+        """Whether a waiting ask could start now: the first at once, the others when the tokens that all
+        begin with have been run."""
+        if not self.waiting:
+            return False
+        return not self.shared or not self.open or self._donor() is not None
 
     @property
     def open(self) -> list[Generation]:
@@ -45,8 +58,12 @@ class TaskRun:
 
     def open_next(self, slot: StreamSlot, cache: KvCache) -> None:
         """Fork for the next waiting ask; a region must be free."""
-        generation = self.waiting.popleft()
-        generation.start(cache.fork(slot, beside=self._held(), alone=generation.alone))
+        generation, donor = self.waiting.popleft(), self._donor()
+        branch = cache.fork(slot, beside=self._held(), alone=generation.alone)
+        if donor is not None and donor.branch is not None:
+            cache.copy_branch(donor.branch, branch, self.shared)
+            generation.prefilled = self.shared
+        generation.start(branch)
 
     def advance(self, cache: KvCache) -> None:
         """Pass on the branches of finished answers; when all answers are complete, resume the generator.
@@ -65,7 +82,8 @@ class TaskRun:
             self._resume([self._answer(g) for g in self.asked])
         if held is not None:
             if self.waiting:
-                self._reuse(held)
+                held.length = 0  # these asks begin with tokens of their own
+                self.waiting.popleft().start(held)
             else:
                 cache.drop(held)
 
@@ -95,6 +113,7 @@ class TaskRun:
         if len({ask.alone for ask in asks} | {g.alone for g in self.asked}) > 1:
             raise ValueError(f"task {self.task.name}: asks of one run are all alone, or none is")
         self.asked = [self.make(ask) for ask in asks]
+        self.shared = shared_tokens([ask.prompt for ask in asks])
         self.waiting.extend(self.asked)
 
     def _fail(self, reason: str) -> None:
@@ -118,8 +137,16 @@ class TaskRun:
             cache.drop(branch)
 
     def _reuse(self, branch: Branch) -> None:
-        branch.length = 0  # the region is used again from its start
-        self.waiting.popleft().start(branch)
+        """Use the region again, from behind the tokens that the next ask begins with too."""
+        generation = self.waiting.popleft()
+        branch.length = generation.prefilled = self.shared
+        generation.start(branch)
+
+    def _donor(self) -> Generation | None:
+        """An answer of the step whose branch has the shared tokens."""
+        return next(
+            (g for g in self.asked if g.branch is not None and 0 < self.shared <= g.prefilled), None
+        )
 
     def _answer(self, generation: Generation) -> Answer:
         return Answer(
@@ -129,3 +156,15 @@ class TaskRun:
             usage=generation.usage(),
             weights=generation.weights,
         )
+
+
+def shared_tokens(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, leaving at least one to each; 0 for a single prompt and
+    where it would be hardly worth a copy."""
+    if len(prompts) < 2:
+        return 0
+    first, length = prompts[0], min(map(len, prompts)) - 1
+    for prompt in prompts[1:]:
+        same = (at for at in range(length) if first[at] != prompt[at])
+        length = next(same, length)
+    return length if length >= MIN_SHARED else 0

@@ -26,7 +26,7 @@ T = TypeVar("T")
 SHORTEST_WORDS = 6
 """Shorter utterances ("Yeah.") are left out: their answers cost the engine next to nothing, and every
 peer a whole window."""
-LONGEST_TOKENS = 80
+LONGEST_TOKENS = 60
 """Longer ones are cut at sentences, as a recogniser would."""
 
 
