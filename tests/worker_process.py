@@ -171,7 +171,7 @@ class Records:
         ]
 
     def translations(self) -> list[TranslationEvent]:
-        return [e for e in self.events() if isinstance(e, TranslationEvent)]
+        return [e for e in self.events() if isinstance(e, TranslationEvent) and e.is_final]
 
     def covered(self, stream: str) -> int:
         """The highest sequence number a summary of the stream covers; -1 for none."""

@@ -7,8 +7,8 @@ no later answer can contradict it. The policies:
 * ``finals``: nothing is committed before the final.
 * ``local-agreement-N`` (Liu et al. 2020): what the last N hypotheses have in common.
 * ``wait-K`` (Ma et al. 2019): as many words as the source has, less K.
-* ``alignatt`` or ``alignatt-F`` (Papi et al. 2023): as long as the attention of each token lies on source
-  that is older than the last F tokens.
+* ``alignatt`` or ``alignatt-F`` (Papi et al. 2023): as long as the attention of each token lies on
+  source that is older than the last F tokens.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def policy(name: str) -> Policy:
 
 @dataclass(frozen=True)
 class Held:
-    """What was published of a unit in one language. ``shown``: all of it. ``clauses``: pieces of the source
-    that are done; ``opening``: committed tokens of the piece behind them; ``before``: its latest
+    """What was published of a unit in one language. ``shown``: all of it. ``clauses``: pieces of the
+    source that are done; ``opening``: committed tokens of the piece behind them; ``before``: its latest
     hypotheses, tokens with the opening, newest last."""
 
     shown: str = ""
@@ -119,7 +119,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 def _whole_words(tokens: Sequence[int], least: int, most: int, decode: Decode) -> int:
     """The largest number of tokens up to ``most`` that ends where a word ends. The last word is left
-    out: more may belong to it, and a mark that ends the sentence must not be committed before its end."""
+    out: more may belong to it, and a mark that ends the sentence must not come before its end."""
     text = decode(tokens)
     for count in range(min(most, len(tokens) - 1), least, -1):
         begin = decode(tokens[:count])

@@ -190,8 +190,8 @@ def test_revisions_count_up_without_gaps_and_the_last_is_final() -> None:
         for e in events(emissions, "a")
         if isinstance(e, TranslationEvent) and e.target_lang == "fr"
     ]
-    assert [e.unit_id for e in french] == [f"a-{i}" for i in range(30)]
-    assert [e.revision for e in french] == list(range(1, 31))
+    assert [e.unit_id for e in french if e.is_final] == [f"a-{i}" for i in range(30)]
+    assert [e.revision for e in french] == list(range(1, len(french) + 1)), "clauses count too"
 
 
 class Witness:

@@ -109,7 +109,7 @@ class Tally:
         return [found[key] for key in sorted(found)]
 
     def translations(self, stream_id: str) -> list[TranslationEvent]:
-        return [e for e in self.events[stream_id] if isinstance(e, TranslationEvent)]
+        return [e for e in self.events[stream_id] if isinstance(e, TranslationEvent) and e.is_final]
 
     def segments(self, stream_id: str) -> list[Segment]:
         return [self.sent[stream_id][seq].segment for seq in sorted(self.sent[stream_id])]
