@@ -120,9 +120,12 @@ class Settings(BaseSettings):
     """exactly_once needs a broker with transactions."""
     commit_interval_s: float = Field(1.0, gt=0, le=60)
     """Results and offsets are committed after this many seconds…"""
-    commit_max_events: int = Field(100, ge=1)
-    """…or after this many segments."""
-    in_flight_per_partition: int = Field(64, ge=1)
+    commit_max_events: int = Field(256, ge=1)
+    """…or after this many segments, at most half of in_flight_per_partition."""
+    compression: Literal["gzip", "none"] = "gzip"
+    """How batches of results and states are compressed. Every Kafka client reads gzip without further
+    libraries."""
+    in_flight_per_partition: int = Field(512, ge=1)
     """Segments of one partition under way at once; beyond it the consumer pauses."""
     in_flight_per_key: int = Field(8, ge=1)
     """Segments of one stream under way at once."""

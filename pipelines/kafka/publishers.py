@@ -90,6 +90,7 @@ class TransactionalPublisher:
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
             max_request_size=settings.max_message_bytes + REQUEST_ROOM,
             max_batch_size=BATCH_BYTES,
+            compression_type=codec(settings),
         )
         await self._producer.start()  # returns when the producer id is ours: others are fenced
 
@@ -180,6 +181,7 @@ class OutboxPublisher:
             acks="all",
             max_request_size=self._settings.max_message_bytes + REQUEST_ROOM,
             max_batch_size=BATCH_BYTES,
+            compression_type=codec(self._settings),
         )
         await self._producer.start()
 
@@ -248,6 +250,11 @@ class Pulse:
         while True:
             await asyncio.sleep(self._limit_s / 8)
             self.missed()
+
+
+def codec(settings: Settings) -> str | None:
+    """How batches are compressed, as the client takes it."""
+    return None if settings.compression == "none" else settings.compression
 
 
 def make_publisher(settings: Settings, partition: int) -> Publisher:

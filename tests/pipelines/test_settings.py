@@ -178,7 +178,7 @@ WRONG = {
     "empty server": ({"bootstrap": "a:1,,b:2"}, 'expected "host:port"'),
     "topic characters": ({"topic_dlq": "a b"}, "a topic name has 1 to 249 of"),
     "same topic": ({"topic_dlq": "insights.sessions.v1"}, "name the same topic"),
-    "per key": ({"in_flight_per_key": 65}, "must not exceed in_flight_per_partition"),
+    "per key": ({"in_flight_per_key": 513}, "must not exceed in_flight_per_partition"),
     "queue": ({"operator": {"max_queue": 7}}, "must not exceed operator.max_queue"),
     "text": ({"max_message_bytes": 262_144}, "must be below max_message_bytes"),
     "delivery": ({"delivery": "maybe"}, "'exactly_once' or 'at_least_once'"),

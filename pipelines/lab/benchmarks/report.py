@@ -27,6 +27,11 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "worst_speedup": (">=", 0.97),
     },
     "streams": {"ratio_16": (">=", 3), "jain": (">=", 0.95)},
+    "pipeline": {
+        "ratio_plain_faust": (">=", 0.5),
+        "added_latency_p50_ms": ("<=", 15),
+        "write_amplification": ("<=", 6),
+    },
     "peers": {
         "vs_hf_best_8": (">=", 5),
         "vs_hf_best_1": (">=", 2.5),
