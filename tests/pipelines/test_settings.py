@@ -70,7 +70,7 @@ def test_command_line_over_environment_over_file_over_default(
     assert settings.partitions == 3
     assert settings.in_flight_per_partition == 22
     assert settings.http_port == 1111
-    assert settings.commit_max_events == 100
+    assert settings.commit_max_events == 256
 
 
 def test_operator_fields_mix_from_all_sources(monkeypatch: pytest.MonkeyPatch, file: Any) -> None:

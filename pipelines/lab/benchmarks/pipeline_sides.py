@@ -21,14 +21,22 @@ from operators.events import Covers, Segment, Source, TranslationEvent
 from operators.observer import Observer
 from operators.state import Emission, SessionState
 from pipelines.device import protocol
-from pipelines.lab.chaos.operators import echo_ready
 
 
 def make_noop(
     load: protocol.Load, config: OperatorConfig, observer: Observer
 ) -> tuple[Any, protocol.Ready]:
     """For LONGSTREAM_TEST_OPERATOR: one event per segment, with the segment's text."""
-    return Noop(), echo_ready(config)
+    ready = protocol.Ready(
+        model="no-op",
+        device="none",
+        dtype_prefill="none",
+        dtype_decode="none",
+        slots=config.slots,
+        bytes_per_stream=1,
+        bytes_total=1,
+    )
+    return Noop(), ready
 
 
 class Noop:
