@@ -203,6 +203,9 @@ class Settings(BaseSettings):
     """/metrics wants this as a bearer token; better kept in a file."""
     http_token_file: Path | None = None
     """File that holds the token."""
+    otel: bool = False
+    """Spans of records that come with a traceparent, by OpenTelemetry (needs longstream[otel]). Its own
+    variables, such as OTEL_EXPORTER_OTLP_ENDPOINT, say where they go."""
     log_format: Literal["plain", "json"] = "plain"
     """Log lines for people or for machines."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -37,16 +37,37 @@ class Spec:
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
     source: Literal["loop", "device", "both"] = "loop"
+    known: tuple[str, ...] = ()
+    """Values of its one label that are exported at 0 from the start: of a counter that appears at 5
+    Prometheus' ``increase`` sees nothing."""
 
 
 def _device(
-    kind: Kind, name: str, help: str, *labels: str, buckets: tuple[float, ...] = ()
+    kind: Kind,
+    name: str,
+    help: str,
+    *labels: str,
+    buckets: tuple[float, ...] = (),
+    known: tuple[str, ...] = (),
 ) -> Spec:
-    return Spec(kind, name, help, labels, buckets, "device")
+    return Spec(kind, name, help, labels, buckets, "device", known)
 
 
 LOOP_SPECS = (
-    Spec("counter", "segments_consumed", "Segments read from the input topic.", ("final",)),
+    Spec(
+        "counter",
+        "segments_consumed",
+        "Segments read from the input topic.",
+        ("final",),
+        known=("true", "false"),
+    ),
+    Spec(
+        "counter",
+        "segment_languages",
+        "Segments by the language their producer names; none where it names none.",
+        ("language",),
+    ),
+    Spec("gauge", "threads", "CPU threads the model may use."),
     Spec("counter", "outputs_published", "Events the broker acknowledged.", ("status", "task")),
     Spec("counter", "dead_letters", "Records put on the dead-letter topic.", ("stage", "reason")),
     Spec(
@@ -62,7 +83,13 @@ LOOP_SPECS = (
         ("adapter",),
     ),
     Spec("counter", "tenant_limited", "Segments a tenant's limit delayed or refused.", ("limit",)),
-    Spec("counter", "retries", "Attempts repeated after a fault.", ("stage",)),
+    Spec(
+        "counter",
+        "retries",
+        "Attempts repeated after a fault.",
+        ("stage",),
+        known=("commit", "device"),
+    ),
     Spec(
         "counter",
         "duplicate_inputs",
@@ -120,7 +147,13 @@ DEVICE_SPECS = (
     _device("counter", "generation_tokens", "Tokens generated.", "task"),
     _device("counter", "late_revisions", "Corrections of segments that had been taken before."),
     _device("counter", "kv_evicted_tokens", "Transcript tokens that left the window."),
-    _device("counter", "kv_restores", "Streams brought back into a slot.", "kind"),
+    _device(
+        "counter",
+        "kv_restores",
+        "Streams brought back into a slot.",
+        "kind",
+        known=("snapshot", "replay"),
+    ),
     _device(
         "counter", "spec_decode_drafts", "Drafts put before the model for verification.", "task"
     ),

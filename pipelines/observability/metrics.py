@@ -63,6 +63,8 @@ class _Family:
             )
         if not spec.labels:
             self._parent.labels(*self._constant)  # visible at 0 from the start
+        for value in spec.known:
+            self.record(0.0, value)
 
     def record(self, value: float, *labels: str) -> None:
         """Add to a counter, set a gauge, observe into a histogram.
@@ -113,8 +115,6 @@ class Metrics:
         self._logged: set[str] = set()
         _build_info(self.registry, constant)
         ProcessCollector(registry=self.registry)
-        for final in (True, False):
-            self._record("segments_consumed", 0, _flag(final))
 
     def render(self) -> bytes:
         """The text a scrape gets (content type ``CONTENT_TYPE``)."""
@@ -125,6 +125,13 @@ class Metrics:
     def segment_consumed(self, final: bool = True) -> None:
         """A record of the input topic was read and decoded."""
         self._record("segments_consumed", 1, _flag(final))
+
+    def segment_language(self, language: str | None) -> None:
+        """What its producer calls a segment's language, cut to a tag's length."""
+        self._record("segment_languages", 1, (language or "none").lower()[:12])
+
+    def threads(self, count: int) -> None:
+        self._record("threads", count)
 
     def input_decoded(self, adapter: str, dropped: Sequence[str] = (), empty: bool = False) -> None:
         """A record was decoded: which optional fields were left out, and whether it holds no words."""

@@ -30,6 +30,7 @@ from pipelines.kafka.publishers import make_publisher
 from pipelines.kafka.transport import make_faust_app
 from pipelines.observability.http import HttpServer, Readiness, serve
 from pipelines.observability.metrics import Metrics
+from pipelines.observability.tracing import make_tracing
 from pipelines.wire.decoding import prepare, schemas_of
 from pipelines.worker import exit_codes
 from pipelines.worker.assignment import Assignment
@@ -52,7 +53,9 @@ class Worker:
         self._settings = settings
         self._toy = toy
         self._metrics = Metrics(worker=settings.worker, model=settings.model)
+        self._metrics.threads(settings.threads)
         self._readiness = Readiness()
+        self._tracing = make_tracing(settings.otel, settings.worker)
         self._owners: dict[str, StreamOwner] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._http: HttpServer | None = None
@@ -106,6 +109,7 @@ class Worker:
             make_publisher=lambda number: make_publisher(settings, number),
             on_progress=self._on_progress,
             schemas=self._schemas,
+            tracing=self._tracing,
             partition_count=lambda: self._app.consumer.partition_count(settings.topic_segments),
             admits=self._device.admits,
             on_report=self._device.on_report,
@@ -255,6 +259,7 @@ class Worker:
         await self._within(deadline, self._app.stop(), "Faust")
         await self._device.stop(timeout=max(0.5, min(5.0, deadline - time.monotonic())))
         self._metrics.device_up(False)
+        await self._within(deadline, asyncio.to_thread(self._tracing.close), "tracing")
         if self._http is not None:
             await self._http.close()
         self._fault.cancel()

@@ -18,6 +18,7 @@ from pipelines.config.load import Settings
 from pipelines.kafka.offsets import OffsetTracker
 from pipelines.kafka.publishers import Publisher
 from pipelines.observability.metrics import Metrics
+from pipelines.observability.tracing import Tracing
 from pipelines.wire.decoding import NO_SCHEMAS
 from pipelines.wire.messages import Message
 from pipelines.wire.schema_registry import Schemas
@@ -146,3 +147,4 @@ class WorkerContext:
     """Avro schemas of the input, shared by the partitions."""
     partition_count: Callable[[], int | None] = lambda: None
     """How many partitions the input topic has; None: not known."""
+    tracing: Tracing = field(default_factory=Tracing)

@@ -38,7 +38,8 @@ WINDOW: dict[str, Any] = {
 
 
 def test_every_target_is_a_field_that_its_benchmark_gives() -> None:
-    given = {name: fields | {"vs_hf_best_8", "vs_llamacpp_8"} for name, fields in FIELDS.items()}
+    long = {"vs_hf_best_8", "vs_llamacpp_8", "ratio_plain_faust"}  # not given by a quick run
+    given = {name: fields | long for name, fields in FIELDS.items()}
     for name, targets in TARGETS.items():
         assert targets.keys() <= given[name], name
 

@@ -32,6 +32,18 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return scrape(metrics).get((name, tuple(sorted(labels.items()))))
 
 
+def test_languages_are_cut_and_the_absent_one_has_a_name() -> None:
+    metrics = Metrics(worker="w", model="m")
+    for language in ("DE", None, "x" * 400):
+        metrics.segment_language(language)
+    metrics.threads(3)
+    text = metrics.render().decode()
+    for value in ("de", "none", "x" * 12):
+        series = f'longstream_segment_languages_total{{language="{value}",model="m",worker="w"}}'
+        assert f"{series} 1.0" in text
+    assert 'longstream_threads{model="m",worker="w"} 3.0' in text
+
+
 def test_loop_methods_write_the_series_they_say() -> None:
     m = Metrics(worker="w1", model="toy")
     m.segment_consumed(final=True)
@@ -111,6 +123,14 @@ def test_a_worker_that_did_nothing_shows_its_counters_at_zero() -> None:
     m = Metrics()
     assert value(m, "longstream_duplicate_inputs_total") == 0
     assert value(m, "longstream_segments_consumed_total", final="true") == 0
+
+
+def test_the_first_restore_and_retry_show_as_an_increase() -> None:
+    """Of a counter that appears at 5 Prometheus' increase() sees nothing."""
+    text = Metrics(worker="w", model="m").render().decode()
+    for kind in ("snapshot", "replay"):
+        assert f'longstream_kv_restores_total{{kind="{kind}",model="m",worker="w"}} 0.0' in text
+    assert 'longstream_retries_total{model="m",stage="commit",worker="w"} 0.0' in text
 
 
 def test_what_the_observer_saw_arrives_through_a_beat() -> None:

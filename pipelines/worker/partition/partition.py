@@ -57,6 +57,7 @@ class Partition:
         self._metrics = context.metrics
         self._decoder = decoder_of(context.settings, context.schemas)
         self._queues: dict[str, StreamQueue] = {}
+        self._tracing = context.tracing
         self._sessions = SessionTable()
         self._floor = 0
         self._backlog: list[int] = []
@@ -148,6 +149,7 @@ class Partition:
             queue.waiting.clear()
             queue.given.clear()
         self._queues.clear()
+        self._tracing.forget(self.number)
         self._records.clear()
         self._context.on_report(False)  # ends the trial of a queue that is gone
         await self.committer.close()
@@ -172,6 +174,7 @@ class Partition:
         offset = self._records.add(event)
         if offset is None:
             return
+        self._tracing.read((self.number, offset), self._header_of(offset))
         if self._recovered:
             self._dispatch(offset)
         else:
@@ -198,6 +201,7 @@ class Partition:
             self._rejections.reject(offset, stage, error.reason, str(error))
             return
         self._metrics.segment_consumed(segment.is_final)
+        self._metrics.segment_language(segment.language)
         self._own_metrics.note_input(queue, offset, message.timestamp)
         if offset <= queue.cursor:
             self._rejections.skip(offset)
@@ -289,6 +293,7 @@ class Partition:
             if next_ is None:
                 break
             segment, offset = next_
+            self._tracing.fed((self.number, offset))
             self._context.device.feed(segment, offset, self._records[offset].read_at)
         if self._deletion.due(queue):
             self._remove_queue(queue.stream_id)
@@ -336,6 +341,7 @@ class Partition:
         for entry in entries:
             self._own_metrics.published(entry.events, self._queues)
             for offset in entry.finished:
+                self._tracing.committed((self.number, offset))
                 self._records.acknowledge(offset)
             if entry.state is not None and entry.state.ended:
                 self._close_ended(entry.state)
@@ -356,9 +362,13 @@ class Partition:
         self._sessions.put(state.stream_id, codec.encode_state(state), at_ms=now_ms())
 
     def _traceparent(self, finished: list[int]) -> bytes | None:
-        if not finished:
-            return None
-        return header(self._records[finished[-1]].message.headers, "traceparent")
+        """The trace context of what was made of these: the worker's own where it traces, else the last
+        record's, passed through."""
+        own = self._tracing.made((self.number, offset) for offset in finished)
+        return own or (self._header_of(finished[-1]) if finished else None)
+
+    def _header_of(self, offset: int) -> bytes | None:
+        return header(self._records[offset].message.headers, "traceparent")
 
     # --- called by the worker ---------------------------------------------------------------
 
