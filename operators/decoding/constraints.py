@@ -54,9 +54,13 @@ class Grammar:
 
     @classmethod
     def part_of(cls, text: str, otherwise: str = "-") -> Grammar:
-        """A stretch of whole words of ``text``, or the word ``otherwise``."""
-        words = json.dumps({"substring_words": text}, ensure_ascii=False)
-        return cls("lark", f"start: {json.dumps(otherwise)} | part\npart: %regex {words}\n")
+        """A stretch of whole words of ``text`` (of characters, if it has no spaces), or ``otherwise``."""
+        pieces = "substring_words" if " " in text.strip() else "substring_chars"
+        words = json.dumps({pieces: text}, ensure_ascii=False)
+        return cls(
+            "lark",
+            f"start: {json.dumps(otherwise, ensure_ascii=False)} | part\npart: %regex {words}\n",
+        )
 
 
 class Constraint(Protocol):

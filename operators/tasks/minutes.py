@@ -20,7 +20,7 @@ from typing import Any
 from operators.decoding.constraints import Grammar
 from operators.events import Evidence, ItemKind, LedgerItem
 from operators.tasks.base import Answer, Ask, SeenSegment, StreamView, Tools
-from operators.text import longest_copy, numbers, script, similarity, support, units
+from operators.text import longest_copy, numbers, script, sentences, similarity, support, units
 
 LETTERS = "ABCDE"
 KINDS: dict[str, ItemKind] = {
@@ -37,29 +37,41 @@ WHAT: dict[ItemKind, str] = {
 }
 BLANKS = ("", "...", "N/A")
 """Turns without content, for calibration."""
-SURE = 0.26
-"""Calibrated probability (chance is 0.2) from which a turn is a decision, an action or a question, if it
-is also twice that of small talk."""
-SURE_TOPIC = 0.5
+SURE: dict[ItemKind, float] = {
+    "decision": 0.36,
+    "action_item": 0.36,
+    "open_question": 0.3,
+    "topic": 0.35,
+}
+"""Calibrated probability (chance is 0.2) from which a turn is of a kind."""
+SMALL_TALK = 0.12
+"""Calibrated probability of small talk above which a turn is not worth a topic."""
 TURN_TOKENS = 120
-"""Neighbouring segments of one speaker are judged as one turn up to this size; longer ones are cut."""
+"""Sentences of one speaker are judged one by one; a longer one is cut."""
+TURN_UNITS = 4
+"""A shorter sentence is judged together with the speaker's next one, and alone never noted."""
 BEFORE = 2
 """Turns before a selected one that are shown with it."""
-NOTES, TOKENS_PER_NOTE = 6, 100
-"""An update takes at most NOTES notes, and one more for so many new tokens; a quarter of them topics."""
+NOTES, TOKENS_PER_NOTE = 4, 100
+"""An update takes at most NOTES decisions, actions and questions, and one more for so many new tokens;
+half as many topics."""
 MIN_SUPPORT = 0.6
-"""Share of a note's content that must stand in its turn or be a speaker's name."""
+"""Share of a note's content that must stand in its turn, the turns before it, or be a speaker's name."""
+OWN_SUPPORT = 0.35
+"""Share of it that must stand in the turn itself."""
 MAX_COPY = 8
-"""Units in a row that a note may copy, unless it is hardly longer than that."""
-QUOTE_UNITS = 30
-"""A turn of at most so many units may stand for itself."""
+"""Units in a row that a note may not copy."""
+QUOTE_UNITS = 18
+"""A turn of at most so many units may stand for itself, when its sentence fails a check twice."""
 RELATED = 0.5
 """Similarity from which a turn is asked about an open action: is it done?"""
 CHANGED = 0.7
 """Similarity from which a turn restates an item, changed."""
 DONE = 0.6
 """Calibrated probability (chance is 0.5) from which an action counts as done."""
-NOTE_TOKENS, DUE_TOKENS = 48, 10
+RARE = 0.05
+"""Share of the turns seen in which a word may occur and still be a name."""
+NOTE_TOKENS, DUE_TOKENS, OWNER_TOKENS = 48, 10, 8
 LINE = Grammar.one_line()
 
 
@@ -121,27 +133,37 @@ class MinuteTaker:
         made = Minutes()
         turns = self._turns([s for s in view.segments if s.new])
         yield from self._judge(turns, made)
-        people = sorted({s.evidence.speaker for s in view.segments if s.evidence.speaker})
+        speakers = {s.evidence.speaker for s in view.segments if s.evidence.speaker}
+        people = sorted(speakers | set(view.settings.participants or ()))
         made.drafts = select(turns, view.ledger.items)
         yield from self._find_done(turns, view.ledger.items, made)
-        yield from self._write(made, people)
+        yield from self._write(made.drafts, made, people)
+        again = [draft for draft in made.drafts if problem_of(draft, people)]
+        for draft in again:  # what stands before a turn misleads most often
+            draft.before = ""
+        yield from self._write(again, made, people)
+        yield from self._details(made, people, Names(view))
         made.drafts = [draft for draft in made.drafts if checked(draft, people, made.refused)]
         return made
 
     # --- judge -------------------------------------------------------------------------------
 
     def _turns(self, segments: Sequence[SeenSegment]) -> list[Turn]:
+        """The segments' sentences; short ones are put before the next of their speaker."""
         turns: list[Turn] = []
         for segment in segments:
-            size = self._count(segment.text)
             speaker = segment.evidence.speaker or ""
-            last = turns[-1] if turns else None
-            if last and speaker and last.speaker == speaker and last.tokens + size <= TURN_TOKENS:
-                last.said, last.tokens = f"{last.said} {segment.text}", last.tokens + size
-                last.evidence.append(segment.evidence)
-                continue
-            for piece in self._cut(segment.text, size):
-                turns.append(Turn(speaker, piece, self._count(piece), [segment.evidence]))
+            for sentence in sentences(segment.text):
+                for piece in self._cut(sentence, self._count(sentence)):
+                    last = turns[-1] if turns else None
+                    if last and last.speaker == speaker and len(units(last.said)) < TURN_UNITS:
+                        last.said = f"{last.said} {piece}"
+                        last.tokens += self._count(piece)
+                        if last.evidence[-1] is not segment.evidence:
+                            last.evidence.append(segment.evidence)
+                    else:
+                        size = self._count(piece)
+                        turns.append(Turn(speaker, piece, size, [segment.evidence]))
         return turns
 
     def _cut(self, text: str, size: int) -> list[str]:
@@ -170,53 +192,59 @@ class MinuteTaker:
 
     # --- write -------------------------------------------------------------------------------
 
-    def _write(self, made: Minutes, people: list[str]) -> Part:
-        """One sentence per draft; for actions also the due date, and the owner where another person
-        is named. Mutates the drafts."""
-        asks: list[Ask] = []
-        places: list[tuple[Draft, str, list[str]]] = []
-        for draft in made.drafts:
-            fields = {"before": draft.before, "turn": draft.turn.line}
-            what, speaker = WHAT[draft.kind], draft.turn.speaker or "the speaker"
-            form = {"grammar": LINE, "max_copy": MAX_COPY, "sources": (draft.turn.said,)}
-            form["free"] = tuple(people)
-            asks.append(self._text("note", NOTE_TOKENS, form, what=what, speaker=speaker, **fields))
-            places.append((draft, "note", []))
-            if draft.kind != "action_item":
-                continue
-            draft.owner = draft.turn.speaker or None
-            when = {"grammar": Grammar.part_of(draft.turn.said)}
-            asks.append(self._text("due", DUE_TOKENS, when, turn=draft.turn.line))
-            places.append((draft, "due", []))
-            named = [p for p in people if p != draft.turn.speaker and _names(p, draft.turn.said)]
-            if named:
-                options = [p for p in (draft.turn.speaker, *named) if p][:5]
-                listed = "\n".join(f"{'ABCDE'[i]} {name}" for i, name in enumerate(options))
-                asks.append(self._choice("owner", LETTERS[: len(options)], people=listed, **fields))
-                places.append((draft, "owner", options))
-        if not asks:
+    def _write(self, drafts: Sequence[Draft], made: Minutes, people: list[str]) -> Part:
+        """One sentence per draft. Mutates the drafts."""
+        if not drafts:
             return
+        answers = yield [self._note(draft, people) for draft in drafts]
+        made.answers += answers
+        for draft, answer in zip(drafts, answers, strict=True):
+            draft.text = _one_line(answer.text)
+
+    def _note(self, draft: Draft, people: list[str]) -> Ask:
+        said, speaker = draft.turn.said, draft.turn.speaker or "the speaker"
+        limits = {"grammar": LINE, "max_copy": MAX_COPY, "sources": (said,), "free": tuple(people)}
+        return self._text(
+            "note",
+            NOTE_TOKENS,
+            limits,
+            what=WHAT[draft.kind],
+            speaker=speaker,
+            before=draft.before or "-",
+            turn=draft.turn.line,
+        )
+
+    def _details(self, made: Minutes, people: Sequence[str], names: Names) -> Part:
+        """Owner and due date of the actions, both words of the turn. Mutates the drafts."""
+        drafts = [draft for draft in made.drafts if draft.kind == "action_item"]
+        if not drafts:
+            return
+        asks = []
+        for draft in drafts:
+            said, speaker = draft.turn.said, draft.turn.speaker or "-"
+            form = {"grammar": Grammar.part_of(said)}
+            asks.append(self._text("due", DUE_TOKENS, form, turn=draft.turn.line))
+            form = {"grammar": Grammar.part_of(said, speaker)}
+            asks.append(
+                self._text("owner", OWNER_TOKENS, form, speaker=speaker, turn=draft.turn.line)
+            )
         answers = yield asks
         made.answers += answers
-        for (draft, kind, options), answer in zip(places, answers, strict=True):
-            if kind == "note":
-                draft.text = _one_line(answer.text)
-            elif kind == "due":
-                draft.due = due_in(answer.text, draft.turn.said)
-            elif answer.weights:
-                draft.owner = options[answer.weights.index(max(answer.weights))]
+        for at, draft in enumerate(drafts):
+            due, owner = answers[2 * at], answers[2 * at + 1]
+            draft.due = due_in(due.text, draft.turn.said)
+            draft.owner = owner_in(owner.text, draft.turn, people, names)
 
     def _find_done(self, turns: list[Turn], items: Sequence[LedgerItem], made: Minutes) -> Part:
         """Which open actions the new turns say are finished: those a turn shares words with are asked
         about one by one."""
-        promised = {id(d.turn) for d in made.drafts if d.kind == "action_item"}
         settling: set[int] = set()
         pairs = [
             (item, turn)
             for item in items
             if item.kind == "action_item" and item.state == "open"
             for turn in turns
-            if id(turn) not in promised and similarity(item.text, turn.line) >= RELATED
+            if similarity(item.text, turn.line) >= RELATED
         ][:8]
         if not pairs:
             return
@@ -257,34 +285,40 @@ class MinuteTaker:
 
 def select(turns: Sequence[Turn], items: Sequence[LedgerItem] = ()) -> list[Draft]:
     """The weightiest turns as drafts, in order of the transcript. A statement about what a decision or
-    an action of the ledger is about, with other words, numbers or dates, is of that item's kind."""
+    an action of the ledger is about, with other words, numbers or dates, is of that item's kind. Of
+    the topics those with numbers come first: they are what people look up."""
     settled = [i for i in items if i.kind in ("decision", "action_item") and i.state == "open"]
     found: list[Draft] = []
     for at, turn in enumerate(turns):
         kind, weight = judged(turn)
-        if kind in (None, "topic") and turn.weights.index(max(turn.weights)) == LETTERS.index("B"):
+        if kind in (None, "topic"):
             like = next((i for i in settled if similarity(i.text, turn.said) >= CHANGED), None)
             if like is not None and not set(units(turn.said)) <= set(units(like.text)):
                 kind, weight = like.kind, max(weight, like.importance)
         if kind is None:
             continue
-        before = "\n".join(t.line for t in turns[max(0, at - BEFORE) : at]) or "-"
+        before = "\n".join(t.line for t in turns[max(0, at - BEFORE) : at])
         found.append(Draft(turn, kind, round(weight, 3), before))
     most = NOTES + sum(turn.tokens for turn in turns) // TOKENS_PER_NOTE
     topics = [d for d in found if d.kind == "topic"]
     others = [d for d in found if d.kind != "topic"]
-    topics.sort(key=lambda d: -d.importance)
+    topics.sort(key=lambda d: (not numbers(d.turn.said), -d.importance))
     others.sort(key=lambda d: -d.importance)
-    kept = others[:most] + topics[: max(1, most // 4)]
+    kept = others[:most] + topics[: max(1, most // 2)]
     return [draft for draft in found if any(draft is k for k in kept)]
 
 
 def judged(turn: Turn) -> tuple[ItemKind | None, float]:
     """The kind of a turn by its weights, None if it is not worth a note, and the weight."""
     weight = max(turn.weights)
+    if len(units(turn.said)) < TURN_UNITS:
+        return None, weight
     letter = LETTERS[turn.weights.index(weight)]
-    least = max(SURE_TOPIC if letter == "B" else SURE, 2 * turn.weights[0])
-    return (None if letter == "A" or weight < least else KINDS[letter]), weight
+    kind: ItemKind = KINDS.get(letter, "topic")
+    if kind != "topic" and weight >= SURE[kind]:
+        return kind, weight
+    telling = turn.weights[1] >= SURE["topic"] or bool(numbers(turn.said))
+    return ("topic" if telling and turn.weights[0] <= SMALL_TALK else None), turn.weights[1]
 
 
 def calibrated(weights: Sequence[float], prior: Sequence[float]) -> tuple[float, ...]:
@@ -318,11 +352,44 @@ def problem_of(draft: Draft, people: Sequence[str]) -> str:
         return "number_added"
     if draft.kind != "topic" and numbers(said) - numbers(text):
         return "number_lost"
-    if support(text, sources) < MIN_SUPPORT:
+    if (
+        min(
+            support(text, [*sources, draft.before]),
+            support(text, sources) + MIN_SUPPORT - OWN_SUPPORT,
+        )
+        < MIN_SUPPORT
+    ):
         return "unsupported"
     if longest_copy(text, said) > MAX_COPY and len(units(said)) > QUOTE_UNITS:
         return "copied"
     return ""
+
+
+class Names:
+    """Tells names from other words by how many of the turns seen have them: pronouns are in many."""
+
+    def __init__(self, view: StreamView) -> None:
+        self._turns = len(view.segments)
+        self._seen = Counter(u for s in view.segments for u in set(units(s.text)))
+
+    def may_be(self, words: str) -> bool:
+        found = units(words)
+        most = max(1, int(RARE * self._turns))
+        return bool(found) and all(self._seen[unit] <= most for unit in found)
+
+
+def owner_in(answer: str, turn: Turn, people: Sequence[str], names: Names) -> str | None:
+    """Who is to do it: a person known, else a rare word of the turn that the model took for a name;
+    else the speaker."""
+    text = _one_line(answer).strip(" .,;:")
+    known = next(
+        (p for p in people if set(units(text)) & set(units(p)) and _names(p, turn.line)), None
+    )
+    if known:
+        return known
+    if text and text.casefold() in turn.said.casefold() and names.may_be(text):
+        return text
+    return turn.speaker or None
 
 
 def due_in(answer: str, said: str) -> str | None:

@@ -105,6 +105,7 @@ def scripted(
     notes: dict[str, str] | None = None,
     due: str = "-",
     done: Sequence[str] = (),
+    owner: str = "",
 ) -> Script:
     """``kinds``: letter by turn; ``notes``: sentence by turn (the turn itself where none is given)."""
 
@@ -114,7 +115,7 @@ def scripted(
         if "What is this turn?" in prompt:
             return weights(KIND[kinds[said]] if said else None)
         if "Who is to do this?" in prompt:
-            return weights(1, len(ask.choices))
+            return text(owner)
         if "about the task?" in prompt:
             return weights(0 if said in done else 1 if said else None, 2)
         if "By when" in prompt:
@@ -197,10 +198,21 @@ def test_an_action_that_a_turn_says_is_done_is_settled_with_that_turn_as_evidenc
     assert [e.segment_id for e in item.evidence] == ["s1", "s3"]
 
 
-def test_an_owner_is_asked_for_only_where_somebody_else_is_named() -> None:
-    asked = "Ben, could you send the numbers tomorrow?"
-    event = run(view([asked, "Sure."]), scripted({asked: "D", "Sure.": "A"}))
-    assert [item.owner for item in event.items] == ["Ben"]
+@pytest.mark.parametrize(
+    ("said", "answer", "owner"),
+    [
+        ("Ben, could you send the numbers tomorrow?", "Ben", "Ben"),
+        ("Tomas will send the numbers tomorrow.", "Tomas", "Tomas"),  # is not there
+        ("I will send the numbers tomorrow.", "I", "Ana"),
+        ("I will send the numbers tomorrow.", "Zoe", "Ana"),
+        ("请本明天把数字发给大家。", "本", "本"),
+    ],
+)
+def test_an_owner_spoke_or_is_named_in_the_turn(said: str, answer: str, owner: str) -> None:
+    others = ["I think I know.", "Then I will wait.", "And I as well."]
+    kinds = dict.fromkeys(others, "A") | {said: "D"}
+    event = run(view([said, *others]), scripted(kinds, owner=answer))
+    assert [item.owner for item in event.items] == [owner]
 
 
 def test_a_long_turn_whose_sentence_fails_is_refused_and_counted() -> None:
@@ -277,7 +289,7 @@ def test_on_the_engine_it_depends_on_nothing_but_the_words() -> None:
 
     def told(names: str, drafter: str) -> dict[str, list[tuple[object, ...]]]:
         settings = {"summary_method": "select", "drafter": drafter, "targets": ()}
-        settings |= {"prompts": {"judge": "{turn}", "note": "{turn}", "owner": "{turn}{people}",
+        settings |= {"prompts": {"judge": "{turn}", "note": "{turn}", "owner": "{turn}{speaker}",
                                  "due": "{turn}", "done": "{task}{turn}"}}  # fmt: skip
         config = OperatorConfig.from_dict({**CONFIG.to_dict(), **settings})
         operator = StreamOperator(toy_decoder(), config)

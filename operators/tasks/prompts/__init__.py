@@ -28,7 +28,7 @@ _FIELDS = {
     "answer": {"question"},
     "judge": {"turn"},
     "note": {"turn"},
-    "owner": {"turn", "people"},
+    "owner": {"turn"},
     "due": {"turn"},
     "done": {"task", "turn"},
 }
@@ -37,7 +37,7 @@ _OPTIONAL = {
     "answer": {"ledger"},
     "translate": {"hint"},
     "note": {"before", "speaker", "what"},
-    "owner": {"before"},
+    "owner": {"speaker"},
 }
 """``ledger``: the notes so far. The default prompt leaves it out: a 1.5B model that sees its notes
 writes them down again instead of new ones. ``since``: the first words that no update has covered."""
