@@ -54,7 +54,7 @@ class Grammar:
 
     @classmethod
     def part_of(cls, text: str, otherwise: str = "-") -> Grammar:
-        """A stretch of whole words of ``text`` (of characters, if it has no spaces), or ``otherwise``."""
+        """A stretch of the words of ``text`` (characters, where it has no spaces), or ``otherwise``."""
         pieces = "substring_words" if " " in text.strip() else "substring_chars"
         words = json.dumps({pieces: text}, ensure_ascii=False)
         return cls(

@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from operators.events import Evidence, ItemKind, LedgerItem
-from operators.text import repeated_trigram_share, similarity, support, trigrams, units, words
+from operators.text import (
+    content,
+    numbers,
+    repeated_trigram_share,
+    similarity,
+    support,
+    trigrams,
+    units,
+    words,
+)
 
 _LINE = re.compile(
     r"^\s*(?:[-*•]|\d+[.)])?\s*\**(TOPIC|DECISION|ACTION|QUESTION)S?\b\**"
@@ -31,43 +40,11 @@ _KINDS: dict[str, ItemKind] = {
     "QUESTION": "open_question",
 }
 _LABELS = {kind: label for label, kind in _KINDS.items()}
-_ECHO = re.compile(r"^(what|something|nothing|none)\b.{0,24}\bopen\b|<\w+", re.IGNORECASE)
-"""A line that only repeats the form given in the prompt."""
-_SIGNS = {
-    "decision": re.compile(
-        r"^(they|we|all|everybody|everyone|the (group|team|committee|meeting|board|council))\b.{0,20}"
-        r"\b(agreed|decided|approved|adopted)\b",
-        re.IGNORECASE,
-    ),
-    "action_item": re.compile(
-        r"\b(will|would|should|shall|must|promis\w*|offer\w*|going to|needs? to|to be done)\b|'ll\b",
-        re.IGNORECASE,
-    ),
-    "open_question": re.compile(
-        r"\?|\b(whether|unsure|unclear|unknown|open|asks?|asked|wonder\w*|wants? to know|not known"
-        r"|nobody knows|no one knows)\b",
-        re.IGNORECASE,
-    ),
-}
-"""Words by which a note is of its kind. A small model fills in every label it was shown, whether or
-not anybody promised or asked: an action or a question without such words is a topic like any other."""
-_NOBODY = {"", "who", "none", "unknown", "n/a", "nobody", "someone"}
 MAX_ITEM_CHARS = 280
 SAME = 0.7
 """Similarity from which two items are about the same thing."""
 MAX_REPEATED = 0.3
 """Share of a note's trigrams that may stand in the ledger already: small models vary sentences' ends."""
-_STOPWORDS = frozenset(  # words that support nothing: common ones, and minutes' own vocabulary
-    word
-    for line in (
-        "about after again also been before being both could does doing down each from further have",
-        "having here into itself just more most once only other over same should some such than that",
-        "their them then there these they this those through under until very want wants were what",
-        "when where which while will with would your discuss discusses discussed discussing discussion",
-        "meeting mention mentions mentioned people speaker talk talked topic transcript",
-    )
-    for word in line.split()
-)
 
 
 @dataclass(frozen=True)
@@ -91,29 +68,11 @@ def parse_notes(answer: str, limit: int) -> list[Note]:
             continue
         label, owner, text = match.groups()
         text = " ".join(text.split())[:MAX_ITEM_CHARS].strip(" *")
-        if len(words(text)) < 3 or _ECHO.search(text) or repeated_trigram_share(text) > 0.2:
+        if len(units(text)) < 3 or repeated_trigram_share(text) > 0.2:
             continue
-        name = (owner or "").strip()
-        name = "" if name.lower() in _NOBODY else name
-        kind = _kind(_KINDS[label.upper()], text, name)
+        kind, name = _KINDS[label.upper()], (owner or "").strip()
         notes.append(Note(kind, text, name if name and kind == "action_item" else None))
     return notes[:limit]
-
-
-def _kind(kind: ItemKind, text: str, owner: str) -> ItemKind:
-    """The kind that the label says and the words bear out."""
-    if kind == "topic":
-        return "decision" if _SIGNS["decision"].search(text) else kind
-    if kind == "decision" or _SIGNS[kind].search(text):
-        return kind
-    # "ACTION (Ben): call the supplier", "ACTION (Ben): Ben calls …"
-    owned = bool(owner) and (text[0].islower() or text.lower().startswith(owner.lower()))
-    return kind if kind == "action_item" and owned else "topic"
-
-
-def content_words(text: str) -> set[str]:
-    """Words that carry meaning, cut to a crude stem so that 'designs' supports 'design'."""
-    return {w[:6] for w in words(text) if len(w) > 3 and w not in _STOPWORDS}
 
 
 def copied(text: str, source: str) -> bool:
@@ -131,9 +90,12 @@ def repeated(text: str, items: Iterable[LedgerItem]) -> float:
 
 
 def find_evidence(text: str, segments: Sequence[tuple[Evidence, str]]) -> tuple[Evidence, ...]:
-    """The up to two segments that share most content words with the item, in transcript order."""
-    want = content_words(text)
-    scored = [(len(want & content_words(said)), at) for at, (_, said) in enumerate(segments)]
+    """The up to two segments that share most content with the item, in transcript order."""
+    want = content(text)
+    scored = [
+        (sum(want[unit] for unit in want.keys() & content(said).keys()), at)
+        for at, (_, said) in enumerate(segments)
+    ]
     best = sorted((s for s in scored if s[0] > 0), key=lambda s: (-s[0], s[1]))[:2]
     return tuple(segments[at][0] for _, at in sorted(best, key=lambda s: s[1]))
 
@@ -198,25 +160,26 @@ def merge_notes(
     revision: int,
     next_id: int,
 ) -> tuple[LedgerItem, ...]:
-    """Replace the ``old`` oldest items by the merged ``notes``, which must be fewer and grounded in
-    them; otherwise drop the older half of those items. Either way the ledger gets shorter."""
-    sources = items[:old]
+    """Replace the topics among the ``old`` oldest items by the merged ``notes``. These must be fewer,
+    grounded in them, and keep every number; else nothing changes."""
+    sources = [item for item in items[:old] if item.kind == "topic" and item.by == "model"]
     said = [item.text for item in sources]
-    good = [n for n in notes if support(n.text, said) >= 0.6]
-    if not good or len(good) >= old:
-        return items[(old + 1) // 2 :]
+    good = [n for n in notes if n.kind == "topic" and support(n.text, said) >= 0.6]
+    kept = numbers(" ".join(n.text for n in good))
+    if not good or len(good) >= len(sources) or not numbers(" ".join(said)) <= kept:
+        return items
     merged = tuple(
         LedgerItem(
             id=f"i{next_id + at}",
-            kind=note.kind,
+            kind="topic",
             text=note.text,
-            owner=note.owner,
             last_changed_revision=revision,
             evidence=_evidence_of(note.text, sources),
         )
         for at, note in enumerate(good)
     )
-    return merged + items[old:]
+    gone = {item.id for item in sources}
+    return merged + tuple(item for item in items if item.id not in gone)
 
 
 def _evidence_of(text: str, sources: Sequence[LedgerItem]) -> tuple[Evidence, ...]:
