@@ -61,12 +61,16 @@ def sentences(text: str) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-def content(text: str) -> dict[str, float]:
-    """The text's units with weights. Words of alphabetic scripts lose what may be an ending ("moves" and
-    "move" are one), and count the less the shorter they are: short ones mostly support nothing."""
+def content(text: str, digits: bool = True) -> dict[str, float]:
+    """The text's units with weights; without ``digits`` no numbers. Words of alphabetic scripts lose
+    what may be an ending ("moves" and "move" are one), and count the less the shorter they are: short
+    ones mostly support nothing."""
     weighed: dict[str, float] = {}
     for unit in units(text):
-        if _UNSPACED.match(unit) or unit[0].isdigit():
+        if unit[0].isdigit():
+            if digits:
+                weighed[unit] = 1.0
+        elif _UNSPACED.match(unit):
             weighed[unit] = 1.0
         else:
             stem = unit[: min(_STEM, max(_FULL_WEIGHT, len(unit) - _ENDING))]
@@ -83,9 +87,10 @@ def support(text: str, sources: Iterable[str]) -> float:
     return sum(weight for unit, weight in want.items() if unit in have) / total if total else 0.0
 
 
-def similarity(a: str, b: str) -> float:
-    """Shared content over the smaller of the two contents, 0 to 1 (1: one contains the other)."""
-    left, right = content(a), content(b)
+def similarity(a: str, b: str, digits: bool = True) -> float:
+    """Shared content over the smaller of the two contents, 0 to 1 (1: one contains the other). Without
+    ``digits`` numbers count on neither side."""
+    left, right = content(a, digits), content(b, digits)
     smaller = min(sum(left.values()), sum(right.values()))
     shared = sum(min(weight, right[unit]) for unit, weight in left.items() if unit in right)
     return shared / smaller if smaller else 0.0

@@ -212,8 +212,8 @@ def add_items(
     kept = list(items)
     for item in new:
         like = [at for at, old in enumerate(kept) if _comparable(old, item)]
-        best = max(like, key=lambda at: similarity(kept[at].text, item.text), default=None)
-        if best is None or similarity(kept[best].text, item.text) < SAME:
+        best = max(like, key=lambda at: about(kept[at].text, item.text), default=None)
+        if best is None or about(kept[best].text, item.text) < SAME:
             kept.append(item)
             continue
         old = kept[best]
@@ -224,6 +224,11 @@ def add_items(
         kept[best] = replace(old, state="superseded", last_changed_revision=revision)
         kept.append(replace(item, supersedes=old.id))
     return tuple(kept)
+
+
+def about(a: str, b: str) -> float:
+    """How far two notes are about the same thing, 0 to 1, whatever numbers they give."""
+    return similarity(a, b, digits=False)
 
 
 def _comparable(old: LedgerItem, new: LedgerItem) -> bool:

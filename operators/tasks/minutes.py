@@ -19,8 +19,9 @@ from typing import Any
 
 from operators.decoding.constraints import Grammar
 from operators.events import Evidence, ItemKind, LedgerItem
+from operators.tasks import ledger
 from operators.tasks.base import Answer, Ask, SeenSegment, StreamView, Tools
-from operators.text import longest_copy, numbers, script, sentences, similarity, support, units
+from operators.text import longest_copy, numbers, script, sentences, support, units
 
 LETTERS = "ABCDE"
 KINDS: dict[str, ItemKind] = {
@@ -59,12 +60,14 @@ MIN_SUPPORT = 0.6
 """Share of a note's content that must stand in its turn, the turns before it, or be a speaker's name."""
 OWN_SUPPORT = 0.35
 """Share of it that must stand in the turn itself."""
+KEPT = 0.5
+"""Share of a short turn's content that its note must keep."""
 MAX_COPY = 8
 """Units in a row that a note may not copy."""
 QUOTE_UNITS = 18
 """A turn of at most so many units may stand for itself, when its sentence fails a check twice."""
-RELATED = 0.5
-"""Similarity from which a turn is asked about an open action: is it done?"""
+RELATED = 0.4
+"""Share of an open action's content in a turn from which that is asked: is it done?"""
 CHANGED = 0.7
 """Similarity from which a turn restates an item, changed."""
 DONE = 0.6
@@ -72,7 +75,8 @@ DONE = 0.6
 RARE = 0.05
 """Share of the turns seen in which a word may occur and still be a name."""
 NOTE_TOKENS, DUE_TOKENS, OWNER_TOKENS = 48, 10, 8
-LINE = Grammar.one_line()
+LINE = Grammar.regex(r"[^\n:：]{1,60}([^\n:：][^\n]{0,340})?\n?")
+"""One line that does not begin with a speaker's name and a colon."""
 
 
 @dataclass
@@ -203,7 +207,8 @@ class MinuteTaker:
 
     def _note(self, draft: Draft, people: list[str]) -> Ask:
         said, speaker = draft.turn.said, draft.turn.speaker or "the speaker"
-        limits = {"grammar": LINE, "max_copy": MAX_COPY, "sources": (said,), "free": tuple(people)}
+        most = MAX_COPY if len(units(said)) > QUOTE_UNITS else 0
+        limits = {"grammar": LINE, "max_copy": most, "sources": (said,), "free": tuple(people)}
         return self._text(
             "note",
             NOTE_TOKENS,
@@ -225,9 +230,7 @@ class MinuteTaker:
             form = {"grammar": Grammar.part_of(said)}
             asks.append(self._text("due", DUE_TOKENS, form, turn=draft.turn.line))
             form = {"grammar": Grammar.part_of(said, speaker)}
-            asks.append(
-                self._text("owner", OWNER_TOKENS, form, speaker=speaker, turn=draft.turn.line)
-            )
+            asks.append(self._text("owner", OWNER_TOKENS, form, speaker=speaker, turn=said))
         answers = yield asks
         made.answers += answers
         for at, draft in enumerate(drafts):
@@ -244,7 +247,7 @@ class MinuteTaker:
             for item in items
             if item.kind == "action_item" and item.state == "open"
             for turn in turns
-            if similarity(item.text, turn.line) >= RELATED
+            if support(item.text, [turn.said]) >= RELATED
         ][:8]
         if not pairs:
             return
@@ -292,7 +295,7 @@ def select(turns: Sequence[Turn], items: Sequence[LedgerItem] = ()) -> list[Draf
     for at, turn in enumerate(turns):
         kind, weight = judged(turn)
         if kind in (None, "topic"):
-            like = next((i for i in settled if similarity(i.text, turn.said) >= CHANGED), None)
+            like = next((i for i in settled if ledger.about(i.text, turn.said) >= CHANGED), None)
             if like is not None and not set(units(turn.said)) <= set(units(like.text)):
                 kind, weight = like.kind, max(weight, like.importance)
         if kind is None:
@@ -360,6 +363,8 @@ def problem_of(draft: Draft, people: Sequence[str]) -> str:
         < MIN_SUPPORT
     ):
         return "unsupported"
+    if len(units(said)) <= QUOTE_UNITS and support(said, [text, draft.turn.speaker]) < KEPT:
+        return "content_lost"
     if longest_copy(text, said) > MAX_COPY and len(units(said)) > QUOTE_UNITS:
         return "copied"
     return ""

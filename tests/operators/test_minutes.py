@@ -114,7 +114,7 @@ def scripted(
         said = places[max(places)] if max(places) >= 0 else None  # the last: others stand before it
         if "What is this turn?" in prompt:
             return weights(KIND[kinds[said]] if said else None)
-        if "Who is to do this?" in prompt:
+        if "Which person will do it?" in prompt:
             return text(owner)
         if "about the task?" in prompt:
             return weights(0 if said in done else 1 if said else None, 2)
