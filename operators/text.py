@@ -43,7 +43,16 @@ def _whole(word: str) -> list[str]:
     return [word] if word else []
 
 
-_END = re.compile(r"[.!?…؟।۔]+[\"'’”»)\]]*(?=\s)|[。！？｡]+[」』”’）]*")
+_END = re.compile(r"[.!?…؟।۔;]+[\"'’”»)\]]*(?=\s)|[。！？｡]+[」』”’）]*")
+
+
+QUESTION_MARKS = "?？؟;⸮՞፧꘏"
+"""Of Latin, Chinese, Arabic, Greek (U+037E), Armenian, Ethiopic and other scripts."""
+
+
+def is_question(sentence: str) -> bool:
+    """Whether a sentence ends with a question mark, of any script."""
+    return sentence.rstrip(" \"'’”»)]」』").endswith(tuple(QUESTION_MARKS))
 
 
 def sentences(text: str) -> list[str]:

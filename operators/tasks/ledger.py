@@ -206,11 +206,15 @@ GONE = ("superseded", "withdrawn")
 def add_items(
     items: tuple[LedgerItem, ...], new: Sequence[LedgerItem], refused: Counter[str]
 ) -> tuple[LedgerItem, ...]:
-    """Put new items behind the old ones. One that says what a live item of its kind says already is
-    refused as a duplicate; one that says nearly the same in other words, with another number, date or
-    negation, supersedes that item."""
+    """Put new items behind the old ones. One that names the item it supersedes, does. One that says
+    what a live item of its kind says already is refused as a duplicate; one that says nearly the same
+    in other words, with another number, date or negation, supersedes that item."""
     kept = list(items)
     for item in new:
+        if item.supersedes and any(old.id == item.supersedes for old in kept):
+            kept = [_replaced(old, item) if old.id == item.supersedes else old for old in kept]
+            kept.append(item)
+            continue
         like = [at for at, old in enumerate(kept) if _comparable(old, item)]
         best = max(like, key=lambda at: about(kept[at].text, item.text), default=None)
         if best is None or about(kept[best].text, item.text) < SAME:
@@ -220,10 +224,16 @@ def add_items(
         if set(units(item.text)) <= set(units(old.text)):
             refused["duplicate"] += 1
             continue
-        revision = item.last_changed_revision
-        kept[best] = replace(old, state="superseded", last_changed_revision=revision)
+        kept[best] = _replaced(old, item)
         kept.append(replace(item, supersedes=old.id))
     return tuple(kept)
+
+
+def _replaced(old: LedgerItem, new: LedgerItem) -> LedgerItem:
+    """The old item once the new one says otherwise; what a person wrote stays."""
+    if old.by == "person" or old.state in GONE:
+        return old
+    return replace(old, state="superseded", last_changed_revision=new.last_changed_revision)
 
 
 def about(a: str, b: str) -> float:

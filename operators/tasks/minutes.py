@@ -12,6 +12,7 @@ calibration, Zhao et al. 2021, arXiv 2102.09690). No rule here knows a language.
 
 from __future__ import annotations
 
+import string
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,16 @@ from operators.decoding.constraints import Grammar
 from operators.events import Evidence, ItemKind, LedgerItem
 from operators.tasks import ledger
 from operators.tasks.base import Answer, Ask, SeenSegment, StreamView, Tools
-from operators.text import longest_copy, numbers, script, sentences, support, units
+from operators.text import (
+    content,
+    is_question,
+    longest_copy,
+    numbers,
+    script,
+    sentences,
+    support,
+    units,
+)
 
 LETTERS = "ABCDE"
 KINDS: dict[str, ItemKind] = {
@@ -30,6 +40,15 @@ KINDS: dict[str, ItemKind] = {
     "D": "action_item",
     "E": "open_question",
 }
+HINTS = {
+    "number_added": "Use no number that is not in the turn.",
+    "number_lost": "Keep every number and date of the turn.",
+    "unsupported": "Say nothing that is not in the turn.",
+    "content_lost": "Keep the names and things that the turn is about.",
+    "other_script": "Write in the language of the turn.",
+    "empty": "Write one sentence.",
+}
+"""What a second try is told, by what was wrong with the first."""
 WHAT: dict[ItemKind, str] = {
     "topic": "what was reported",
     "decision": "what was decided",
@@ -45,49 +64,56 @@ SURE: dict[ItemKind, float] = {
     "topic": 0.35,
 }
 """Calibrated probability (chance is 0.2) from which a turn is of a kind."""
+ASKED = 0.22
+"""Calibrated probability from which a sentence with a question mark is an open question."""
 SMALL_TALK = 0.12
 """Calibrated probability of small talk above which a turn is not worth a topic."""
 TURN_TOKENS = 120
-"""Sentences of one speaker are judged one by one; a longer one is cut."""
+"""Sentences are judged one by one; a longer one is cut."""
 TURN_UNITS = 4
-"""A shorter sentence is judged together with the speaker's next one, and alone never noted."""
-BEFORE = 2
-"""Turns before a selected one that are shown with it."""
+"""A shorter sentence is not noted."""
 NOTES, TOKENS_PER_NOTE = 4, 100
 """An update takes at most NOTES decisions, actions and questions, and one more for so many new tokens;
 half as many topics."""
 MIN_SUPPORT = 0.6
-"""Share of a note's content that must stand in its turn, the turns before it, or be a speaker's name."""
-OWN_SUPPORT = 0.35
-"""Share of it that must stand in the turn itself."""
-KEPT = 0.5
+"""Share of a note's content that must stand in its turn or be a person's name."""
+KEPT = 0.6
 """Share of a short turn's content that its note must keep."""
 MAX_COPY = 8
 """Units in a row that a note may not copy."""
-QUOTE_UNITS = 18
-"""A turn of at most so many units may stand for itself, when its sentence fails a check twice."""
-RELATED = 0.4
-"""Share of an open action's content in a turn from which that is asked: is it done?"""
-CHANGED = 0.7
-"""Similarity from which a turn restates an item, changed."""
-DONE = 0.6
-"""Calibrated probability (chance is 0.5) from which an action counts as done."""
+QUOTE_UNITS, QUOTE_WEIGHT = 18, 0.5
+"""A turn of at most so many units that is so sure of its kind, has a number or changes an item, may
+stand for itself when its sentence fails a check twice."""
+TELLING = 3.0
+"""Content a turn must have to be compared with items: a few short words are like anything."""
+RELATED, PAIRS = 0.4, 12
+"""Share of content from which a turn is compared with an item, and how many are in one update."""
+DONE, OTHER, SAME = 0.46, 0.44, 0.32
+"""Calibrated probabilities (chance is 0.33) from which an action is done, an item is otherwise, and
+below which a turn does not say the same again."""
+CHANGED, NEAR = 0.7, 0.5
+"""Shared content from which a turn restates an item, and from which it may."""
 RARE = 0.05
 """Share of the turns seen in which a word may occur and still be a name."""
 NOTE_TOKENS, DUE_TOKENS, OWNER_TOKENS = 48, 10, 8
-LINE = Grammar.regex(r"[^\n:：]{1,60}([^\n:：][^\n]{0,340})?\n?")
+LINE = Grammar.regex(r"([^\n:：]{1,59}|[^\n:：]{60}[^\n]{0,340})\n?")
 """One line that does not begin with a speaker's name and a colon."""
 
 
 @dataclass
 class Turn:
-    """Consecutive words of one speaker: ``said`` without the name, ``line`` with it."""
+    """A sentence of one speaker: ``said`` without the name, ``line`` with it. ``weights``: of the
+    letters, calibrated; none where it was too short to be judged."""
 
     speaker: str
     said: str
     tokens: int
     evidence: list[Evidence]
     weights: tuple[float, ...] = ()
+    changes: LedgerItem | None = None
+    """An item that is otherwise after this turn."""
+    settles: bool = False
+    """Whether it says that an action is done."""
 
     @property
     def line(self) -> str:
@@ -96,13 +122,14 @@ class Turn:
 
 @dataclass
 class Draft:
-    """A note in the making. ``done``: the item of the ledger that its turn says is finished."""
+    """A note in the making."""
 
     turn: Turn
     kind: ItemKind
     importance: float
-    before: str
     text: str = ""
+    problem: str = ""
+    """Why the sentence cannot stand, if it cannot."""
     owner: str | None = None
     due: str | None = None
     quoted: bool = False
@@ -130,7 +157,7 @@ class MinuteTaker:
         self._tools = tools
         self._letters = {x: tools.tokenizer.encode(x)[0] for x in "ABCDEFGH"}
         self._prior: tuple[float, ...] | None = None
-        self._done_prior: tuple[float, ...] | None = None
+        self._same: tuple[float, ...] | None = None
 
     def steps(self, view: StreamView) -> MinutesSteps:
         """The asks of one update, and its notes. Reads the view; changes nothing."""
@@ -139,36 +166,24 @@ class MinuteTaker:
         yield from self._judge(turns, made)
         speakers = {s.evidence.speaker for s in view.segments if s.evidence.speaker}
         people = sorted(speakers | set(view.settings.participants or ()))
-        made.drafts = select(turns, view.ledger.items)
-        yield from self._find_done(turns, view.ledger.items, made)
-        yield from self._write(made.drafts, made, people)
-        again = [draft for draft in made.drafts if problem_of(draft, people)]
-        for draft in again:  # what stands before a turn misleads most often
-            draft.before = ""
-        yield from self._write(again, made, people)
+        yield from self._relate(turns, view.ledger.items, made)
+        made.drafts = select(turns)
         yield from self._details(made, people, Names(view))
-        made.drafts = [draft for draft in made.drafts if checked(draft, people, made.refused)]
+        yield from self._write(made.drafts, made, people)
+        yield from self._write([draft for draft in made.drafts if draft.problem], made, people)
+        made.drafts = [draft for draft in made.drafts if checked(draft, made.refused)]
         return made
 
     # --- judge -------------------------------------------------------------------------------
 
     def _turns(self, segments: Sequence[SeenSegment]) -> list[Turn]:
-        """The segments' sentences; short ones are put before the next of their speaker."""
-        turns: list[Turn] = []
-        for segment in segments:
-            speaker = segment.evidence.speaker or ""
-            for sentence in sentences(segment.text):
-                for piece in self._cut(sentence, self._count(sentence)):
-                    last = turns[-1] if turns else None
-                    if last and last.speaker == speaker and len(units(last.said)) < TURN_UNITS:
-                        last.said = f"{last.said} {piece}"
-                        last.tokens += self._count(piece)
-                        if last.evidence[-1] is not segment.evidence:
-                            last.evidence.append(segment.evidence)
-                    else:
-                        size = self._count(piece)
-                        turns.append(Turn(speaker, piece, size, [segment.evidence]))
-        return turns
+        """The segments' sentences."""
+        return [
+            Turn(segment.evidence.speaker or "", piece, self._count(piece), [segment.evidence])
+            for segment in segments
+            for sentence in sentences(segment.text)
+            for piece in self._cut(sentence, self._count(sentence))
+        ]
 
     def _cut(self, text: str, size: int) -> list[str]:
         if size <= TURN_TOKENS or len(text) < 2:
@@ -184,6 +199,9 @@ class MinuteTaker:
 
     def _judge(self, turns: list[Turn], made: Minutes) -> Part:
         """Weigh the letters for every turn, and once for turns without content. Mutates the turns."""
+        turns = [turn for turn in turns if len(units(turn.said)) >= TURN_UNITS]
+        if not turns:
+            return
         blanks = BLANKS if self._prior is None else ()
         answers = yield [self._choice("judge", LETTERS, turn=t) for t in blanks] + [
             self._choice("judge", LETTERS, turn=turn.line) for turn in turns
@@ -204,19 +222,21 @@ class MinuteTaker:
         made.answers += answers
         for draft, answer in zip(drafts, answers, strict=True):
             draft.text = _one_line(answer.text)
+            draft.problem = problem_of(draft, people)
 
     def _note(self, draft: Draft, people: list[str]) -> Ask:
         said, speaker = draft.turn.said, draft.turn.speaker or "the speaker"
         most = MAX_COPY if len(units(said)) > QUOTE_UNITS else 0
-        limits = {"grammar": LINE, "max_copy": most, "sources": (said,), "free": tuple(people)}
+        form = LINE if draft.owner is None else begins_with(draft.owner)
+        limits = {"grammar": form, "max_copy": most, "sources": (said,), "free": tuple(people)}
         return self._text(
             "note",
             NOTE_TOKENS,
             limits,
             what=WHAT[draft.kind],
             speaker=speaker,
-            before=draft.before or "-",
             turn=draft.turn.line,
+            hint=HINTS.get(draft.problem, ""),
         )
 
     def _details(self, made: Minutes, people: Sequence[str], names: Names) -> Part:
@@ -238,31 +258,26 @@ class MinuteTaker:
             draft.due = due_in(due.text, draft.turn.said)
             draft.owner = owner_in(owner.text, draft.turn, people, names)
 
-    def _find_done(self, turns: list[Turn], items: Sequence[LedgerItem], made: Minutes) -> Part:
-        """Which open actions the new turns say are finished: those a turn shares words with are asked
-        about one by one."""
-        settling: set[int] = set()
-        pairs = [
-            (item, turn)
-            for item in items
-            if item.kind == "action_item" and item.state == "open"
-            for turn in turns
-            if support(item.text, [turn.said]) >= RELATED
-        ][:8]
+    def _relate(self, turns: list[Turn], items: Sequence[LedgerItem], made: Minutes) -> Part:
+        """What the turns say of items they share words with: an action is done, or something is now
+        otherwise. Mutates the turns and what was made."""
+        pairs = related(turns, items)
         if not pairs:
             return
-        blanks = [(pairs[0][0].text, "")] if self._done_prior is None else []
-        asks = [self._choice("done", "AB", task=task, turn=turn) for task, turn in blanks]
-        asks += [self._choice("done", "AB", task=i.text, turn=t.line) for i, t in pairs]
-        answers = yield asks
+        blanks = [(n, t) for n in BLANKS[1:] for t in BLANKS] if self._same is None else []
+        asked = [*blanks, *((item.text, turn.line) for item, turn in pairs)]
+        answers = yield [self._choice("relation", "ABC", note=n, turn=t) for n, t in asked]
         made.answers += answers
-        if self._done_prior is None:
-            self._done_prior = answers[0].weights
+        if self._same is None:
+            self._same = _mean([answer.weights for answer in answers[: len(blanks)]])
         for (item, turn), answer in zip(pairs, answers[len(blanks) :], strict=True):
-            if calibrated(answer.weights, self._done_prior)[0] >= DONE:
+            done, other, same = calibrated(answer.weights, self._same)
+            near = ledger.about(item.text, turn.said)
+            if item.kind == "action_item" and done >= DONE:
                 made.done.append((item.id, turn.evidence[-1]))
-                settling.add(id(turn))
-        made.drafts = [draft for draft in made.drafts if id(draft.turn) not in settling]
+                turn.settles = True
+            elif near >= CHANGED or other >= OTHER or (near >= NEAR and same < SAME):
+                turn.changes = item
 
     # --- asks --------------------------------------------------------------------------------
 
@@ -286,42 +301,65 @@ class MinuteTaker:
         return prompt[-(self._tools.config.branch_tokens - output) :]
 
 
-def select(turns: Sequence[Turn], items: Sequence[LedgerItem] = ()) -> list[Draft]:
-    """The weightiest turns as drafts, in order of the transcript. A statement about what a decision or
-    an action of the ledger is about, with other words, numbers or dates, is of that item's kind. Of
-    the topics those with numbers come first: they are what people look up."""
-    settled = [i for i in items if i.kind in ("decision", "action_item") and i.state == "open"]
-    found: list[Draft] = []
-    for at, turn in enumerate(turns):
-        kind, weight = judged(turn)
-        if kind in (None, "topic"):
-            like = next((i for i in settled if ledger.about(i.text, turn.said) >= CHANGED), None)
-            if like is not None and not set(units(turn.said)) <= set(units(like.text)):
-                kind, weight = like.kind, max(weight, like.importance)
-        if kind is None:
+def related(turns: Sequence[Turn], items: Sequence[LedgerItem]) -> list[tuple[LedgerItem, Turn]]:
+    """Each turn with the open item that it is most about, if it shares enough with one and does not
+    just repeat it; the closest PAIRS of them."""
+    live = [item for item in items if item.state == "open" and item.kind != "open_question"]
+    found: list[tuple[float, LedgerItem, Turn]] = []
+    for turn in turns:
+        if not live or sum(content(turn.said, digits=False).values()) < TELLING:
             continue
-        before = "\n".join(t.line for t in turns[max(0, at - BEFORE) : at])
-        found.append(Draft(turn, kind, round(weight, 3), before))
+        shares = [(_shared(item.text, turn.said), item) for item in live]
+        share, item = max(shares, key=lambda pair: pair[0])
+        if share >= RELATED and not set(units(turn.said)) <= set(units(item.text)):
+            found.append((share, item, turn))
+    found.sort(key=lambda pair: -pair[0])
+    return [(item, turn) for _, item, turn in found[:PAIRS]]
+
+
+def _shared(text: str, said: str) -> float:
+    return max(ledger.about(text, said), support(text, [said]))
+
+
+def select(turns: Sequence[Turn]) -> list[Draft]:
+    """The weightiest turns as drafts, in order of the transcript; what changes an item is always among
+    them. Of the topics those with numbers come first: they are what people look up."""
+    found: list[Draft] = []
+    changed: list[Draft] = []
+    for turn in turns:
+        kind, weight = judged(turn)
+        if turn.settles:
+            continue
+        if turn.changes is not None:
+            kind = turn.changes.kind if kind in (None, "topic") else kind
+            weight = max(weight, turn.changes.importance)
+            changed.append(Draft(turn, kind or turn.changes.kind, round(weight, 3)))
+        elif kind is not None:
+            found.append(Draft(turn, kind, round(weight, 3)))
     most = NOTES + sum(turn.tokens for turn in turns) // TOKENS_PER_NOTE
     topics = [d for d in found if d.kind == "topic"]
     others = [d for d in found if d.kind != "topic"]
     topics.sort(key=lambda d: (not numbers(d.turn.said), -d.importance))
     others.sort(key=lambda d: -d.importance)
-    kept = others[:most] + topics[: max(1, most // 2)]
-    return [draft for draft in found if any(draft is k for k in kept)]
+    kept = {id(d.turn): d for d in [*changed, *others[:most], *topics[: max(1, most // 2)]]}
+    return [kept[id(turn)] for turn in turns if id(turn) in kept]
 
 
 def judged(turn: Turn) -> tuple[ItemKind | None, float]:
     """The kind of a turn by its weights, None if it is not worth a note, and the weight."""
+    if not turn.weights:
+        return None, 0.0
     weight = max(turn.weights)
-    if len(units(turn.said)) < TURN_UNITS:
-        return None, weight
     letter = LETTERS[turn.weights.index(weight)]
     kind: ItemKind = KINDS.get(letter, "topic")
+    if is_question(turn.said) and turn.weights[4] >= ASKED:
+        return "open_question", turn.weights[4]
     if kind != "topic" and weight >= SURE[kind]:
         return kind, weight
-    telling = turn.weights[1] >= SURE["topic"] or bool(numbers(turn.said))
-    return ("topic" if telling and turn.weights[0] <= SMALL_TALK else None), turn.weights[1]
+    small_talk, telling = turn.weights[:2]
+    if telling >= SURE["topic"] and small_talk <= SMALL_TALK:
+        return "topic", telling
+    return ("topic" if numbers(turn.said) and telling >= 1.5 * small_talk else None), telling
 
 
 def calibrated(weights: Sequence[float], prior: Sequence[float]) -> tuple[float, ...]:
@@ -331,13 +369,14 @@ def calibrated(weights: Sequence[float], prior: Sequence[float]) -> tuple[float,
     return tuple(r / total for r in raw)
 
 
-def checked(draft: Draft, people: Sequence[str], refused: Counter[str]) -> bool:
+def checked(draft: Draft, refused: Counter[str]) -> bool:
     """Whether the draft may become a note. One whose sentence fails a check says what its turn says,
     word for word, where that is short enough."""
-    problem = problem_of(draft, people)
-    if problem:
-        refused[problem] += 1
-        if len(units(draft.turn.said)) > QUOTE_UNITS:
+    if draft.problem:
+        refused[draft.problem] += 1
+        said = draft.turn.said
+        telling = draft.importance >= QUOTE_WEIGHT or bool(numbers(said) or draft.turn.changes)
+        if len(units(said)) > QUOTE_UNITS or not telling:
             return False
         draft.text, draft.quoted = draft.turn.said.strip(), True
     return bool(draft.text)
@@ -346,7 +385,7 @@ def checked(draft: Draft, people: Sequence[str], refused: Counter[str]) -> bool:
 def problem_of(draft: Draft, people: Sequence[str]) -> str:
     """Why the draft's sentence cannot stand, or an empty string."""
     text, said = draft.text, draft.turn.said
-    sources = [draft.turn.line, *people]
+    sources = [draft.turn.line, *people, draft.owner or ""]
     if len(units(text)) < 2:
         return "empty"
     if script(text) != script(said) and script(said):
@@ -355,19 +394,19 @@ def problem_of(draft: Draft, people: Sequence[str]) -> str:
         return "number_added"
     if draft.kind != "topic" and numbers(said) - numbers(text):
         return "number_lost"
-    if (
-        min(
-            support(text, [*sources, draft.before]),
-            support(text, sources) + MIN_SUPPORT - OWN_SUPPORT,
-        )
-        < MIN_SUPPORT
-    ):
+    if support(text, sources) < MIN_SUPPORT:
         return "unsupported"
     if len(units(said)) <= QUOTE_UNITS and support(said, [text, draft.turn.speaker]) < KEPT:
         return "content_lost"
     if longest_copy(text, said) > MAX_COPY and len(units(said)) > QUOTE_UNITS:
         return "copied"
     return ""
+
+
+def begins_with(name: str) -> Grammar:
+    """One line that tells what the named person will do."""
+    literal = "".join(rf"\{char}" if char in string.punctuation else char for char in name)
+    return Grammar.regex(rf"{literal}[^\n:：]{{2,300}}\n?")
 
 
 class Names:
@@ -428,4 +467,5 @@ def item_of(draft: Draft, number: int, revision: int) -> LedgerItem:
         importance=draft.importance,
         last_changed_revision=revision,
         evidence=tuple(dict.fromkeys(draft.turn.evidence)),
+        supersedes=draft.turn.changes.id if draft.turn.changes is not None else None,
     )

@@ -116,8 +116,8 @@ def scripted(
             return weights(KIND[kinds[said]] if said else None)
         if "Which person will do it?" in prompt:
             return text(owner)
-        if "about the task?" in prompt:
-            return weights(0 if said in done else 1 if said else None, 2)
+        if "about the note?" in prompt:
+            return weights(0 if said in done else 2 if said else None, 3)
         if "By when" in prompt:
             return text(due)
         assert said is not None
@@ -218,8 +218,9 @@ def test_an_owner_spoke_or_is_named_in_the_turn(said: str, answer: str, owner: s
 def test_a_long_turn_whose_sentence_fails_is_refused_and_counted() -> None:
     said = " ".join(f"{n} talked about this and that," for n in "abcdefgh") + " so it is decided."
     refused: Counter[str] = Counter()
-    draft = Draft(Turn("Ana", said, 99, []), "decision", 1.0, "-", text="Nothing like it at all.")
-    assert not checked(draft, ["Ana"], refused)
+    draft = Draft(Turn("Ana", said, 99, []), "decision", 1.0, text="Nothing like it at all.")
+    draft.problem = problem_of(draft, ["Ana"])
+    assert not checked(draft, refused)
     assert refused == {"unsupported": 1}
 
 
@@ -245,7 +246,7 @@ def test_a_date_is_taken_only_word_for_word() -> None:
 
 def test_copies_of_long_turns_are_no_notes() -> None:
     said = " ".join(f"word{n}" for n in range(40))
-    draft = Draft(Turn("Ana", said, 40, []), "topic", 1.0, "-", text=" ".join(said.split()[:12]))
+    draft = Draft(Turn("Ana", said, 40, []), "topic", 1.0, text=" ".join(said.split()[:12]))
     assert problem_of(draft, ["Ana"]) == "copied"
 
 
@@ -290,7 +291,7 @@ def test_on_the_engine_it_depends_on_nothing_but_the_words() -> None:
     def told(names: str, drafter: str) -> dict[str, list[tuple[object, ...]]]:
         settings = {"summary_method": "select", "drafter": drafter, "targets": ()}
         settings |= {"prompts": {"judge": "{turn}", "note": "{turn}", "owner": "{turn}{speaker}",
-                                 "due": "{turn}", "done": "{task}{turn}"}}  # fmt: skip
+                                 "due": "{turn}", "relation": "{note}{turn}"}}  # fmt: skip
         config = OperatorConfig.from_dict({**CONFIG.to_dict(), **settings})
         operator = StreamOperator(toy_decoder(), config)
         for name in names:

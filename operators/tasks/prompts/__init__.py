@@ -17,7 +17,7 @@ from operators.model.tokenizer import Tokenizer
 
 NAMES = (
     *("system", "user", "summary", "compact", "translate", "answer"),
-    *("judge", "note", "owner", "due", "done"),
+    *("judge", "note", "owner", "due", "relation"),
 )
 _FIELDS = {
     "system": set[str](),
@@ -30,13 +30,13 @@ _FIELDS = {
     "note": {"turn"},
     "owner": {"turn"},
     "due": {"turn"},
-    "done": {"task", "turn"},
+    "relation": {"note", "turn"},
 }
 _OPTIONAL = {
     "summary": {"ledger", "since"},
     "answer": {"ledger"},
     "translate": {"hint"},
-    "note": {"before", "speaker", "what"},
+    "note": {"hint", "speaker", "what"},
     "owner": {"speaker"},
 }
 """``ledger``: the notes so far. The default prompt leaves it out: a 1.5B model that sees its notes
