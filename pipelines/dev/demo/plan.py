@@ -19,7 +19,7 @@ class DemoPlan:
 
     model: str = "qwen2.5-coder-1.5b"
     streams: int = 3
-    segments: int = 40
+    segments: int = 60
     """At most this many segments of each meeting…"""
     words: int | None = 260
     """…and not more once this many words are reached (None: no such limit)."""
@@ -60,6 +60,9 @@ class DemoPlan:
 
 
 DEMO = DemoPlan()
+STARTS = {"ami-es2006b": 327, "canada-covid-6": 90, "senedd-education-18": 172}
+"""Segments of the committed meetings at which the demo begins: a target group is decided on and somebody
+is asked to look into something; a minister is asked about a report; one is promised by letter."""
 
 
 def meeting_files() -> list[Path]:
@@ -87,7 +90,9 @@ def transcripts(plan: DemoPlan, suffix: str = "") -> list[list[Segment]]:
     found = []
     for number in range(plan.streams):
         copy, place = divmod(number, len(files))
-        part = list(leading(read_transcript(files[place]), plan.segments, plan.words))
+        file = files[place]
+        segments = list(read_transcript(file))[STARTS.get(file.stem, 0) :]
+        part = list(leading(segments, plan.segments, plan.words))
         found.append(_renamed(part, (f"-{copy + 1}" if copy else "") + suffix))
     return found
 
