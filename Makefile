@@ -15,7 +15,7 @@ KILLS ?= 20
 DELIVERY ?= exactly_once
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint format bench eval fuzz kafka chaos docs package sbom audit clean
+.PHONY: help setup demo test test-full lint format bench eval fuzz kafka chaos docs package sbom audit newcomer clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ sbom: setup ## dist/longstream.cdx.json: every package with its version (Cyclone
 audit: setup ## Known weaknesses of the pinned versions (pip-audit; asks a public database)
 	@$(BIN)/python -m pip install -q -c constraints.txt pip-audit
 	@$(BIN)/pip-audit --no-deps --disable-pip -r constraints.txt
+
+newcomer: ## Every command of the quick start, as printed, in a clone and an environment of its own
+	@$(PYTHON) tests/newcomer.py
 
 clean: ## Remove the virtual environment and caches of this folder
 	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

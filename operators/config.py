@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from operators import languages
 from operators.errors import ConfigError
+from operators.redaction import KINDS
 
 DTYPES = ("auto", "fp32", "bf16", "int8", "w8a8", "int4")
 DRAFTERS = ("auto", "none", "ngram", "previous", "combined", "draft")
@@ -153,6 +154,9 @@ class OperatorConfig:
     compile: bool = False
     """Run the parts of fp32 and bf16 layers around attention through torch.compile, which needs a C++
     compiler (on CUDA: Triton) and makes the first steps slow. What it gains is unmeasured."""
+    redact: tuple[str, ...] = ()
+    """Kinds of personal data replaced by ``[kind]`` in every text before it is used: email, iban, card,
+    ip, phone. Empty: none."""
     max_text_bytes: int = 262_144
     """A segment with more text than this is refused (dead letter)."""
     max_queue: int = 256
@@ -190,6 +194,8 @@ class OperatorConfig:
         need(self.drafter in DRAFTERS, "drafter", f"one of {', '.join(DRAFTERS)}")
         need(self.dtype_prefill in DTYPES, "dtype_prefill", f"one of {', '.join(DTYPES)}")
         need(self.dtype_decode in DTYPES, "dtype_decode", f"one of {', '.join(DTYPES)}")
+        for kind in self.redact:
+            need(kind in KINDS, "redact", f"of {', '.join(KINDS)}")
         for task in self.sampled_tasks:
             need(task in TASKS, "sampled_tasks", f"of {', '.join(TASKS)}")
         accepts = f"one of {', '.join(ACCEPTANCES)}"
@@ -226,7 +232,7 @@ class OperatorConfig:
         if unknown:
             raise ConfigError(f"unknown operator settings: {', '.join(sorted(unknown))}")
         values = dict(values)
-        for name in ("targets", "allowed_targets", "sampled_tasks"):
+        for name in ("targets", "allowed_targets", "redact", "sampled_tasks"):
             if name in values:
                 values[name] = tuple(values[name])  # type: ignore[arg-type]
         return cls(**values)  # type: ignore[arg-type]

@@ -48,6 +48,7 @@ from operators.errors import CapacityError, ConfigError
 from operators.events import ModelInfo, Segment
 from operators.model.loader import DecoderModel
 from operators.observer import Observer
+from operators.redaction import redact
 from operators.state import Emission, SessionState
 from operators.stream import Stream
 from operators.tasks.answer import AnswerTask, Question
@@ -262,6 +263,7 @@ class StreamOperator:
         Raises SegmentError when the question is too long, or the stream has ended and its memory
         with it. A question is not part of the stream's state: ask again after a restart.
         """
+        question = redact(question, self.config.redact)
         self._requests.ask(self._sessions[stream_id], Question(question_id, question))
 
     def translate(
@@ -275,7 +277,7 @@ class StreamOperator:
 
         Raises SegmentError when the stream has ended, ConfigError for an unknown language.
         """
-        wanted = TextToTranslate(text, language, previous)
+        wanted = TextToTranslate(redact(text, self.config.redact), language, previous)
         return self._requests.translate(self._sessions[stream_id], wanted)
 
     def feed(self, segment: Segment, ticket: int, waited: float = 0.0) -> None:
@@ -287,6 +289,7 @@ class StreamOperator:
         KeyError when the stream is not open.
         """
         session = self._sessions[segment.stream_id]
+        segment = self._intake.redacted(segment)
         self._intake.check(session, segment)
         self._submit(session, segment, ticket, waited)
 

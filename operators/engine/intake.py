@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from operators import languages
 from operators.cache.kv_cache import KvCache
 from operators.config import OperatorConfig
@@ -13,9 +15,10 @@ from operators.engine.session import Known, Part, Session, Work
 from operators.engine.task_run import TaskRun
 from operators.engine.task_runner import TaskRunner
 from operators.errors import CapacityError, SegmentError
-from operators.events import Event, Segment, TranslationEvent
+from operators.events import Event, Segment, Speaker, TranslationEvent
 from operators.model.tokenizer import Tokenizer
 from operators.observer import Observer
+from operators.redaction import redact
 from operators.state import Failure, WindowSegment
 from operators.stream_settings import bounded
 from operators.tasks.base import Spoken, Task
@@ -60,6 +63,16 @@ class Intake:
             raise SegmentError(
                 "text_too_large", f"{size} bytes of text, at most {self._config.max_text_bytes}"
             )
+
+    def redacted(self, segment: Segment) -> Segment:
+        """The segment without the personal data that ``redact`` names, in text and speaker."""
+        kinds, who = self._config.redact, segment.speaker
+        if not kinds:
+            return segment
+        if who is not None:
+            name, number = (redact(label or "", kinds) or None for label in (who.name, who.id))
+            who = Speaker(id=number, name=name)
+        return msgspec.structs.replace(segment, text=redact(segment.text, kinds), speaker=who)
 
     def submit(self, session: Session, segment: Segment, ticket: int, waited: float = 0.0) -> None:
         """Queue a checked segment. Mutates the session."""

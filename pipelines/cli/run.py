@@ -32,7 +32,8 @@ def run(
     ],
     file_format: From = "auto",
     model: Annotated[
-        str, typer.Option(help="Model alias, hub name, folder or GGUF file.")
+        str,
+        typer.Option(help="Model alias, hub name, folder or GGUF file.", envvar="LONGSTREAM_MODEL"),
     ] = "qwen2.5-coder-1.5b",
     model_sha256: Annotated[
         str, typer.Option(help="What a model that is no alias must be; needed for a hub's.")

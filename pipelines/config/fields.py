@@ -44,7 +44,7 @@ def _operator_input(value: object) -> object:
     if not isinstance(value, dict):
         return value
     values = dict(value)
-    for name in ("targets", "allowed_targets", "sampled_tasks"):
+    for name in ("targets", "allowed_targets", "redact", "sampled_tasks"):
         if isinstance(listed := values.get(name), str):
             values[name] = tuple(item.strip() for item in listed.split(",") if item.strip())
     if isinstance(prompts := values.get("prompts"), str):
