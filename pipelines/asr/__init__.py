@@ -1,0 +1,1 @@
+"""Speech to segments: a recogniser's weights, and utterances cut at silence."""
