@@ -16,6 +16,7 @@ import jsonschema
 import pytest
 import typer
 
+from docs.generate import PAGES
 from pipelines.cli.main import COMMANDS, make_cli
 from pipelines.config.load import Settings
 
@@ -219,6 +220,12 @@ def test_every_section_linked_exists(document: Path) -> None:
             ]
             missing += [link] if section not in slugs else []
     assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_generated_page_is_what_the_code_says(page: str) -> None:
+    written = (ROOT / "docs" / page).read_text("utf-8")
+    assert written == PAGES[page](), "it changed: run python -m docs.generate"
 
 
 def test_every_page_of_the_sites_navigation_exists() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 from types import ModuleType
+
+import pytest
 
 import longstream
 from operators.events import Event, ResultEvent, Segment
@@ -87,6 +91,43 @@ def test_the_wheel_alone_is_enough(tmp_path: Path) -> None:
     run = [sys.executable, "-I", "-S", "-c", code]
     ran = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.stdout.strip() == "hello", ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_the_package_built_from_the_sdist_runs_the_sample(tmp_path: Path) -> None:
+    """An sdist, the wheel made of it, an environment with the dependencies only, and the command."""
+    build = [
+        sys.executable,
+        "-m",
+        "build",
+        "--no-isolation",
+        "-o",
+        str(tmp_path / "dist"),
+        str(ROOT),
+    ]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("longstream-*.whl")
+    home = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
+    target = Path(sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)}))
+    install = ["install", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", "-q", *install], check=True, capture_output=True)
+    (target / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    sample = tmp_path / "standup.txt"
+    sample.write_text((ROOT / "examples" / "standup.txt").read_text("utf-8"), "utf-8")
+    run = ["-m", "longstream", "run", str(sample), "--model", "smollm2-135m"]
+    ran = subprocess.run(
+        [str(home / "bin" / "python"), *run],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    last = json.loads(ran.stdout.splitlines()[-1])
+    assert (last["stream_id"], last["status"]) == ("standup", "final")
 
 
 def test_segment_is_the_struct_that_streams_take() -> None:
