@@ -37,7 +37,7 @@ from operators.engine.intake import Intake, begins_again
 from operators.engine.partials import Partials
 from operators.engine.requests import PendingTranslation, Requests
 from operators.engine.residency import Residency
-from operators.engine.runner import Runner
+from operators.engine.runner import Runner, StepRunner
 from operators.engine.scheduler import Scheduler
 from operators.engine.session import Session
 from operators.engine.snapshot import draft_identity, identity, settings_hash
@@ -125,7 +125,7 @@ class StreamOperator:
         check_names([summary, translation, answers, *tasks])
         for task in (summary, translation, answers, *tasks):
             task.tools = Tools(config, self._prompts, tokenizer, info)
-        runs = TaskRunner(config, cache, tokenizer, self._clock, self.model.vocab_size)
+        runs = self._new_task_runner()
         self._partials = Partials(config, cache, residency, translation, runs, *seen_by)
         by_segment = (translation, *tasks)
         self._intake = Intake(
@@ -134,8 +134,20 @@ class StreamOperator:
         )
         self._policy = UpdatePolicy(config, runs, residency, summary, tasks, *seen_by)
         self._requests = Requests(answers, translation, info)
-        self._scheduler = Scheduler(cache, config, residency, draft=self._draft, costs=costs)
-        self._runner = Runner(self.model, cache, self._draft, *seen_by)
+        self._scheduler = self._new_scheduler(costs)
+        self._runner = self._new_runner()
+
+    # What the operator on a served model (operators.served_operator) has others of.
+
+    def _new_task_runner(self) -> TaskRunner:
+        model = self.model
+        return TaskRunner(self.config, self.cache, model.tokenizer, self._clock, model.vocab_size)
+
+    def _new_scheduler(self, costs: Costs | None) -> Scheduler:
+        return Scheduler(self.cache, self.config, self._residency, draft=self._draft, costs=costs)
+
+    def _new_runner(self) -> StepRunner:
+        return Runner(self.model, self.cache, self._draft, self._observer, self._clock)
 
     # --- memory and the draft model ----------------------------------------------------------
 

@@ -21,6 +21,7 @@ _LOOP_TOKENS = 24
 NO_DRAFT = Draft()
 NONFINITE = "nonfinite"
 """``finish_reason`` of an answer for which the model gave no finite numbers."""
+NONFINITE_PROBLEM = "the model gave no finite numbers: try dtype fp32, or another model"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class Generation:
     pending: int | None = None
     output: list[int] = field(default_factory=list)
     finish_reason: str = ""
+    failure: str = ""
+    """Why there is no answer, in a word; ``problem`` is the sentence."""
+    problem: str = ""
     first_token_at: float | None = None
     last_token_at: float | None = None
     weights: tuple[float, ...] = ()
@@ -132,7 +136,13 @@ class Generation:
         scores = logits[list(self.choices)]
         finite = bool(torch.isfinite(scores).all())
         self.weights = tuple(torch.softmax(scores, dim=0).tolist()) if finite else ()
-        self.finish_reason = "stop" if finite else NONFINITE
+        self.finish_reason = "stop"
+        if not finite:
+            self._fail()
+
+    def _fail(self) -> None:
+        self.finish_reason, self.failure = NONFINITE, "nonfinite_logits"
+        self.problem = NONFINITE_PROBLEM
 
     def verified(self, logits: Tensor) -> tuple[int, list[int]]:
         """Judge the last verify block by ``logits`` ``[k+1, vocab]``: roll the rejected part of the
@@ -152,7 +162,7 @@ class Generation:
 
     def _judge(self, draft: Draft, logits: Tensor) -> list[int]:
         if not bool(torch.isfinite(logits).all()):
-            self.finish_reason = NONFINITE
+            self._fail()
             return []
         verdict = self._verdict(draft, logits)
         self.verifies += 1

@@ -184,8 +184,8 @@ class Intake:
         self._observer.count("failed_runs", task=run.task.name, reason=run.outcome.failed)
         for work in session.works:
             if run in work.runs:
-                text = "the model gave no finite numbers"
-                work.failure = Failure(work.ticket, run.task.name, run.outcome.failed, text)
+                why = run.outcome.failed, run.outcome.text
+                work.failure = Failure(work.ticket, run.task.name, *why)
 
     def finish(self, session: Session) -> None:
         """Move finished segments from the head of the queue to what is published, in feed order: the

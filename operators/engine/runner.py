@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from torch import Tensor
 
@@ -13,6 +14,12 @@ from operators.decoding.generation import Generation
 from operators.engine.scheduler import Planned, StepPlan
 from operators.model.loader import DecoderModel
 from operators.observer import Observer
+
+
+class StepRunner(Protocol):
+    """Does a step's work."""
+
+    def run(self, plan: StepPlan) -> None: ...
 
 
 class Runner:

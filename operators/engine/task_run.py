@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from operators.cache.kv_cache import Branch, KvCache, StreamSlot
-from operators.decoding.generation import NONFINITE, Generation
+from operators.decoding.generation import Generation
 from operators.tasks.base import Answer, Ask, Occasion, Outcome, Steps, Task
 
 MIN_SHARED = 8
@@ -73,11 +73,11 @@ class TaskRun:
                 self._pass_on(generation, cache)
         if not self.asked or self.waiting or self.open:
             return
-        held, reasons = self._held(), [g.finish_reason for g in self.asked]
+        held, failed = self._held(), next((g for g in self.asked if g.failure), None)
         for generation in self.asked:
             generation.branch = None
-        if NONFINITE in reasons:
-            self._fail("nonfinite_logits")
+        if failed is not None:
+            self._fail(failed.failure, failed.problem)
         else:
             self._resume([self._answer(g) for g in self.asked])
         if held is not None:
@@ -116,10 +116,10 @@ class TaskRun:
         self.shared = shared_tokens([ask.prompt for ask in asks])
         self.waiting.extend(self.asked)
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, problem: str) -> None:
         if self.steps is not None:
             self.steps.close()
-        self.outcome, self.asked = Outcome(failed=reason), []
+        self.outcome, self.asked = Outcome(failed=reason, text=problem), []
 
     def _held(self) -> Branch | None:
         return next((g.branch for g in self.asked if g.branch is not None), None)

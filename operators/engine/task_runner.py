@@ -19,7 +19,7 @@ from operators.decoding.drafters import (
 from operators.decoding.generation import Decoding, Generation
 from operators.decoding.sampling import Sampler, sampler_key
 from operators.engine.session import Session
-from operators.engine.task_run import TaskRun
+from operators.engine.task_run import MakeGeneration, TaskRun
 from operators.events import Source
 from operators.model.tokenizer import Tokenizer
 from operators.tasks.base import Ask, Occasion, StreamView, Task
@@ -59,9 +59,13 @@ class TaskRunner:
         """Create the run's view and its first asks; the caller opens its branches."""
         run.fork = session.frontier
         run.steps = run.task.run(view_of(session, run.task), run.occasion)
-        run.make = partial(self._generation, session, run.task.name, session.tokens_total)
+        run.make = self._maker(session, run.task.name)
         run.decode = self._tokenizer.decode
         run.start()
+
+    def _maker(self, session: Session, name: str) -> MakeGeneration:
+        """What makes generations of a run's asks, at the fork."""
+        return partial(self._generation, session, name, session.tokens_total)
 
     def _generation(self, session: Session, name: str, position: int, ask: Ask) -> Generation:
         """``position``: transcript tokens of the stream at the run's fork, by which samples are

@@ -18,7 +18,7 @@ from operators.errors import DeviceError
 from operators.events import NO_SETTINGS, AnswerEvent, Event, SummaryEvent, Trigger
 from operators.observer import Observer
 from operators.stream_settings import merged
-from operators.tasks.base import Due, Progress, Task
+from operators.tasks.base import Due, Outcome, Progress, Task
 from operators.tasks.summary import SummaryTask
 
 MAX_UPDATE_FAILURES = 3
@@ -167,7 +167,7 @@ class UpdatePolicy:
         if outcome.failed:
             self._observer.count("failed_runs", task=run.task.name, reason=outcome.failed)
             if summary:
-                self._failed(session)
+                self._failed(session, outcome)
             return
         events = [event for event in outcome.events if not isinstance(event, AnswerEvent)]
         if summary:
@@ -192,14 +192,14 @@ class UpdatePolicy:
             self._observer.count("refused_notes", count, reason=reason)
         return made
 
-    def _failed(self, session: Session) -> None:
+    def _failed(self, session: Session, outcome: Outcome) -> None:
         session.update_failures += 1
-        session.degraded = ("update_failed",)
+        session.degraded = ("update_failed", outcome.failed)
         session.last_fork = session.covered
         if session.ending is not None or session.update_failures >= MAX_UPDATE_FAILURES:
             raise DeviceError(
-                f"{session.update_failures} summary updates of one stream gave no finite "
-                "numbers: try dtype fp32, or another model"
+                f"{session.update_failures} summary updates of one stream came to nothing: "
+                f"{outcome.text}"
             )
 
     def _end(self, session: Session, events: Sequence[Event]) -> None:

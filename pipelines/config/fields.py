@@ -142,6 +142,29 @@ class Settings(BaseSettings):
     max_message_bytes: int = Field(8 << 20, ge=1024)
     """Largest Kafka message read or written; topics are created with this limit."""
 
+    backend: Literal["local", "openai", "transformers"] = "local"
+    """Where the model runs: local (this engine), openai (a server with OpenAI's interface, see
+    server_url) or transformers (plain generate: slow, a reference). docs/engines.md."""
+    server_url: str = ""
+    """Address of the server, https://host or http://host:port; /v1 is added where no path is given."""
+    server_model: str = ""
+    """The model's name at the server; empty: the only one it has."""
+    server_key: SecretStr | None = None
+    """The server's API key; better kept in a file."""
+    server_key_file: Path | None = None
+    """File that holds the key."""
+    server_cafile: Path | None = None
+    """Certificate authorities (PEM) the server is checked against; default: those of certifi."""
+    server_timeout_s: float = Field(120.0, gt=0)
+    """Seconds one answer of the server may take."""
+    server_attempts: int = Field(6, ge=1, le=100)
+    """How often one request is sent before the server counts as away."""
+    server_openings: Literal["auto", "continue", "ask"] = "auto"
+    """How an answer gets its first words: the server continues a begun one, or is asked for them. auto:
+    as known servers do it."""
+    server_extra: dict[str, Any] = {}
+    """Further fields of every request, such as chat_template_kwargs. JSON in the environment."""
+
     model: str = Field("qwen2.5-coder-1.5b", min_length=1)
     """Model alias, hub name, folder or GGUF file."""
     model_sha256: str = ""
@@ -286,7 +309,7 @@ class Settings(BaseSettings):
     @field_validator(
         *("cache", "gguf_dir", "http_token_file", "sasl_password_file", "ssl_cafile"),
         *("input_schema_file", "input_schema_registry_cafile"),
-        "input_schema_registry_password_file",
+        *("input_schema_registry_password_file", "server_key_file", "server_cafile"),
     )
     @classmethod
     def _expand_home(cls, value: Path | None) -> Path | None:
@@ -302,7 +325,10 @@ class Settings(BaseSettings):
     def _read_secrets(cls, values: dict[str, Any]) -> dict[str, Any]:
         """A secret's file stands for the secret; it is read here, once."""
         values = dict(values)
-        for name in ("sasl_password", "http_token", "input_schema_registry_password"):
+        for name in (
+            *("sasl_password", "http_token", "input_schema_registry_password"),
+            "server_key",
+        ):
             path = values.get(f"{name}_file")
             if not path:
                 continue
@@ -332,7 +358,16 @@ class Settings(BaseSettings):
             raise ValueError(f"ssl_cafile: no such file: {self.ssl_cafile}")
         self._check_login()
         self._check_registry()
+        self._check_server()
         return self
+
+    def _check_server(self) -> None:
+        if self.backend == "openai" and not self.server_url:
+            raise ValueError("backend openai needs server_url")
+        if self.backend != "openai" and (self.server_url or self.server_key):
+            raise ValueError("server_url and server_key are for backend openai")
+        if self.backend == "openai" and self.operator.draft_model:
+            raise ValueError("operator.draft_model: a server makes drafts of its own")
 
     def _check_registry(self) -> None:
         if self.input_schema_registry and self.input_schema_file:

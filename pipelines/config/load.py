@@ -45,6 +45,7 @@ OTHER_NAMES = ("LONGSTREAM_CONFIG", "LONGSTREAM_REQUIRE_KAFKA", "LONGSTREAM_REQU
 _UNSHOWN = (
     *("snapshot_url", "offload_url", "http_token", "sasl_password", "bootstrap"),
     *("input_schema_registry", "input_schema_registry_password"),
+    *("server_url", "server_key", "server_extra"),
 )
 _MISSING = object()
 

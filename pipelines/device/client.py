@@ -27,7 +27,7 @@ from pipelines.observability.telemetry import Beat
 
 _ERRORS: dict[str, type[Exception]] = {"config": ConfigError, "model": ModelError}
 TEST_OPERATOR = "LONGSTREAM_TEST_OPERATOR"
-_SECRET_PREFIXES = ("LONGSTREAM_SASL_", "LONGSTREAM_SSL_", "LONGSTREAM_HTTP_")
+_SECRET_PREFIXES = tuple(f"LONGSTREAM_{kind}_" for kind in ("SASL", "SSL", "HTTP", "SERVER"))
 
 
 def test_operator_named() -> bool:

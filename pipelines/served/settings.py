@@ -1,0 +1,75 @@
+"""Which server answers, and how patiently it is asked."""
+
+from __future__ import annotations
+
+import ipaddress
+import urllib.parse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from operators.errors import ConfigError
+from pipelines.config.fields import Settings
+
+OPENINGS = ("auto", "continue", "ask")
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """See the settings ``server_…`` in :mod:`pipelines.config.fields`. Raises ConfigError."""
+
+    url: str
+    model: str = ""
+    key: str = field(default="", repr=False)
+    cafile: str = ""
+    timeout_s: float = 120.0
+    attempts: int = 6
+    openings: str = "auto"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError("server_url: expected http://host:port or https://host")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ConfigError("server_url: no login and no query in it; the key is server_key_file")
+        if self.key and parts.scheme == "http" and not _loopback(parts.hostname):
+            raise ConfigError("server_url: a key goes over https only")
+        if self.cafile and not Path(self.cafile).is_file():
+            raise ConfigError(f"server_cafile: no such file: {self.cafile}")
+
+    @property
+    def base(self) -> str:
+        """The address in front of ``/chat/completions``: with ``/v1``, unless a path was given."""
+        parts = urllib.parse.urlsplit(self.url)
+        return urllib.parse.urlunsplit(parts._replace(path=parts.path.rstrip("/") or "/v1"))
+
+    @property
+    def host(self) -> str:
+        return urllib.parse.urlsplit(self.url).netloc
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def server_settings(settings: Settings) -> ServerSettings | None:
+    """The server of ``backend = "openai"``; None for another backend. Raises ConfigError."""
+    if settings.backend != "openai":
+        return None
+    key = settings.server_key
+    return ServerSettings(
+        url=settings.server_url,
+        model=settings.server_model,
+        key=key.get_secret_value() if key else "",
+        cafile=str(settings.server_cafile or ""),
+        timeout_s=settings.server_timeout_s,
+        attempts=settings.server_attempts,
+        openings=settings.server_openings,
+        extra=settings.server_extra,
+    )
