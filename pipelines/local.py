@@ -23,12 +23,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from operators.config import OperatorConfig
+from operators.errors import ConfigError
 from operators.model.loader import DecoderModel
 from operators.stream_operator import StreamOperator
 from operators.tasks.base import Task
 from pipelines import models
 from pipelines.device.calibration import load_calibrated, measured_costs
+from pipelines.served.load import load_text_model, served_operator
+from pipelines.served.settings import ServerSettings
 from pipelines.storage.idle import idle_store
+
+BACKENDS = ("local", "openai", "transformers")
 
 
 def load_operator(
@@ -39,20 +44,39 @@ def load_operator(
     model_sha256: str = "",
     draft_model_sha256: str = "",
     tasks: Sequence[Task] = (),
+    backend: str = "local",
+    server: ServerSettings | None = None,
     **settings: Any,
 ) -> StreamOperator:
     """An operator on ``model`` (whatever ``longstream model pull`` takes), ready for streams.
+
+    ``backend``: local (this engine), transformers (plain ``generate``) or openai (a ``server``,
+    docs/engines.md).
 
     ``settings`` are those of OperatorConfig, ``tasks`` further tasks beside the built-in ones.
     ``model_sha256``: digest of a model that is no alias, as ``longstream model sha256`` prints it;
     required for one of a model hub. ``draft_model_sha256``: the same for ``draft_model``.
     ``offload_url``: a folder or object store (fsspec) for the KV of idle streams beyond
     ``host_streams``. Measures the model's costs on this machine on first use (some seconds).
-    Raises ModelError or ConfigError.
+    Raises ModelError or ConfigError, or DeviceError when a server is away.
     """
     config = OperatorConfig.from_dict(settings)
     pin = models.Pin(model_sha256, "model_sha256")
     draft_pin = models.Pin(draft_model_sha256, "draft_model_sha256")
+    if backend not in BACKENDS:
+        raise ConfigError(f"backend={backend!r}: one of {', '.join(BACKENDS)}")
+    if backend != "local":
+        here = backend == "transformers"
+        drafts = here and config.draft_model
+        text = load_text_model(
+            None if here else server,
+            config,
+            name=model,
+            folder=models.resolve(model, pin=pin) if here else None,
+            draft=models.resolve(config.draft_model, pin=draft_pin) if drafts else None,
+            device=device,
+        )
+        return served_operator(text, config, tasks=tasks)
     loaded = _load(model, config, device, pin)
     draft = _load(config.draft_model, config, device, draft_pin) if config.draft_model else None
     return StreamOperator(

@@ -48,6 +48,13 @@ def run(
         str | None, typer.Option(help="Stream id; default: the one in the lines, or file name.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="local, openai (a server) or transformers.")
+    ] = "local",
+    server_url: Annotated[
+        str, typer.Option(help="The server; its key is LONGSTREAM_SERVER_KEY_FILE.")
+    ] = "",
+    server_model: Annotated[str, typer.Option(help="The model's name at the server.")] = "",
     resume: Annotated[
         Path | None, typer.Option(help="Go on from this snapshot (its stream only).")
     ] = None,
@@ -62,12 +69,16 @@ def run(
     reader = Bad("run")
     with complaints("run"):
         from pipelines.local import load_operator  # imports torch
+        from pipelines.served.settings import chosen_server
 
-        typer.echo(f"loading {model} …", err=True)
+        server = chosen_server(backend, server_url, server_model)
+        typer.echo(f"loading {server.url if server else model} …", err=True)
         operator = load_operator(
             model,
             model_sha256=model_sha256.lower(),
             device=device,
+            backend=backend,
+            server=server,
             window=window,
             update_tokens=min(update_tokens, window),
             targets=tuple(code for code in translate.split(",") if code),

@@ -14,10 +14,12 @@ from operators.config import OperatorConfig
 from operators.errors import ModelError
 from operators.model.loader import DecoderModel
 from operators.observer import Observer
+from operators.served_operator import ServedOperator
 from operators.stream_operator import StreamOperator
 from pipelines import models
 from pipelines.device import memory, protocol
 from pipelines.device.calibration import load_calibrated, measured_costs
+from pipelines.served.load import load_text_model, served_operator
 from pipelines.storage.idle import idle_store
 
 PROGRESS_SECONDS = 5.0
@@ -33,9 +35,12 @@ def load_operator(
 ) -> tuple[StreamOperator, protocol.Ready]:
     """Find (fetch, convert) the model, load it, allocate the cache.
 
-    Raises ModelError or ConfigError.
+    Raises ModelError or ConfigError, or DeviceError when a server is away.
     """
     started = time.monotonic()
+    if load.backend != "local":
+        served = _load_served(load, config, observer, progress)
+        return served, describe(served, time.monotonic() - started)
     draft_name = config.draft_model
     pin = models.Pin(load.model_sha256, "model_sha256", "always")
     draft_pin = models.Pin(load.draft_model_sha256, "draft_model_sha256", "always")
@@ -55,6 +60,32 @@ def load_operator(
         store=idle_store(load.offload_url, load.again),
     )
     return operator, describe(operator, time.monotonic() - started)
+
+
+def _load_served(
+    load: protocol.Load,
+    config: OperatorConfig,
+    observer: Observer,
+    progress: Callable[[str], None],
+) -> ServedOperator:
+    """The operator on a server, or on transformers."""
+    folder = draft = None
+    if load.server is None:
+        pin = models.Pin(load.model_sha256, "model_sha256", "always")
+        draft_pin = models.Pin(load.draft_model_sha256, "draft_model_sha256", "always")
+        folder = _find(load.model, load, pin, progress)
+        if config.draft_model:
+            draft = _find(config.draft_model, load, draft_pin, progress)
+    text = load_text_model(
+        load.server,
+        config,
+        name=load.model,
+        folder=folder,
+        draft=draft,
+        device=load.device,
+        say=progress,
+    )
+    return served_operator(text, config, observer=observer)
 
 
 def _find(name: str, load: protocol.Load, pin: models.Pin, progress: Callable[[str], None]) -> Path:
@@ -122,7 +153,9 @@ def describe(operator: StreamOperator, seconds: float) -> protocol.Ready:
     """The report that says what was loaded and what it costs."""
     model, slots = operator.model, operator.config.slots
     per_stream, draft = operator.bytes_per_stream, operator.config.draft_model
-    loaded = f"loaded in {seconds:.1f} s, {weights(model)}"
+    served = isinstance(operator, ServedOperator)
+    what = "the model runs elsewhere" if served else weights(model)
+    loaded = f"loaded in {seconds:.1f} s, {what}"
     return protocol.Ready(
         model=model.name,
         device=str(model.device),

@@ -12,6 +12,7 @@ import msgspec
 from operators.events import Segment
 from operators.state import Emission, SessionState
 from pipelines.observability.telemetry import Beat
+from pipelines.served.settings import ServerSettings
 
 MAX_FRAME_BYTES = 64 << 20
 
@@ -23,6 +24,9 @@ class Load(msgspec.Struct, tag="load", kw_only=True):
     """Load the model; answered by :class:`Ready` or :class:`Fatal`. ``config`` is OperatorConfig."""
 
     model: str
+    backend: str = "local"
+    server: ServerSettings | None = None
+    """Where the model is, for backend openai. With its key: never printed."""
     device: str = "auto"
     config: dict[str, object] = {}
     gguf_dir: str | None = None

@@ -173,6 +173,8 @@ DEVICE_SPECS = (
         "Parts of streams' own settings that are unknown or too large and were left out.",
         "field",
     ),
+    _device("counter", "server_requests", "Requests to the server that has the model.", "result"),
+    _device("gauge", "server_trouble", "1 from a failed request to the next good one.", "reason"),
     _device("counter", "observations_dropped", "Values lost because a beat was full."),
     _device("gauge", "active_streams", "Streams that are open."),
     _device("gauge", "resident_streams", "Streams whose KV cache is in device memory."),

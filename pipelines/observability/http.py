@@ -52,6 +52,8 @@ class Readiness:
     stopping: bool = False
     kafka_away: str | None = None
     """In words, that no broker answers; None while one does."""
+    server_troubles: set[str] = field(default_factory=set)
+    """What is wrong with the server that has the model, since its last good answer."""
     _in_flight: int = field(default=0, init=False, repr=False)
     _last_progress: float = field(default=0.0, init=False, repr=False)
 
@@ -77,6 +79,10 @@ class Readiness:
         """No broker answers, in words; None when one does again."""
         self.kafka_away = away
 
+    def server(self, reason: str, bad: bool) -> None:
+        """Trouble with the model's server began or ended."""
+        (self.server_troubles.add if bad else self.server_troubles.discard)(reason)
+
     def __call__(self) -> Mapping[str, Check]:
         quiet = self.clock() - self._last_progress
         moving = self.in_flight == 0 or quiet <= self.stall_seconds
@@ -84,7 +90,7 @@ class Readiness:
         return {
             "kafka": Check(self.kafka_away is None, self.kafka_away or "answers"),
             "assigned": Check(self.partitions is not None, self._assigned()),
-            "model": Check(self.model is not None, self.model or "not loaded"),
+            "model": self._model_check(),
             "progress": Check(moving, f"{state}, last progress {quiet:.1f} s ago"),
             "running": Check(not self.stopping, "stopping" if self.stopping else "running"),
         }
@@ -93,6 +99,11 @@ class Readiness:
         if self.partitions is None:
             return "not in the consumer group yet"
         return f"{self.partitions} partitions" if self.partitions else "standby, no partitions"
+
+    def _model_check(self) -> Check:
+        if self.server_troubles:
+            return Check(False, f"its server: {', '.join(sorted(self.server_troubles))}")
+        return Check(self.model is not None, self.model or "not loaded")
 
 
 class HttpServer:

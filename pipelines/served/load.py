@@ -60,12 +60,17 @@ def served_operator(
     tasks: Sequence[Task] = (),
     closes_model: bool = True,
 ) -> ServedOperator:
-    """``config``'s draft model, if any, is the text model's own business."""
-    return ServedOperator(
-        ServedModel(text),
-        replace(config, draft_model="", drafter="none"),
-        clock=time.monotonic,
-        observer=observer,
-        tasks=tasks,
-        closes_model=closes_model,
-    )
+    """``config``'s draft model, if any, is the text model's own business. Raises ConfigError."""
+    try:
+        return ServedOperator(
+            ServedModel(text),
+            replace(config, draft_model="", drafter="none"),
+            clock=time.monotonic,
+            observer=observer,
+            tasks=tasks,
+            closes_model=closes_model,
+        )
+    except BaseException:
+        if closes_model:
+            text.close()
+        raise

@@ -27,7 +27,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeVar
 
 import httpx
@@ -50,13 +50,26 @@ UNLISTED = 1e-4
 """Weight of a choice that is not among the most likely tokens."""
 CHOSEN = 0.9
 """Weight of the choice a server made that gives no probabilities."""
-CONTINUES = {
-    "vllm": {"continue_final_message": True, "add_generation_prompt": False},
-    "sglang": {"continue_final_message": True},
-    "llamacpp": {},
-    "library": {},  # Ollama
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What one kind of server takes beyond OpenAI's interface. ``going_on``: fields with which it goes
+    on with a begun answer, None if it does not. ``counting``: fields with which a stream of events says
+    its token counts before its end, which is often cut off."""
+
+    going_on: dict[str, Any] | None = None
+    counting: dict[str, Any] = field(default_factory=dict)
+
+
+_COUNTED = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+KINDS = {
+    "vllm": Kind({"continue_final_message": True, "add_generation_prompt": False}, _COUNTED),
+    "sglang": Kind({"continue_final_message": True}, _COUNTED),
+    "llamacpp": Kind({}, {"timings_per_token": True}),
+    "library": Kind({}),  # Ollama
 }
-"""What makes a server go on with a begun answer, by ``owned_by`` of its models."""
+"""By ``owned_by`` of their models."""
 
 
 class Trouble(Exception):
@@ -74,8 +87,7 @@ class Abilities:
     model: str
     names: frozenset[str]
     """Names its answers may bear."""
-    continues: dict[str, Any] | None = None
-    """Fields that make it go on with a begun answer; None: it does not."""
+    kind: Kind = field(default_factory=Kind)
     logprobs: bool = False
     schema: bool = False
     """It takes a JSON schema for the answer."""
@@ -173,7 +185,7 @@ class OpenAIServer:
             if self._able.logprobs:
                 break
         how = "logprobs" if self._able.logprobs else "a schema" if self._able.schema else "text"
-        begun = "continued" if self._able.continues is not None else "asked for in words"
+        begun = "continued" if self._able.kind.going_on is not None else "asked for in words"
         self._say(
             f"server {self._settings.host}: {self.name}, context {self.context or 'unknown'}, "
             f"choices by {how}, begun answers are {begun}"
@@ -265,7 +277,8 @@ class OpenAIServer:
         self._notes.append((kind, name, value, labels))
 
     async def _text(self, request: TextRequest) -> TextAnswer:
-        body = self._body(request) | {"stream": True, "stream_options": {"include_usage": True}}
+        usual = {"stream": True, "stream_options": {"include_usage": True}}
+        body = self._body(request) | usual | self._able.kind.counting
         reading = _Reading(request, time.monotonic())
         async with self._client.stream("POST", "/chat/completions", json=body) as response:
             if response.status_code != 200:
@@ -359,9 +372,9 @@ class OpenAIServer:
         messages = [{"role": role, "content": text} for role, text in request.messages]
         opening = request.opening.strip()
         body: dict[str, Any] = {"model": self._able.model, "max_tokens": request.max_tokens}
-        if opening and self._able.continues is not None:
+        if opening and self._able.kind.going_on is not None:
             messages.append({"role": "assistant", "content": opening})
-            body |= self._able.continues
+            body |= self._able.kind.going_on
         elif opening and messages:
             last = messages[-1]
             messages[-1] = last | {"content": f"{last['content']}\nBegin with: {opening}"}
@@ -421,11 +434,11 @@ def _abilities(settings: ServerSettings, found: Mapping[str, dict[str, Any]]) ->
         raise ModelError(f"server {settings.host} has no model {model!r}; it has: {listed}")
     entry = found[model]
     names = {model, entry.get("id"), entry.get("root"), *_strings(entry.get("aliases"))}
-    continues = CONTINUES.get(str(entry.get("owned_by")))
+    kind = KINDS.get(str(entry.get("owned_by")), Kind())
     if settings.openings != "auto":
-        usual = {} if continues is None else continues
-        continues = usual if settings.openings == "continue" else None
-    return Abilities(model, frozenset(n for n in names if isinstance(n, str)), continues)
+        going_on = (kind.going_on or {}) if settings.openings == "continue" else None
+        kind = replace(kind, going_on=going_on)
+    return Abilities(model, frozenset(n for n in names if isinstance(n, str)), kind)
 
 
 def _context(entry: Mapping[str, Any]) -> int | None:
@@ -466,8 +479,11 @@ def _made(reading: _Reading) -> TextAnswer:
     return TextAnswer(
         text=_without(reading.request.opening.strip(), reading.text),
         finish_reason=reading.finish,
-        prompt_tokens=_count(usage, "prompt_tokens"),
-        output_tokens=_count(usage, "completion_tokens") or reading.deltas,
+        prompt_tokens=_count(usage, "prompt_tokens")
+        or _count(timings, "prompt_n") + _count(timings, "cache_n"),
+        output_tokens=_count(usage, "completion_tokens")
+        or _count(timings, "predicted_n")
+        or reading.deltas,
         drafted=_count(timings, "draft_n"),
         accepted=_count(timings, "draft_n_accepted"),
         first_token_s=(reading.first_at or now) - reading.began,

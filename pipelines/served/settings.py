@@ -58,6 +58,17 @@ def _loopback(host: str) -> bool:
         return False
 
 
+def chosen_server(backend: str, url: str = "", model: str = "") -> ServerSettings | None:
+    """The server of a command's options; what they leave open, its key above all, comes from the
+    environment and the configuration file. None for another backend. Raises ConfigError."""
+    if backend != "openai":
+        return None
+    from pipelines.config.load import load_settings
+
+    found = load_settings(backend=backend, server_url=url or None, server_model=model or None)
+    return server_settings(found)
+
+
 def server_settings(settings: Settings) -> ServerSettings | None:
     """The server of ``backend = "openai"``; None for another backend. Raises ConfigError."""
     if settings.backend != "openai":

@@ -31,6 +31,8 @@ from pipelines.kafka.transport import make_faust_app
 from pipelines.observability.http import HttpServer, Readiness, serve
 from pipelines.observability.metrics import Metrics
 from pipelines.observability.tracing import make_tracing
+from pipelines.observability.telemetry import Beat, decode_key
+from pipelines.served.settings import server_settings
 from pipelines.wire.decoding import prepare, schemas_of
 from pipelines.worker import exit_codes
 from pipelines.worker.assignment import Assignment
@@ -119,6 +121,8 @@ class Worker:
         settings = self._settings
         load = protocol.Load(
             model=settings.model,
+            backend=settings.backend,
+            server=server_settings(settings),
             device=settings.device,
             config=settings.operator.to_dict(),
             gguf_dir=str(settings.gguf_dir) if settings.gguf_dir else None,
@@ -134,7 +138,7 @@ class Worker:
         def client() -> DeviceClient:
             return DeviceClient(
                 self._on_emission,
-                self._metrics.apply_beat,
+                self._on_beat,
                 lambda message: log.info("model: %s", message),
                 self._on_refused,
                 threads=settings.threads,
@@ -152,9 +156,17 @@ class Worker:
             on_ready=self._on_ready,
         )
 
+    def _on_beat(self, beat: Beat) -> None:
+        self._metrics.apply_beat(beat)
+        for key, value in beat.gauges.items():
+            name, labels = decode_key(key)
+            if name == "server_trouble":
+                self._readiness.server(labels.get("reason", ""), bool(value))
+
     def _on_ready(self, ready: protocol.Ready | None) -> None:
         """The device has loaded its model; None when the device is down."""
         self._readiness.model = ready.model if ready else None
+        self._readiness.server_troubles.clear()
         if ready is None:
             return
         log.info(

@@ -19,6 +19,7 @@ from operators.cache.batch import Row
 from operators.cache.kv_cache import KvLayout
 from operators.errors import ConfigError
 from operators.model.loader import DecoderModel
+from operators.model.served import Message, TextModel, TextRequest, TextTokenizer
 
 SINKS, BLOCK = 4, 256
 Template = Callable[[str], list[int]]
@@ -106,6 +107,26 @@ class EngineBackend:
                 break
             logits = model.forward("decode", self._cache, [Row(slot, [token], num_logits=1)])
         return len(prompt) - kept, output
+
+
+class ServedBackend:
+    """A model that runs elsewhere, or in transformers: one message, one answer."""
+
+    def __init__(self, text: TextModel) -> None:
+        self.name, self._text = text.name, text
+        self._tokenizer = TextTokenizer()
+
+    def count(self, text: str) -> int:
+        """Estimated: the server's tokenizer is not known."""
+        return len(self._tokenizer.encode(text))
+
+    def reply(self, message: str, max_tokens: int) -> Reply:
+        began = time.perf_counter()
+        answer = self._text.submit(
+            TextRequest((Message("user", message),), "", max_tokens)
+        ).result()
+        took = time.perf_counter() - began
+        return Reply(answer.text.strip(), answer.prompt_tokens, answer.output_tokens, took)
 
 
 class LlamaCppBackend:

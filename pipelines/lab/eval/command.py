@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.console import Console
 from operators.errors import ConfigError, LongstreamError
 from pipelines.lab.benchmarks.harness import Run, measure, set_threads
 from pipelines.lab.eval.output import finish, show, speaker
+
+if TYPE_CHECKING:
+    from pipelines.lab.eval.engine import Engine
 
 app = typer.Typer(
     help="Measure summaries, remembered facts and translations, beside other uses of the same model.",
@@ -29,6 +32,14 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting of the operator, NAME=VALUE; repeatable."),
 ]
+BackendName = Annotated[
+    str, typer.Option("--backend", help="local, openai (a server) or transformers.")
+]
+ServerUrl = Annotated[
+    str,
+    typer.Option(help="The server; `llamacpp` starts llama.cpp's on the same GGUF file."),
+]
+ServerModel = Annotated[str, typer.Option(help="The model's name at the server.")]
 Threads = Annotated[int, typer.Option(help="torch threads; at most the cores.")]
 MODEL = "qwen2.5-coder-1.5b"
 TRANSLATION_FIGURES: tuple[str, ...] = (
@@ -85,6 +96,26 @@ def _settings(given: list[str] | None, dtype: str) -> dict[str, Any]:
     return found
 
 
+class Backend(NamedTuple):
+    """The options that say where the model runs."""
+
+    name: str
+    server_url: str
+    server_model: str
+
+
+def _engine(
+    model: str, settings: dict[str, Any], backend: Backend, say: Callable[[str], None]
+) -> Engine:
+    from pipelines.lab.eval.engine import load_engine, load_served_engine
+    from pipelines.lab.llamacpp_server import server_for
+
+    if backend.name == "local":
+        return load_engine(model, settings, say)
+    server = server_for(*backend, model=model, streams=1)
+    return load_served_engine(model, backend.name, server, settings, say)
+
+
 def _run(
     name: str,
     model: str,
@@ -137,17 +168,21 @@ def translation(
     json_file: JsonFile = None,
     plots: Plots = None,
     threads: Threads = 2,
+    backend: BackendName = "local",
+    server_url: ServerUrl = "",
+    server_model: ServerModel = "",
 ) -> None:
     """Translations: chrF, BLEU, latency, stability, and what is plainly wrong with them."""
 
     def work(say: Callable[[str], None]) -> dict[str, Any]:
         from pipelines import models
         from pipelines.lab.eval import translation as evaluation
-        from pipelines.lab.eval.engine import load_engine
         from pipelines.lab.eval.parallel import find_corpora
 
         corpora = find_corpora(data, _split(pairs), _split(sets), sentences)
-        engine = load_engine(model, _settings(setting, dtype), say)
+        engine = _engine(
+            model, _settings(setting, dtype), Backend(backend, server_url, server_model), say
+        )
         wanted = _split(sides)
         job = evaluation.Job(
             corpora=corpora,
@@ -204,12 +239,14 @@ def summaries(
     json_file: JsonFile = None,
     plots: Plots = None,
     threads: Threads = 2,
+    backend: BackendName = "local",
+    server_url: ServerUrl = "",
+    server_model: ServerModel = "",
 ) -> None:
     """Summaries: ROUGE, points covered, grounding, repetition, stability, cost."""
 
     def work(say: Callable[[str], None]) -> dict[str, Any]:
         from pipelines.lab.eval import summaries as evaluation
-        from pipelines.lab.eval.engine import load_engine
         from pipelines.lab.eval.meetings import read_meetings
         from pipelines.lab.eval.summary_sides import Bounds
 
@@ -220,7 +257,9 @@ def summaries(
             bounds=Bounds(window, answer, context),
         )
         settings = {"window": window, **_settings(setting, dtype)}
-        return evaluation.run(load_engine(model, settings, say), job, say)
+        return evaluation.run(
+            _engine(model, settings, Backend(backend, server_url, server_model), say), job, say
+        )
 
     def table(result: dict[str, Any]) -> None:
         show(f"{', '.join(_heard(result))} ({result['weights']})", result["sides"], SUMMARY_FIGURES)
@@ -258,12 +297,14 @@ def facts(
     json_file: JsonFile = None,
     plots: Plots = None,
     threads: Threads = 2,
+    backend: BackendName = "local",
+    server_url: ServerUrl = "",
+    server_model: ServerModel = "",
 ) -> None:
     """Memory: facts planted into transcripts, kept, superseded, owned, and answered."""
 
     def work(say: Callable[[str], None]) -> dict[str, Any]:
         from pipelines.lab.eval import facts as evaluation
-        from pipelines.lab.eval.engine import load_engine
         from pipelines.lab.eval.meetings import read_meetings
         from pipelines.lab.eval.plants import plant, read_sheet
         from pipelines.lab.eval.summaries import Job
@@ -278,7 +319,12 @@ def facts(
             bounds=Bounds(window, answer, context),
         )
         settings = {"window": window, **_settings(setting, dtype)}
-        return evaluation.run(load_engine(model, settings, say), planted, job, say)
+        return evaluation.run(
+            _engine(model, settings, Backend(backend, server_url, server_model), say),
+            planted,
+            job,
+            say,
+        )
 
     def table(result: dict[str, Any]) -> None:
         show(f"{', '.join(_heard(result))} ({result['weights']})", result["sides"], FACT_FIGURES)

@@ -11,12 +11,21 @@ from typing import Any
 
 from operators.config import OperatorConfig
 from operators.model.loader import DecoderModel
+from operators.model.served import ServedModel, TextModel
 from operators.observer import Observer
 from operators.stream_operator import StreamOperator
 from pipelines import models
 from pipelines.device.calibration import load_calibrated, measured_costs
 from pipelines.lab.benchmarks.harness import TOY
-from pipelines.lab.eval.backends import EngineBackend, Template, hub_template
+from pipelines.lab.eval.backends import (
+    Backend,
+    EngineBackend,
+    ServedBackend,
+    Template,
+    hub_template,
+)
+from pipelines.served.load import load_text_model, served_operator
+from pipelines.served.settings import ServerSettings
 
 
 class Spent(Observer):
@@ -62,7 +71,7 @@ class Engine:
         finally:
             operator.close()
 
-    def backend(self, context: int) -> EngineBackend:
+    def backend(self, context: int) -> Backend:
         """The same weights behind a plain prompt."""
         return EngineBackend(self.model, self.template, context)
 
@@ -84,3 +93,54 @@ def load_engine(name: str, settings: dict[str, Any], say: Callable[[str], None])
     folder = models.resolve(name)
     model = load_calibrated(folder, config, models.default_cache(), name=name, say=say)
     return Engine(name, model, hub_template(folder), settings)
+
+
+# --- another backend -------------------------------------------------------------------------------
+
+
+@dataclass
+class ServedEngine(Engine):
+    """The product on a model that runs elsewhere, and the same model behind plain prompts."""
+
+    @property
+    def text(self) -> TextModel:
+        assert isinstance(self.model, ServedModel)
+        return self.model.text
+
+    @contextmanager
+    def operator(self, **settings: Any) -> Iterator[tuple[StreamOperator, Spent]]:
+        config = OperatorConfig.from_dict({**self.settings, **settings})
+        spent = Spent()
+        operator = served_operator(self.text, config, observer=spent, closes_model=False)
+        try:
+            yield operator, spent
+        finally:
+            operator.close()
+
+    def backend(self, context: int) -> Backend:
+        return ServedBackend(self.text)
+
+    @property
+    def weights(self) -> str:
+        return self.text.identity
+
+
+def load_served_engine(
+    name: str,
+    backend: str,
+    server: ServerSettings | None,
+    settings: dict[str, Any],
+    say: Callable[[str], None],
+) -> ServedEngine:
+    """``backend``: openai or transformers. Raises ModelError, ConfigError or DeviceError."""
+    settings = {key: value for key, value in settings.items() if key != "dtype_decode"}
+    config = OperatorConfig.from_dict(settings)
+    here = backend == "transformers"
+    draft = models.resolve(config.draft_model) if here and config.draft_model else None
+    folder = models.resolve(name) if here else None
+    text = load_text_model(server, config, name=name, folder=folder, draft=draft, say=say)
+
+    def template(message: str) -> list[int]:
+        raise NotImplementedError("a served model fills its own template")
+
+    return ServedEngine(text.name, ServedModel(text), template, settings)

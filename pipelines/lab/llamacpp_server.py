@@ -1,0 +1,45 @@
+"""llama.cpp's own HTTP server in this process (``xllamacpp``): a real server to measure against."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from operators.errors import ConfigError
+from pipelines import models
+from pipelines.served.settings import ServerSettings, chosen_server
+
+HERE = "llamacpp"
+CONTEXT = 4096
+"""Tokens of one answer's prompt and output."""
+_SERVERS: list[Any] = []
+"""They live as long as the process."""
+
+
+def serve(file: Path, *, parallel: int = 4, context: int = CONTEXT, threads: int = 1) -> str:
+    """Serve a GGUF file on a free port of the loopback; returns the address. Raises ConfigError where
+    the package is missing."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise ConfigError("llama.cpp is not installed: pip install 'longstream[peers]'")
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(file)
+    params.n_ctx, params.n_parallel = context * parallel, parallel
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.port, params.verbosity, params.warmup = 0, 0, False
+    _SERVERS.append(xllamacpp.Server(params))
+    return str(_SERVERS[-1].listening_address)
+
+
+def server_for(
+    backend: str, url: str, name: str, *, model: str, streams: int, threads: int = 0
+) -> ServerSettings | None:
+    """The server of a command's options; ``llamacpp`` as its address starts one on ``model``'s file."""
+    if url == HERE:
+        import torch
+
+        file = models.gguf_file(model)
+        url = serve(file, parallel=4 * streams, threads=threads or torch.get_num_threads())
+    return chosen_server(backend, url, name)
