@@ -21,7 +21,7 @@ from operators.engine.task_run import MakeGeneration
 from operators.engine.task_runner import TaskRunner
 from operators.errors import SegmentError
 from operators.events import Usage
-from operators.model.served import ServedModel, TextAnswer, TextRequest, conversation
+from operators.model.served import Form, ServedModel, TextAnswer, TextRequest, conversation
 from operators.observer import Observer
 from operators.tasks.base import Ask
 
@@ -90,6 +90,7 @@ class ServedTaskRunner(TaskRunner):
             messages=messages,
             opening=opening,
             max_tokens=ask.max_tokens,
+            form=Form(ask.grammar.kind, ask.grammar.text) if ask.grammar is not None else None,
             choices=tuple(tokenizer.decode([token]) for token in ask.choices),
             sampling=self._config.sampling(kind),
         )

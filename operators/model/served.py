@@ -38,16 +38,25 @@ class Message(NamedTuple):
     text: str
 
 
+class Form(NamedTuple):
+    """A grammar for an answer: see :class:`operators.decoding.constraints.Grammar`."""
+
+    kind: str
+    text: str
+
+
 @dataclass(frozen=True)
 class TextRequest:
     """One answer wanted. ``opening``: words the answer is made to begin with; they are not part of what
-    comes back. ``ends``: whether an output is complete. ``choices``: texts to be weighed as the
-    beginning of the answer; nothing else is generated then. Safe to use from another thread."""
+    comes back. ``ends``: whether an output is complete. ``form``: what the answer may be. ``choices``:
+    texts to be weighed as the beginning of the answer; nothing else is generated then. Safe to use from
+    another thread."""
 
     messages: tuple[Message, ...]
     opening: str
     max_tokens: int
     ends: Callable[[str], bool] = lambda text: False
+    form: Form | None = None
     choices: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
 
@@ -160,7 +169,7 @@ class ServedModel(DecoderModel):
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.dtypes = {"prefill": "served", "decode": "served"}
         self.shape = KvShape(layers=1, kv_heads=1, head_dim=0)
-        self.max_context = text.context or 2**31
+        self.max_context, self.vocab_size = text.context or 2**31, 0
         self._networks = {}
         self._fingerprint = hashlib.sha256(text.identity.encode()).hexdigest()[:16]
 

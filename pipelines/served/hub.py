@@ -17,6 +17,7 @@ import torch
 from operators.errors import ModelError
 from operators.model.served import TextAnswer, TextRequest
 from operators.observer import Observer
+from pipelines.served.forms import within
 
 
 class TransformersModel:
@@ -60,7 +61,7 @@ class TransformersModel:
             **how,
         )
         made = out[0, ids.shape[1] :]
-        text = self._tokenizer.decode(made, skip_special_tokens=True)
+        text = within(self._tokenizer.decode(made, skip_special_tokens=True), request.form)
         full = len(made) >= request.max_tokens and not request.ends(text)
         ended = int(made[-1]) in stop.ends_with if len(made) else True
         return TextAnswer(

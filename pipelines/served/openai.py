@@ -35,6 +35,8 @@ import httpx
 from operators.errors import ConfigError, DeviceError, LongstreamError, ModelError, SegmentError
 from operators.model.served import TextAnswer, TextRequest
 from operators.observer import Observer
+from pipelines.served import forms
+from pipelines.served.forms import Limit
 from pipelines.served.settings import ServerSettings
 
 T = TypeVar("T")
@@ -87,6 +89,7 @@ class Abilities:
     model: str
     names: frozenset[str]
     """Names its answers may bear."""
+    owner: str = ""
     kind: Kind = field(default_factory=Kind)
     logprobs: bool = False
     schema: bool = False
@@ -100,6 +103,7 @@ class _Reading:
     request: TextRequest
     began: float
     text: str = ""
+    limit: Limit | None = None
     deltas: int = 0
     first_at: float = 0.0
     finish: str = ""
@@ -279,7 +283,8 @@ class OpenAIServer:
     async def _text(self, request: TextRequest) -> TextAnswer:
         usual = {"stream": True, "stream_options": {"include_usage": True}}
         body = self._body(request) | usual | self._able.kind.counting
-        reading = _Reading(request, time.monotonic())
+        limit = Limit(request.form) if request.form is not None else None
+        reading = _Reading(request, time.monotonic(), limit=limit)
         async with self._client.stream("POST", "/chat/completions", json=body) as response:
             if response.status_code != 200:
                 content = await _bounded(response)
@@ -287,7 +292,8 @@ class OpenAIServer:
             if "text/event-stream" not in response.headers.get("content-type", ""):
                 found = _json(await _bounded(response))
                 self._check_model(found)
-                reading.text, reading.finish = _content(found), _finish(found)
+                _extend(reading, _content(found))
+                reading.finish = reading.finish or _finish(found)
                 reading.usage = _mapping(found.get("usage"))
             else:
                 async for event in _events(response):
@@ -380,6 +386,8 @@ class OpenAIServer:
             messages[-1] = last | {"content": f"{last['content']}\nBegin with: {opening}"}
         sampling = request.sampling
         body |= {"messages": messages, "temperature": sampling.temperature}
+        if request.form is not None:
+            body |= forms.fields(request.form, self._able.owner)
         if sampling.temperature:
             body |= {"top_p": sampling.top_p, "seed": sampling.seed}
             body |= {"top_k": sampling.top_k} if sampling.top_k else {}
@@ -434,11 +442,12 @@ def _abilities(settings: ServerSettings, found: Mapping[str, dict[str, Any]]) ->
         raise ModelError(f"server {settings.host} has no model {model!r}; it has: {listed}")
     entry = found[model]
     names = {model, entry.get("id"), entry.get("root"), *_strings(entry.get("aliases"))}
-    kind = KINDS.get(str(entry.get("owned_by")), Kind())
+    owner = str(entry.get("owned_by"))
+    kind = KINDS.get(owner, Kind())
     if settings.openings != "auto":
         going_on = (kind.going_on or {}) if settings.openings == "continue" else None
         kind = replace(kind, going_on=going_on)
-    return Abilities(model, frozenset(n for n in names if isinstance(n, str)), kind)
+    return Abilities(model, frozenset(n for n in names if isinstance(n, str)), owner, kind)
 
 
 def _context(entry: Mapping[str, Any]) -> int | None:
@@ -452,14 +461,18 @@ def _context(entry: Mapping[str, Any]) -> int | None:
 def _extend(reading: _Reading, piece: str) -> bool:
     """Add a stretch of answer, letter by letter until the answer is complete: a server that drafts
     sends several tokens at once. A repeated opening is left out."""
-    request = reading.request
+    request, limit = reading.request, reading.limit
     opening = request.opening.strip()
     for letter in piece:
-        reading.text += letter
+        before, reading.text = reading.text, reading.text + letter
         said = reading.text.lstrip()
-        if opening and opening.startswith(said):
-            continue  # so far it is nothing but the opening again
-        if request.ends(_without(opening, reading.text)):
+        if not said or (opening and opening.startswith(said)):
+            continue  # so far it is nothing, or the opening again
+        text = _without(opening, reading.text)
+        if limit is not None and text.lstrip() and not limit.take(letter):
+            reading.text, reading.finish = before, "stop"
+            return True
+        if request.ends(text) or (limit is not None and limit.complete):
             reading.finish = "stop"
             return True
     if len(reading.text) > 64 * request.max_tokens + 1024:
