@@ -8,6 +8,7 @@ from typing import Any
 
 from operators.errors import ConfigError
 from pipelines import models
+from pipelines.local import BACKENDS
 from pipelines.served.settings import ServerSettings, chosen_server
 
 HERE = "llamacpp"
@@ -36,7 +37,10 @@ def serve(file: Path, *, parallel: int = 4, context: int = CONTEXT, threads: int
 def server_for(
     backend: str, url: str, name: str, *, model: str, streams: int, threads: int = 0
 ) -> ServerSettings | None:
-    """The server of a command's options; ``llamacpp`` as its address starts one on ``model``'s file."""
+    """The server of a command's options; ``llamacpp`` as its address starts one on ``model``'s file.
+    Raises ConfigError."""
+    if backend not in BACKENDS:
+        raise ConfigError(f"--backend {backend}: one of {', '.join(BACKENDS)}")
     if url == HERE:
         import torch
 

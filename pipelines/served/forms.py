@@ -53,7 +53,8 @@ def within(text: str, form: Form | None) -> str:
 def _compiled(form: Form) -> Any:
     from llguidance import LLMatcher, LLTokenizer, grammar_from
 
-    matcher = LLMatcher(LLTokenizer("byte"), grammar_from(form.kind, form.text), log_level=0)
+    kind: Any = form.kind
+    matcher = LLMatcher(LLTokenizer("byte"), grammar_from(kind, form.text), log_level=0)
     if matcher.is_error():
         raise ConfigError(f"a grammar cannot be used: {matcher.get_error().splitlines()[0][:200]}")
     return matcher

@@ -24,6 +24,7 @@ from pipelines.lab.eval.summary_sides import Bounds, last_window, lead, note, re
 from pipelines.lab.eval.translation import headline as translation_headline
 from pipelines.lab.eval.translation_sides import Shown, _note, heard, policy_settings
 from tests.engine import toy_decoder
+from tests.served import running, scripted
 
 SMALL = ["--model", "toy", "--threads", "1", "--set", "branch_tokens=2048"]
 BRIEF = [*SMALL, "--window", "256", "--answer", "12", "--checkpoints", "2"]
@@ -82,6 +83,17 @@ def test_translation_compares_policies_and_sides(tmp_path: Path) -> None:
     assert (tmp_path / "translation.png").stat().st_size > 0
 
 
+def test_translation_takes_a_server_for_all_of_its_sides() -> None:
+    with running(scripted(lambda body: 'Guten Morgen."')) as script:
+        options = ["--pairs", "en-de", "--sentences", "2", "--sides", "ours,plain"]
+        served = ["--backend", "openai", "--server-url", script.url]
+        found = _invoke("translation", *options, *served, "--threads", "1")
+    sides = found["pairs"]["acl_talks en-de"]["sides"]
+    assert found["weights"] == f"{script.url}/v1 scripted"
+    assert [sides[name]["generated"] for name in ("ours", "plain")] == [4, 4]
+    assert len({body["messages"][-1]["content"] for body in script.asked}) > 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -91,6 +103,8 @@ def test_translation_compares_policies_and_sides(tmp_path: Path) -> None:
         (["summaries", "--model", "toy", "--meetings", "nobody"], "meeting 'nobody'"),
         (["summaries", "--model", "toy", "--sides", "theirs"], "--sides: any of"),
         (["summaries", "--model", "toy", "--set", "windows=3"], "NAME=VALUE"),
+        (["summaries", "--backend", "openai"], "needs server_url"),
+        (["summaries", "--backend", "vllm"], "one of local, openai, transformers"),
     ],
 )
 def test_wrong_options_are_refused_with_a_sentence(arguments: list[str], complaint: str) -> None:

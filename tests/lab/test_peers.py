@@ -15,10 +15,13 @@ import pytest
 from operators.cache.batch import Row
 from operators.cache.kv_cache import Branch, KvCache, StreamSlot
 from operators.decoding.acceptance import Costs
+from pipelines.lab.benchmarks.harness import Run
 from pipelines.lab.benchmarks.meeting_job import Job, in_turn, make_job
 from pipelines.lab.benchmarks.peer_llamacpp import LlamaCpp
+from pipelines.lab.benchmarks.peer_served import served_sides
 from pipelines.lab.benchmarks.peers import QUICK, _config, _ratios, run_ours
 from pipelines.lab.benchmarks.toy import ByteTokenizer, toy_decoder
+from tests.served import running, scripted
 
 CONFIG = _config(QUICK, streams=2)
 
@@ -55,6 +58,17 @@ def test_what_the_peers_are_given_is_what_the_engine_runs(job: Job) -> None:
     assert [len(made) for made in lengths] == [len(stream.asks) for stream in job.streams]
     assert took.answers == len(job.asks)
     assert {ask.kind for ask in job.asks} == {"summary", "translation:fr"}
+
+
+def test_our_tasks_on_a_server_are_a_side(job: Job) -> None:
+    with running(scripted(lambda body: 'Bonjour."')) as script:
+        run = Run(model="toy", say=print, backend="openai", server_url=script.url)
+        ((name, side),) = served_sides(run, CONFIG).items()
+        took = side(job)
+    assert name == "our tasks on openai"
+    assert took.answers == len(job.asks)
+    assert took.prefilled == 7 * took.answers
+    assert took.generated >= took.answers
 
 
 def test_the_clock_starts_with_a_full_window(job: Job) -> None:

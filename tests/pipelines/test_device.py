@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable
 import psutil
 import pytest
 
+from operators.config import OperatorConfig
 from operators.errors import ConfigError, DeviceError
-from operators.events import Segment
+from operators.events import Segment, TranslationEvent
 from operators.state import Emission, SessionState
 from pipelines.device import protocol
 from pipelines.device.client import DeviceClient
@@ -21,8 +22,10 @@ from pipelines.device.frames import FrameReader, frame
 from pipelines.device.process import Device
 from pipelines.lab.chaos.operators import Echo
 from pipelines.observability.telemetry import Beat
+from pipelines.served.settings import ServerSettings
 from pipelines.storage.bounded import BoundedStore
 from tests.operators.test_stream_operator import CONFIG
+from tests.served import busy, running, scripted
 
 TOY = protocol.Load(model="echo", toy=True)
 
@@ -265,3 +268,40 @@ def test_frames_survive_any_cut() -> None:
 def test_a_stream_out_of_step_is_refused() -> None:
     with pytest.raises(DeviceError, match="out of step"):
         list(FrameReader(protocol.Command).feed(b"\xff\xff\xff\xff"))
+
+
+def test_a_device_on_a_server_reports_trouble_and_goes_on() -> None:
+    """The model's process with backend openai: emissions with state as ever; a failed request shows in
+    a beat, and so does that it has passed."""
+
+    async def body() -> None:
+        with running(scripted(lambda body: 'Bonjour."')) as script:
+            seen, told = Seen(), list[str]()
+            device = DeviceClient(seen.emissions.append, seen.beats.append, told.append)
+            server = ServerSettings(url=script.url, key="sk-secret", attempts=3)
+            config = OperatorConfig(targets=("fr",), window=256, update_tokens=128).to_dict()
+            load = protocol.Load(model="", backend="openai", server=server, config=config)
+            try:
+                ready = await device.start(load, timeout=60)
+                assert (ready.model, ready.bytes_per_stream) == ("scripted", 0)
+                script.next.append(busy)
+                device.open("m")
+                device.feed(say("m", "Good morning."), 0)
+                await seen.wait(1, timeout=30)
+                async with asyncio.timeout(10):
+                    while "server_trouble|reason=rate_limited" not in _gauges(seen):  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)
+            finally:
+                await device.kill()
+        (emission,) = seen.emissions
+        assert (emission.done, emission.state.cursor) == ([0], 0)
+        assert isinstance(event := emission.events[0], TranslationEvent)
+        assert (event.committed, event.model.name) == ("Bonjour.", "scripted")
+        assert script.keys[-1] == "Bearer sk-secret"
+        assert not [text for text in told if "sk-secret" in text]
+
+    asyncio.run(body())
+
+
+def _gauges(seen: Seen) -> dict[str, float]:
+    return {name: value for beat in seen.beats for name, value in beat.gauges.items()}

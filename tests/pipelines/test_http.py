@@ -143,6 +143,14 @@ def test_one_failed_check_is_not_ready_and_is_named(
     run(use, readiness=state)
 
 
+def test_trouble_with_the_models_server_is_not_ready_until_it_has_passed() -> None:
+    state = ready_state(Clock())
+    state.server("rate_limited", True)
+    assert state()["model"] == Check(False, "its server: rate_limited")
+    state.server("rate_limited", False)
+    assert state()["model"].ok
+
+
 def test_idle_for_long_is_ready() -> None:
     clock = Clock()
     state = ready_state(clock)

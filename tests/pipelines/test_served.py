@@ -18,13 +18,13 @@ import pytest
 from operators.config import OperatorConfig
 from operators.errors import ConfigError, DeviceError, ModelError, SegmentError
 from operators.events import Segment, SummaryEvent, TranslationEvent
-from operators.model.served import Message, TextAnswer, TextRequest
+from operators.model.served import Form, Message, TextAnswer, TextRequest
 from operators.observer import Observer
 from operators.state import Failure
 from operators.stream import Stream
 from pipelines.config.load import load_settings
 from pipelines.local import load_operator
-from pipelines.served import openai
+from pipelines.served import forms, openai
 from pipelines.served.openai import OpenAIServer, retry_after
 from pipelines.served.settings import ServerSettings, server_settings
 from tests import served
@@ -70,7 +70,7 @@ def connect(told: list[str]) -> Iterator[Client]:
 
 def ask(client: OpenAIServer, **fields: Any) -> TextAnswer:
     wanted = {"messages": HELLO, "opening": "", "max_tokens": 32, **fields}
-    return client.submit(TextRequest(**wanted)).result(10)
+    return client.submit(TextRequest(**wanted)).result(150)
 
 
 # --- what is asked, and what comes back ------------------------------------------------------------
@@ -157,6 +157,33 @@ def test_without_either_the_words_are_read(connect: Client) -> None:
         weights = ask(client, choices=("A", "B")).weights
         assert "response_format" not in script.asked[0]
     assert weights == (pytest.approx(0.1), pytest.approx(0.9))
+
+
+def test_an_answer_ends_before_what_its_form_does_not_allow(connect: Client) -> None:
+    with running(scripted(lambda body: "12345 and more")) as script:
+        answer = ask(connect(script), form=Form("regex", "[0-9]+"))
+        (body,) = script.asked
+    assert answer.text == "12345"
+    assert body["structured_outputs"] == {"regex": "[0-9]+"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "grammar"),
+    [
+        (r"[^\n]{1,400}\n?", r'root ::= [^\n]{1,400} "\n"?'),
+        (r"(a|b\.c)+", 'root ::= ( "a" | "b" "." "c" )+'),
+        (r"\w+", ""),
+        ("^a$", ""),
+    ],
+)
+def test_regular_expressions_as_llamacpps_grammar(pattern: str, grammar: str) -> None:
+    assert forms.gbnf(pattern) == grammar
+
+
+def test_a_schema_goes_to_every_server() -> None:
+    for owner in ("vllm", "llamacpp", "somebody"):
+        sent = forms.fields(Form("json", '{"type": "object"}'), owner)
+        assert sent["response_format"]["json_schema"]["schema"] == {"type": "object"}
 
 
 # --- which server ----------------------------------------------------------------------------------
@@ -362,7 +389,8 @@ def test_no_proxy_of_the_environment_is_used(
 def test_certificates_are_checked(connect: Client, tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    made += ["-nodes", "-days", "2"]
     subprocess.run([*made, *subject, "-keyout", key, "-out", cert], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
@@ -426,12 +454,12 @@ def test_settings_that_do_not_go_together(given: dict[str, str], message: str) -
 SAID = ["The review moves to Friday at ten.", "Who pays for the labels?"]
 
 
-def operator(script: Script, **settings: Any) -> Any:
+def operator(script: Script, attempts: int = 3, timeout_s: float = 30, **settings: Any) -> Any:
     sizes = {"window": 128, "update_tokens": 64, "branch_tokens": 900, "targets": ("fr",)}
     return load_operator(
         "",
         backend="openai",
-        server=ServerSettings(url=script.url, attempts=3, timeout_s=30),
+        server=ServerSettings(url=script.url, attempts=attempts, timeout_s=timeout_s),
         **{"summary_method": "lines", "summary_tokens": 24, **sizes, **settings},
     )
 
@@ -508,24 +536,44 @@ def llamacpp() -> str:
 
 @pytest.mark.model
 def test_a_real_server_behind_a_bad_proxy_gives_what_it_gives_alone(llamacpp: str) -> None:
-    """The whole of a short stream, by both ways of writing updates: every kind of trouble comes and
-    goes, and not a word changes."""
+    """A translation and the notes of a short stream: every kind of trouble comes and goes, and not a
+    word changes."""
+
+    def outputs(op: Any) -> list[str]:
+        stream = op.open("m")
+        stream.feed(SAID[0], speaker="Ana")
+        return [*map(_said, stream.results()), _said(stream.close())]
+
     with running(served.proxy(llamacpp)) as script:
-        op = operator(script, summary_method="select")
-        calm = outputs(op.open("calm"))
+        op = operator(script, summary_tokens=12, timeout_s=120, attempts=7)
+        calm = outputs(op)
         script.next.extend(TROUBLES.values())
-        assert outputs(op.open("calm")) == calm
+        assert outputs(op) == calm
         assert not script.next
         op.close()
-    assert [text.startswith("final") for text in calm] == [False, False, True]
-    assert all(calm)
+    assert calm[0]
+    assert calm[1].startswith("final ")
+
+
+@pytest.mark.model
+def test_a_real_server_weighs_letters_and_keeps_to_a_form(llamacpp: str, connect: Client) -> None:
+    client = connect(
+        Script(lambda exchange: None, lambda exchange: None, url=llamacpp), timeout_s=120
+    )
+    assert client._able.logprobs
+    assert (client._able.kind.going_on, client.context) == ({}, 2048)
+    question = (Message("user", "Which letter comes first in the alphabet? Answer A or B."),)
+    weights = ask(client, messages=question, choices=("A", "B", "Z")).weights
+    assert sum(weights) == pytest.approx(1)
+    assert min(weights) < max(weights)
+    digits = Form("regex", "[0-9]{3}")
+    assert ask(client, messages=question, form=digits).text.isdecimal()
 
 
 @pytest.mark.model
 def test_a_real_servers_refusal_of_a_long_prompt_is_known(llamacpp: str, connect: Client) -> None:
     with running(served.proxy(llamacpp)) as script:
-        client = connect(script)
-        assert client.context == 2048
+        client = connect(script, timeout_s=120)
         with pytest.raises(SegmentError) as caught:
             ask(client, messages=(Message("user", "word " * 3000),))
     assert caught.value.reason == "context_too_small"

@@ -54,6 +54,13 @@ def _command(names: list[str]) -> Callable[..., None]:
             typer.Option(min=1, help="Rounds (forward, restore, speculation, streams, peers)."),
         ] = None,
         threads: Annotated[int, typer.Option(help="torch threads; at most the cores.")] = 2,
+        backend: Annotated[
+            str, typer.Option(help="Run our tasks on openai or transformers too (peers).")
+        ] = "local",
+        server_url: Annotated[
+            str, typer.Option(help="The server; `llamacpp` starts llama.cpp's on the same file.")
+        ] = "",
+        server_model: Annotated[str, typer.Option(help="The model's name at the server.")] = "",
     ) -> None:
         notes = Console(stderr=True)
         set_threads(threads)
@@ -73,7 +80,12 @@ def _command(names: list[str]) -> Callable[..., None]:
                     tokens=tokens,
                     places=places,
                     rounds=rounds,
+                    backend=backend,
+                    server_url=server_url,
+                    server_model=server_model,
                 )
+                if backend != "local" and name != "peers":
+                    raise ConfigError("--backend is for peers, and for longstream eval")
                 results[name] = measure(name, benchmark.run, run)
             except (LongstreamError, OSError, ModuleNotFoundError) as error:
                 notes.print(f"longstream bench {name}: {error}", markup=False)

@@ -46,6 +46,11 @@ class Run:
     tokens: int | None = None
     places: int | None = None
     rounds: int | None = None
+    backend: str = "local"
+    """What else the job is run on (peers): openai or transformers; ``server_url`` and ``server_model``
+    are the former's."""
+    server_url: str = ""
+    server_model: str = ""
 
     def folder(self) -> Path:
         """Where the model lies (not for the toy); fetched on first use. Raises ModelError."""

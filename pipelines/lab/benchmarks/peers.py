@@ -32,6 +32,7 @@ from pipelines.lab.benchmarks.harness import TOY, Result, Run
 from pipelines.lab.benchmarks.meeting_job import Job, make_job
 from pipelines.lab.benchmarks.peer_llamacpp import LlamaCpp
 from pipelines.lab.benchmarks.peer_result import Took
+from pipelines.lab.benchmarks.peer_served import served_sides
 from pipelines.lab.benchmarks.peer_transformers import LOOKUPS, Transformers
 
 MODEL = "qwen2.5-coder-0.5b"
@@ -84,6 +85,7 @@ def run(run: Run) -> Result:
         warm: Warm = {}
         job = job.with_lengths(run_ours(ours, config, costs, job, warm)[1])
         sides = _peers(run, sizes, job, stock, missing, result["precision"])
+        sides |= served_sides(run, config)
         if run.model != TOY:
             four, curve = _load(run, dataclasses.replace(config, dtype_decode="int4"))
             result["precision"][f"{FOUR_BITS} x{streams}"] = _precision(four)
