@@ -69,7 +69,7 @@ def run(
     reader = Bad("run")
     with complaints("run"):
         from pipelines.local import load_operator  # imports torch
-        from pipelines.served.settings import chosen_server
+        from pipelines.served.options import chosen_server
 
         server = chosen_server(backend, server_url, server_model)
         typer.echo(f"loading {server.url if server else model} …", err=True)

@@ -9,7 +9,8 @@ from typing import Any
 from operators.errors import ConfigError
 from pipelines import models
 from pipelines.local import BACKENDS
-from pipelines.served.settings import ServerSettings, chosen_server
+from pipelines.served.options import chosen_server
+from pipelines.served.settings import ServerSettings
 
 HERE = "llamacpp"
 CONTEXT = 4096

@@ -32,7 +32,7 @@ from pipelines.observability.http import HttpServer, Readiness, serve
 from pipelines.observability.metrics import Metrics
 from pipelines.observability.tracing import make_tracing
 from pipelines.observability.telemetry import Beat, decode_key
-from pipelines.served.settings import server_settings
+from pipelines.served.options import server_settings
 from pipelines.wire.decoding import prepare, schemas_of
 from pipelines.worker import exit_codes
 from pipelines.worker.assignment import Assignment

@@ -90,7 +90,8 @@ def test_translation_takes_a_server_for_all_of_its_sides() -> None:
         found = _invoke("translation", *options, *served, "--threads", "1")
     sides = found["pairs"]["acl_talks en-de"]["sides"]
     assert found["weights"] == f"{script.url}/v1 scripted"
-    assert [sides[name]["generated"] for name in ("ours", "plain")] == [4, 4]
+    assert sides["plain"]["generated"] == 4
+    assert sides["ours"]["generated"] >= 4
     assert len({body["messages"][-1]["content"] for body in script.asked}) > 3
 
 

@@ -277,17 +277,19 @@ def test_a_device_on_a_server_reports_trouble_and_goes_on() -> None:
     async def body() -> None:
         with running(scripted(lambda body: 'Bonjour."')) as script:
             seen, told = Seen(), list[str]()
-            device = DeviceClient(seen.emissions.append, seen.beats.append, told.append)
+            device = DeviceClient(
+                *(seen.emissions.append, seen.beats.append, told.append), beat_timeout_s=120
+            )
             server = ServerSettings(url=script.url, key="sk-secret", attempts=3)
             config = OperatorConfig(targets=("fr",), window=256, update_tokens=128).to_dict()
             load = protocol.Load(model="", backend="openai", server=server, config=config)
             try:
-                ready = await device.start(load, timeout=60)
+                ready = await device.start(load, timeout=240)
                 assert (ready.model, ready.bytes_per_stream) == ("scripted", 0)
                 script.next.append(busy)
                 device.open("m")
                 device.feed(say("m", "Good morning."), 0)
-                await seen.wait(1, timeout=30)
+                await seen.wait(1, timeout=60)
                 async with asyncio.timeout(10):
                     while "server_trouble|reason=rate_limited" not in _gauges(seen):  # noqa: ASYNC110
                         await asyncio.sleep(0.05)

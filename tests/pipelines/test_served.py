@@ -26,7 +26,8 @@ from pipelines.config.load import load_settings
 from pipelines.local import load_operator
 from pipelines.served import forms, openai
 from pipelines.served.openai import OpenAIServer, retry_after
-from pipelines.served.settings import ServerSettings, server_settings
+from pipelines.served.options import server_settings
+from pipelines.served.settings import ServerSettings
 from tests import served
 from tests.served import Body, Script, running, scripted
 
