@@ -144,7 +144,8 @@ def scripted(
                 exchange.reply(400, {"error": {"message": "response_format is not known"}})
                 return
             letters = body["response_format"]["json_schema"]["schema"]["properties"]["answer"]
-            words = json.dumps({"answer": next(x for x in words if x in letters["enum"])})
+            named = [x for x in words if x in letters["enum"]]
+            words = json.dumps({"answer": (named or letters["enum"])[0]})
         usage = {"prompt_tokens": 7, "completion_tokens": max(1, len(words.split()))}
         if not body.get("stream"):
             choice: Body = {"message": {"role": "assistant", "content": words}, "index": 0}
@@ -154,7 +155,9 @@ def scripted(
             exchange.reply(200, {"model": model, "choices": [choice], "usage": usage})
             return
         deltas = [{"delta": {"content": words[at : at + 7]}} for at in range(0, len(words), 7)]
-        events: list[Body] = [{"choices": [delta]} for delta in deltas]
+        counted = body["stream_options"].get("continuous_usage_stats", False)
+        known = {"usage": usage} if counted else {}
+        events: list[Body] = [{"choices": [delta], **known} for delta in deltas]
         events += [{"choices": [{"delta": {}, "finish_reason": "stop"}]}]
         events += [{"choices": [], "usage": usage}]
         pieces = [f"data: {json.dumps({'model': model, **event})}\n\n".encode() for event in events]

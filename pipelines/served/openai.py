@@ -184,10 +184,8 @@ class OpenAIServer:
         self.identity = f"{self._settings.base} {self.name}"
         self.context = _context(found[self.name])
         for name in ("logprobs", "schema"):
-            with contextlib.suppress(SegmentError):
+            with contextlib.suppress(SegmentError, DeviceError):  # then it has not
                 setattr(self._able, name, await self._patiently(getattr(self, f"_has_{name}")))
-            if self._able.logprobs:
-                break
         how = "logprobs" if self._able.logprobs else "a schema" if self._able.schema else "text"
         begun = "continued" if self._able.kind.going_on is not None else "asked for in words"
         self._say(
@@ -196,12 +194,12 @@ class OpenAIServer:
         )
 
     async def _models(self) -> dict[str, dict[str, Any]]:
-        async with asyncio.timeout(self._settings.timeout_s):
-            response = await self._client.get("/models")
+        async with self._client.stream("GET", "/models") as response:
+            content = await _bounded(response)
         if response.status_code != 200:
             _refuse(response.status_code, response.headers, b"", self._settings, starting=True)
         found = {}
-        for entry in _items(_json(response.content).get("data")):
+        for entry in _items(_json(content).get("data")):
             for name in (entry.get("id"), *_strings(entry.get("aliases"))):
                 if isinstance(name, str):
                     found[name] = entry
@@ -306,7 +304,7 @@ class OpenAIServer:
     def _take(self, reading: _Reading, event: dict[str, Any]) -> bool:
         """Note one event of the answer; whether it is complete."""
         if "error" in event:
-            raise Trouble("server_error", _error_text(event, self._settings))
+            raise Trouble("server_error", _error_kind(event) or "an error within an answer")
         self._check_model(event)
         reading.usage = _mapping(event.get("usage")) or reading.usage
         reading.timings = _mapping(event.get("timings")) or reading.timings
@@ -627,14 +625,21 @@ def _refuse(
     if starting and status == 404:
         raise ConfigError(f"no OpenAI interface at {settings.base} (404 for /models)")
     try:
-        said = _error_text(_json(content), settings)
+        found = _json(content)
     except Trouble:
-        said = ""
+        found = {}
     if status in (400, 413, 422):
+        said = _error_text(found, settings)
         reason = "context_too_small" if "context" in said.lower() else "server_refused"
         raise SegmentError(reason, f"server {settings.host} refused a prompt ({status}): {said}")
     reason = "rate_limited" if status == 429 else "server_error"
-    raise Trouble(reason, f"status {status} {said}".strip(), retry_after(headers))
+    raise Trouble(reason, f"status {status} {_error_kind(found)}".strip(), retry_after(headers))
+
+
+def _error_kind(found: Mapping[str, Any]) -> str:
+    """The server's word for an error. Not its sentence, which may repeat the prompt: this is logged."""
+    kind = _mapping(found.get("error", found)).get("type")
+    return kind if isinstance(kind, str) and len(kind) <= 60 and kind.isprintable() else ""
 
 
 def _error_text(found: Mapping[str, Any], settings: ServerSettings) -> str:

@@ -148,7 +148,6 @@ def test_unlikely_choices_are_chosen_by_a_schema_too(connect: Client) -> None:
 
     with running(scripted(say)) as script:
         client = connect(script)
-        client._able.schema = True
         assert max(weights := ask(client, choices=("A", "B")).weights) == weights[1]
 
 
