@@ -15,6 +15,7 @@ key is in no message.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import datetime
 import email.utils
@@ -145,6 +146,7 @@ class OpenAIServer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="server", daemon=True)
         self._thread.start()
+        atexit.register(self.close)
 
     def connect(self) -> None:
         """Find out which model is there and what the server can do. Raises ConfigError or ModelError
@@ -160,9 +162,10 @@ class OpenAIServer:
             (observer.gauge if kind == "gauge" else observer.count)(name, value, **labels)
 
     def close(self) -> None:
-        """May be called twice."""
+        """May be called twice; at the end of the process it is called in any case."""
         if self._loop.is_closed():
             return
+        atexit.unregister(self.close)
         asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

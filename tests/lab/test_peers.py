@@ -66,7 +66,7 @@ def test_our_tasks_on_a_server_are_a_side(job: Job) -> None:
         ((name, side),) = served_sides(run, CONFIG).items()
         took = side(job)
     assert name == "our tasks on openai"
-    assert took.answers == len(job.asks)
+    assert took.answers >= sum(len(stream.segments) for stream in job.streams)
     assert took.prefilled == 7 * took.answers
     assert took.generated >= took.answers
 

@@ -1,6 +1,7 @@
 """The same tasks on another backend: a server with OpenAI's interface, or transformers' ``generate``.
 
-Unlike the other peers it ends its answers itself, so it may generate more or fewer tokens than ours.
+Unlike the other peers it ends its answers itself and counts tokens by its own estimate, so it may give
+more or fewer answers and tokens than ours.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ class _Counted(Observer):
 
     def count(self, name: str, value: float = 1, **labels: str) -> None:
         self.counted[name] += int(value)
+
+    def observe(self, name: str, value: float, **labels: str) -> None:
+        if name == "time_to_first_token_seconds":
+            self.counted["answers"] += 1
 
 
 class Served:
@@ -54,7 +59,7 @@ class Served:
         seconds = time.perf_counter() - began
         operator.close()
         found = counted.counted
-        return Took(seconds, len(job.asks), found["prompt_tokens"], found["generation_tokens"])
+        return Took(seconds, found["answers"], found["prompt_tokens"], found["generation_tokens"])
 
 
 def served_sides(run: Run, config: OperatorConfig) -> dict[str, Callable[[Job], Took]]:
