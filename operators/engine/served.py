@@ -40,7 +40,9 @@ class ServedGeneration(Generation):
     answer: TextAnswer | None = None
 
     def start(self, branch: Branch) -> None:
+        # The whole prompt counts as run: asks that share its beginning need not wait for it.
         self.branch = branch
+        branch.length = self.prefilled = len(self.prompt)
 
     def finish(self, answer: TextAnswer, output: list[int]) -> None:
         """Take the answer; ``output``: its text in tokens."""

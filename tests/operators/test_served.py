@@ -190,19 +190,33 @@ def test_selected_minutes_weigh_letters() -> None:
 
 def test_an_answer_sees_the_window_as_of_its_fork() -> None:
     text = Scripted(hold=True)
-    op = operator(text, targets=("fr", "de"), branches=1)
+    op = operator(text, targets=(), branches=1)
     op.open("m")
-    for ticket, (_, said) in enumerate(SAID):
-        op.feed(Segment(stream_id="m", text=said, segment_id=str(ticket)), ticket)
-    for _ in range(40):
+    op.feed(Segment(stream_id="m", text=SAID[0][1]), 0)
+    while op.has_work():
+        op.step()
+    for name in ("first", "second"):
+        op.ask("m", "What was said?", name)
+    op.feed(Segment(stream_id="m", text=SAID[1][1]), 1)
+    while op.has_work():
         op.step()
         if text.held:
             request, future = text.held.pop()
             future.set_result(text.answer(request))
-    wanted = f'"{SAID[0][1]}"'
-    firsts = [r for r in text.asked if wanted in r.messages[-1].text]
-    assert len(firsts) == 2  # one after the other: one branch
-    assert all(SAID[1][1] not in request.messages[-1].text for request in firsts)
+    assert len(text.asked) == 2  # one after the other: one branch
+    assert all(SAID[0][1] in request.messages[-1].text for request in text.asked)
+    assert all(SAID[1][1] not in request.messages[-1].text for request in text.asked)
+
+
+def test_asks_that_begin_alike_are_under_way_together() -> None:
+    """Sharing a prompt's beginning is a matter of branches; a server does it by itself."""
+    text = Scripted(hold=True)
+    op = operator(text, targets=("fr", "de", "es"), branches=3)
+    op.open("m")
+    op.feed(Segment(stream_id="m", text=SAID[0][1]), 0)
+    for _ in range(4):
+        op.step()
+    assert len(text.held) == 3
 
 
 def test_requests_under_way_are_bounded_by_the_branches() -> None:
@@ -219,14 +233,16 @@ def test_requests_under_way_are_bounded_by_the_branches() -> None:
 def test_prompts_share_their_beginning() -> None:
     """The window's text begins at another place only once in a quarter of a window."""
     text = Scripted()
-    stream = operator(text, window=256, update_tokens=256).open("m")
-    feed(stream, 16)
-    shown = [r.messages[-1].text for r in text.asked if "Translate" in r.messages[-1].text]
+    stream = operator(text, window=256, update_tokens=256, targets=()).open("m")
+    for speaker, said in SAID * 16:
+        stream.feed(said, speaker=speaker)
+        stream.ask("When is it?")
+    shown = [r.messages[-1].text for r in text.asked if "When is it?" in r.messages[-1].text]
     beginnings = [prompt[:120] for prompt in shown]
     moved = sum(a != b for a, b in itertools.pairwise(beginnings))
     total = 16 * sum(len(TextTokenizer().encode(f"{who}: {said}\n")) for who, said in SAID)
     assert 2 <= moved <= total / 64 + 1
-    assert all(len(TextTokenizer().encode(prompt)) < 256 + 100 for prompt in shown)
+    assert all(len(TextTokenizer().encode(prompt)) < 256 + 160 for prompt in shown)
 
 
 def test_uncovered_text_is_always_shown() -> None:

@@ -275,7 +275,7 @@ def test_a_device_on_a_server_reports_trouble_and_goes_on() -> None:
     a beat, and so does that it has passed."""
 
     async def body() -> None:
-        with running(scripted(lambda body: 'Bonjour."')) as script:
+        with running(scripted(lambda body: "Bonjour.")) as script:
             seen, told = Seen(), list[str]()
             device = DeviceClient(
                 *(seen.emissions.append, seen.beats.append, told.append), beat_timeout_s=120
