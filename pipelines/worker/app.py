@@ -30,8 +30,8 @@ from pipelines.kafka.publishers import make_publisher
 from pipelines.kafka.transport import make_faust_app
 from pipelines.observability.http import HttpServer, Readiness, serve
 from pipelines.observability.metrics import Metrics
-from pipelines.observability.tracing import make_tracing
 from pipelines.observability.telemetry import Beat, decode_key
+from pipelines.observability.tracing import make_tracing
 from pipelines.served.options import server_settings
 from pipelines.wire.decoding import prepare, schemas_of
 from pipelines.worker import exit_codes
