@@ -56,8 +56,10 @@ def _create(settings: Settings) -> list[str]:
             replication_factor=settings.replication,
             login=connection(settings, "longstream-topics"),
         )
-    except TopicError as error:
-        raise asyncio.run(turned_away(settings)) or error from None
+    except TopicError:
+        if (refusal := asyncio.run(turned_away(settings))) is not None:
+            raise refusal from refusal.__cause__  # which tells a refused login from a wrong setting
+        raise
 
 
 @app.command()

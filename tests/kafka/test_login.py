@@ -116,8 +116,7 @@ def test_who_is_turned_away_is_told_why_in_one_sentence(
         command(secure_topics, settings, *line.format(file=file).split()) for line in commands
     ]
     for process, line in zip(started, commands, strict=True):
-        # Of a worker whoever restarts it wants to know whether it was the login.
-        code = DENIED if line == "worker" and wrong == "password" else CONFIG
+        code = DENIED if wrong == "password" else CONFIG
         lines = said(process, code).strip().splitlines()
         assert sentence in lines[-1]
         # A worker keeps a log, where its client reports each attempt.
