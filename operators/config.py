@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 
-from operators import languages
+from operators import commit, languages
 from operators.errors import ConfigError
 from operators.redaction import KINDS
 
@@ -113,6 +113,11 @@ class OperatorConfig:
     """Also translate partial hypotheses (``is_final: false``), in the capacity that finals leave free:
     events with ``is_final`` false, empty ``committed`` and a ``tail`` that may change. Of hypotheses
     that come faster than they can be translated only the newest is."""
+    translation_policy: str = "finals"
+    """What of a partial hypothesis's translation is ``committed``, never to change: nothing (finals),
+    what the last N have in common (local-agreement-N), all but the last K words (wait-K), or what
+    attends to source older than F tokens (alignatt, alignatt-F). Any but finals needs
+    ``translate_partials``."""
     translation_unit_tokens: int = 96
     """Longer segments are translated in pieces of at most this many tokens, each published when it is
     done."""
@@ -185,6 +190,8 @@ class OperatorConfig:
         for name in ("targets", "glossary", "participants", "instructions", "template"):
             need(getattr(self, f"max_{name}") >= 0, f"max_{name}", "0 or more")
         need(self.translation_unit_tokens >= 8, "translation_unit_tokens", "at least 8 tokens")
+        early = commit.policy(self.translation_policy).commits
+        need(self.translate_partials or not early, "translation_policy", "needs translate_partials")
         noise = f"one of {', '.join(NOISE_RULES)}"
         need(self.translation_noise in NOISE_RULES, "translation_noise", noise)
         need(self.max_draft >= 0, "max_draft", "0 switches speculation off")

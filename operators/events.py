@@ -205,6 +205,8 @@ class TranslationEvent(
     is_final: bool = True
     source_segment_ids: tuple[str, ...] = ()
     policy: str = "final"
+    latency_ms: int = 0
+    """From the engine's acceptance of the text that was translated to this event."""
     covers: Covers = Covers()
     source: Source = Source()
     model: ModelInfo = ModelInfo()

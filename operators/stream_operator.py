@@ -21,10 +21,11 @@ or knows where text comes from.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
+from operators.cache.attention import Heads
 from operators.cache.batch import Row
 from operators.cache.kv_cache import KvLayout, bytes_per_stream
 from operators.cache.offload import KvStore, Offload
@@ -71,7 +72,8 @@ class StreamOperator:
     model with the same vocabulary, ``costs`` what forwards cost on this machine; both change the
     speed only. ``store`` takes the KV of idle streams beyond ``host_streams``; only this operator
     may use it. ``tasks``: further tasks beside summaries, translations and answers
-    (:mod:`operators.tasks.base`)."""
+    (:mod:`operators.tasks.base`). ``heads``: alignment heads by target language, which the policy
+    ``alignatt`` needs (:mod:`operators.tasks.alignment`); without them it commits nothing early."""
 
     def __init__(
         self,
@@ -84,7 +86,9 @@ class StreamOperator:
         costs: Costs | None = None,
         store: KvStore | None = None,
         tasks: Sequence[Task] = (),
+        heads: Mapping[str, Heads] | None = None,
     ) -> None:
+        self._heads = heads
         self.model, self.config = model, config or OperatorConfig()
         self._observer, self._clock = observer or Observer(), clock
         if self.config.update_interval_s and clock is no_clock:
@@ -141,7 +145,9 @@ class StreamOperator:
 
     def _new_task_runner(self) -> TaskRunner:
         model = self.model
-        return TaskRunner(self.config, self.cache, model.tokenizer, self._clock, model.vocab_size)
+        return TaskRunner(
+            self.config, self.cache, model.tokenizer, self._clock, model.vocab_size, self._heads
+        )
 
     def _new_scheduler(self, costs: Costs | None) -> Scheduler:
         return Scheduler(self.cache, self.config, self._residency, draft=self._draft, costs=costs)

@@ -28,7 +28,7 @@ from operators.model.loader import DecoderModel
 from operators.stream_operator import StreamOperator
 from operators.tasks.base import Task
 from pipelines import models
-from pipelines.device.calibration import load_calibrated, measured_costs
+from pipelines.device.calibration import alignment_heads, load_calibrated, measured_costs
 from pipelines.served.load import load_text_model, served_operator
 from pipelines.served.settings import ServerSettings
 from pipelines.storage.idle import idle_store
@@ -87,6 +87,7 @@ def load_operator(
         costs=measured_costs(loaded, draft, config, models.default_cache()),
         store=idle_store(offload_url),
         tasks=tasks,
+        heads=alignment_heads(loaded, config, models.default_cache()),
     )
 
 

@@ -13,7 +13,8 @@ their exponentials.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,6 +23,29 @@ from operators.cache.kv_cache import KvCache
 
 _HIDDEN = -1e30
 """Stands for -inf where a query may see no key at all: a softmax of nothing but -inf is NaN."""
+
+
+Heads = Mapping[int, tuple[int, ...]]
+"""Query heads by layer."""
+
+
+@dataclass
+class Watch:
+    """Collects what some heads give to a stretch of a branch (``begin`` to ``end``, tokens of its
+    region) in one forward. ``found``: by layer ``[heads, n, end - begin]``, probabilities."""
+
+    heads: Heads
+    begin: int
+    end: int
+    found: dict[int, Tensor] = field(default_factory=dict)
+
+    def places(self) -> list[int]:
+        """By token of the row: which place of the stretch the heads together attend to most."""
+        if not self.found:
+            return []
+        each = torch.cat([weights.float() for weights in self.found.values()])
+        places: list[int] = each.mean(dim=0).argmax(dim=-1).tolist()
+        return places
 
 
 @dataclass
@@ -40,6 +64,7 @@ class Group:
     rotate_sinks: bool
     regions: Tensor | slice | None  # of branches; None for rows of the streams themselves
     scratch: int
+    watched: Sequence[tuple[int, int, Watch]] = ()  # row, its tokens, what to collect
 
 
 @dataclass
@@ -107,6 +132,11 @@ def attend_group(
         scores = torch.cat((scores, query @ own_key.transpose(2, 3)), dim=-1)
     scores.view(r, kv_heads, -1, n, scores.shape[-1]).add_(group.mask)
     probs = torch.softmax(scores, dim=-1)
+    for at, length, watch in group.watched:
+        if heads := watch.heads.get(layer):
+            each = probs.view(r, -1, n, probs.shape[-1])[at, list(heads), :length]
+            keys = slice(group.used + watch.begin, group.used + watch.end)
+            watch.found[layer] = each[..., keys].clone()
     if group.regions is None:
         out = probs @ value
     else:

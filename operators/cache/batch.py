@@ -19,7 +19,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from operators.cache.attention import Group, Long, Part, Writes, attend_group, attend_long, write
+from operators.cache.attention import (
+    Group,
+    Long,
+    Part,
+    Watch,
+    Writes,
+    attend_group,
+    attend_long,
+    write,
+)
 from operators.cache.kv_cache import Branch, KvCache, StreamSlot, visible, visible_to_branch
 from operators.cache.rope import Rope, rotate
 
@@ -33,12 +42,13 @@ PAD = 32
 @dataclass
 class Row:
     """Append ``tokens`` to ``stream`` (or to ``branch`` of it); return logits at the last
-    ``num_logits`` of them."""
+    ``num_logits`` of them. ``watch``: filled with attention, of a short row on a branch."""
 
     stream: StreamSlot
     tokens: Sequence[int]
     branch: Branch | None = None
     num_logits: int = 0
+    watch: Watch | None = None
 
     @property
     def start(self) -> int:
@@ -61,6 +71,7 @@ class _RowView:
     rotate_sinks: bool
     region: int = -1
     scratch: int = 0  # keys of the region, padded
+    watch: Watch | None = None
 
 
 @dataclass
@@ -157,6 +168,7 @@ class ForwardBatch:
             branch.fork > layout.sinks + layout.window,
             branch.region,
             own_seen.shape[1],
+            row.watch,
         )
 
     def attend(self, layer: int, qk: Tensor, v: Tensor, scaling: float) -> Tensor:
@@ -243,6 +255,11 @@ class ForwardBatch:
             rotate_sinks=any(v.rotate_sinks for v in views),
             regions=self._picked([v.region for v in views]) if views[0].region >= 0 else None,
             scratch=scratch,
+            watched=[
+                (at, length, view.watch)
+                for at, (view, length) in enumerate(zip(views, lengths, strict=True))
+                if view.watch is not None
+            ],
         )
 
     def _in_parts(self, view: _RowView) -> Long:

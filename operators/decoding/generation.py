@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from operators.cache.attention import Heads, Watch
 from operators.cache.batch import Row
 from operators.cache.kv_cache import Branch, KvCache
 from operators.decoding.acceptance import Candidate, DraftControl, smoothed_tokens_per_verify
@@ -56,6 +57,9 @@ class Generation:
     """What the answer may be: masks on the logits before a token is chosen."""
     alone: bool = False
     """Its branch sees no transcript."""
+    watched: tuple[int, int] | None = None
+    heads: Heads = field(default_factory=dict)
+    """For every token: to which place of the prompt's stretch ``watched`` these heads attend."""
     due_at: float = 0.0
 
     branch: Branch | None = None
@@ -75,6 +79,8 @@ class Generation:
     tokens_per_verify: float = 0.0
     """Tokens per verify, fading; 0 before the first. Affects how drafts are shared, never the text."""
     drafters: list[Drafter] = field(default_factory=list)
+    alignment: list[int] = field(default_factory=list)
+    _watch: Watch | None = None
     _draft: Draft = NO_DRAFT
 
     @property
@@ -95,7 +101,12 @@ class Generation:
         assert self.branch is not None
         tokens = self.prompt[self.prefilled : self.prefilled + budget]
         last = self.prefilled + len(tokens) == len(self.prompt)
-        return Row(self.branch.stream, tokens, self.branch, num_logits=1 if last else 0)
+        row = Row(self.branch.stream, tokens, self.branch, num_logits=1 if last else 0)
+        row.watch = self._watch = self._new_watch() if last else None
+        return row
+
+    def _new_watch(self) -> Watch | None:
+        return Watch(self.heads, *self.watched) if self.watched and self.heads else None
 
     def draft_room(self, cache: KvCache) -> int:
         """How many draft tokens the branch and the answer still have room for."""
@@ -118,7 +129,9 @@ class Generation:
         assert self.pending is not None
         self._draft = draft
         tokens = [self.pending, *draft.tokens]
-        return Row(self.branch.stream, tokens, self.branch, num_logits=len(tokens))
+        row = Row(self.branch.stream, tokens, self.branch, num_logits=len(tokens))
+        row.watch = self._watch = self._new_watch()
+        return row
 
     def prompt_done(self, tokens: int, logits: Tensor | None) -> int:
         """Record a prefilled stretch; its logits give the first token. Returns how many tokens were
@@ -129,7 +142,17 @@ class Generation:
         if self.choices:
             self._weigh(logits[0])
             return 0
-        return len(self._judge(NO_DRAFT, logits))
+        made = self._judge(NO_DRAFT, logits)
+        self._align(made, first=-1)
+        return len(made)
+
+    def _align(self, tokens: Sequence[int], first: int) -> None:
+        """Note where each new token looks; the first was predicted at row position ``first``."""
+        if self._watch is None:
+            return
+        places = self._watch.places()
+        found = places[first:][: len(tokens)] if places else []
+        self.alignment += found + [-1] * (len(tokens) - len(found))
 
     def _weigh(self, logits: Tensor) -> None:
         """Finish with the probabilities of the choices, given that one of them comes."""
@@ -151,6 +174,7 @@ class Generation:
         draft, before = self._draft, self.accepted
         tokens = self._judge(draft, logits)
         accepted = self.accepted - before
+        self._align(tokens, first=0)
         self.tokens_per_verify = smoothed_tokens_per_verify(
             self.tokens_per_verify or 1.0, len(tokens)
         )

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import msgspec
+from msgspec.structs import replace
 
 from operators import languages
 from operators.cache.kv_cache import KvCache
@@ -80,7 +81,7 @@ class Intake:
         session.works.append(work)
         known = session.recent.get(segment.segment_id) if segment.segment_id else None
         if is_final_text(segment):
-            work.shown = session.partials.drop(segment.segment_id, self._cache)
+            work.held = session.partials.drop(segment.segment_id, self._cache)
         if segment.type == "session_end" and not session.ended:
             session.partials.clear(self._cache)
             work.closing, session.closing = True, True
@@ -171,8 +172,9 @@ class Intake:
             self._observer.observe("queue_wait_seconds", self._clock() - work.accepted_at)
         for task in self._tasks:
             if task.wants(work.segment, session.settings):
-                for piece in task.cut(work.segment, part.said):
-                    occasion = Spoken(work.segment, piece)
+                begun = sum(run.task is task for run in work.runs)
+                for index, piece in enumerate(task.cut(work.segment, part.said), start=begun):
+                    occasion = Spoken(work.segment, piece, index, work.held)
                     work.runs.append(self._runner.start(session, task, occasion))
 
     def conclude(self, session: Session, run: TaskRun) -> None:
@@ -218,13 +220,20 @@ class Intake:
                 counts = range(len(done), len(done) + 1)
             for count in counts:
                 whole = complete and count == len(runs)
-                events = task.join(work.segment, done[:count], work.shown, count - 1, whole)
-                made += [session.stamp(event, work.ticket) for event in events]
-        for event in made:
-            if isinstance(event, TranslationEvent) and event.is_final:
-                erasure = event.stability.normalized_erasure
-                self._observer.observe("translation_normalized_erasure", erasure)
+                events = task.join(work.segment, done[:count], work.held, count - 1, whole)
+                made += [session.stamp(self._timed(e, work), work.ticket) for e in events]
         return made
+
+    def _timed(self, event: Event, work: Work) -> Event:
+        """A translation with how long it took from the segment's acceptance, which is observed."""
+        if not isinstance(event, TranslationEvent):
+            return event
+        waited = self._clock() - work.accepted_at
+        self._observer.observe("translation_latency_seconds", waited, policy=event.policy)
+        if event.is_final:
+            erasure = event.stability.normalized_erasure
+            self._observer.observe("translation_normalized_erasure", erasure)
+        return replace(event, latency_ms=round(1000 * waited))
 
 
 def _succeeded(run: TaskRun) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from operators.cache.kv_cache import KvCache
+from operators.commit import NOTHING_HELD
 from operators.config import OperatorConfig
 from operators.engine.partial_hypotheses import Hypothesis, Unit
 from operators.engine.residency import Residency
@@ -51,7 +52,7 @@ class Partials:
         wanted = self._config.translate_partials and not session.ended and segment.segment_id
         late = segment.segment_id in session.recent
         if wanted and not late and self._translation.targets(session.settings):
-            session.partials.submit(segment, ticket, self._cache)
+            session.partials.submit(segment, ticket, self._cache, self._clock())
 
     # --- between the steps -------------------------------------------------------------------
 
@@ -100,8 +101,8 @@ class Partials:
         while unit.todo and self._cache.free_regions:
             assert unit.working is not None
             code = unit.todo.popleft()
-            shown = unit.shown.get(code, "")
-            run = TaskRun(self._translation, Partial(unit.working.segment, code, shown))
+            held = unit.held.get(code, NOTHING_HELD)
+            run = TaskRun(self._translation, Partial(unit.working.segment, code, held))
             self._runner.begin(session, run)
             unit.runs.append(run)
             while run.can_open and self._cache.free_regions:
@@ -128,10 +129,11 @@ class Partials:
             unit.todo.clear()  # nothing is published; the final's run reports the failure
             return
         hypothesis.done.add(occasion.language)
+        if outcome.part is not None:
+            unit.held[occasion.language] = outcome.part
         for event in outcome.events:
             if isinstance(event, TranslationEvent):
                 session.events.append(self._event(session, hypothesis, event))
-                unit.shown[occasion.language] = event.tail
                 erasure = event.stability.normalized_erasure
                 self._observer.observe("translation_normalized_erasure", erasure)
 
@@ -139,7 +141,9 @@ class Partials:
         self, session: Session, hypothesis: Hypothesis, event: TranslationEvent
     ) -> TranslationEvent:
         flags = (COALESCED,) if hypothesis.coalesced else ()
-        made = replace(event, degraded=(*flags, *event.degraded))
+        waited = self._clock() - hypothesis.accepted_at
+        self._observer.observe("translation_latency_seconds", waited, policy=event.policy)
+        made = replace(event, degraded=(*flags, *event.degraded), latency_ms=round(1000 * waited))
         return session.stamp(made, hypothesis.ticket)
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from msgspec.structs import replace
 
 from operators.cache.kv_cache import KvCache, KvLayout, StreamSlot
+from operators.commit import Held
 from operators.decoding.acceptance import DraftControl
 from operators.decoding.drafters import NgramIndex
 from operators.decoding.generation import Generation
@@ -79,7 +80,7 @@ class Work:
     """Settings that hold from here on, until they are the stream's."""
     settings: StreamSettings | None = None
     """The stream's settings behind this mark."""
-    shown: dict[str, str] = field(default_factory=dict)  # by language, of its partials
+    held: dict[str, Held] = field(default_factory=dict)  # by language, of its partials
     published: dict[str, int] = field(default_factory=dict)
     """By task: how many of its runs are in events already, though others are not done."""
     failure: Failure | None = None

@@ -30,7 +30,7 @@ _PROBE = "Guten Tag, 12:30 \u2014 \u4f60\u597d <|im_end|>"
 _SHAPE_ANSWERS = (
     *("update_tokens", "update_interval_s", "summary_method", "summary_tokens", "ledger_tokens"),
     *("ledger_bytes", "branch_tokens", "skip_behind"),
-    *("targets", "translation_unit_tokens", "translation_noise"),
+    *("targets", "translation_unit_tokens", "translation_noise", "translation_policy"),
     *("prompts", "temperature", "top_k", "top_p"),
     *("repetition_penalty", "sampling_seed", "sampling_acceptance", "sampled_tasks"),
 )

@@ -155,6 +155,7 @@ class TaskRun:
             finish_reason=generation.finish_reason,
             usage=generation.usage(),
             weights=generation.weights,
+            alignment=tuple(generation.alignment),
         )
 
 

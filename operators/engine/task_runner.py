@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
+from operators.cache.attention import Heads
 from operators.cache.kv_cache import KvCache
 from operators.config import OperatorConfig
 from operators.decoding.acceptance import DraftControl
@@ -35,8 +36,10 @@ class TaskRunner:
         tokenizer: Tokenizer,
         clock: Callable[[], float],
         vocab: int,
+        heads: Mapping[str, Heads] | None = None,
     ) -> None:
-        """``vocab``: width of the model's logits."""
+        """``vocab``: width of the model's logits. ``heads``: alignment heads by target language."""
+        self._heads = heads or {}
         self._config, self._cache = config, cache
         self._tokenizer, self._clock = tokenizer, clock
         self._grammars = Grammars(tokenizer, vocab)
@@ -86,6 +89,8 @@ class TaskRunner:
             constraints=self._constraints(ask),
             choices=ask.choices,
             alone=ask.alone,
+            watched=ask.watched,
+            heads=self._heads_for(kind) if ask.watched else {},
             due_at=self._clock(),
         )
 
@@ -96,6 +101,12 @@ class TaskRunner:
         if ask.max_copy:
             made.append(NoCopy(self._tokenizer, ask.sources, ask.max_copy, ask.free))
         return made
+
+    def _heads_for(self, kind: str) -> Heads:
+        """The alignment heads of a translation's language (``translation:fr``); of another one where
+        these were not measured."""
+        tag = kind.partition(":")[2]
+        return self._heads.get(tag) or next(iter(self._heads.values()), {})
 
     def _sampler(self, session: Session, kind: str, position: int, ask: Ask) -> Sampler | None:
         sampling = self._config.sampling(kind)

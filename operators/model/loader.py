@@ -66,6 +66,7 @@ class DecoderModel:
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         self.shape = KvShape(config.num_hidden_layers, kv_heads, head_dim)
+        self.heads = int(heads)
         self.vocab_size = int(config.vocab_size)
         self._config = config
         network = network.to(self.dtype).eval()

@@ -25,6 +25,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from operators.commit import Held
 from operators.config import OperatorConfig
 from operators.decoding.constraints import Grammar
 from operators.events import (
@@ -58,10 +59,14 @@ class Due:
 
 @dataclass(frozen=True)
 class Spoken:
-    """A final segment, or one part of a long one, has entered the window. ``text`` has no speaker."""
+    """A final segment, or one part of a long one, has entered the window. ``text`` has no speaker.
+    ``index``: which piece of the segment it is (:meth:`Task.cut`). ``held``: what was published of its
+    partial hypotheses, by language."""
 
     segment: Segment
     text: str
+    index: int = 0
+    held: Mapping[str, Held] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Partial:
-    """A partial hypothesis is to be shown; ``shown`` is the text shown before it."""
+    """A partial hypothesis is to be shown; ``held``: what was published of those before it. The run's
+    outcome has what is held after it as ``part``."""
 
     segment: Segment
     language: str
-    shown: str
+    held: Held
 
 
 Occasion = Due | Spoken | Asked | Partial
@@ -156,6 +162,9 @@ class Ask:
     free: tuple[str, ...] = ()
     choices: tuple[int, ...] = ()
     alone: bool = False
+    watched: tuple[int, int] | None = None
+    """Begin and end of a stretch of the prompt: for every token the answer says which of its tokens the
+    operator's alignment heads attend to most."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +177,8 @@ class Answer:
     finish_reason: str
     usage: Usage
     weights: tuple[float, ...] = ()
+    alignment: tuple[int, ...] = ()
+    """Of an ask that watches: by token a place in the stretch, -1 where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -262,13 +273,13 @@ class Task(ABC):
         self,
         segment: Segment,
         outcomes: Sequence[Outcome],
-        shown: Mapping[str, str],
+        held: Mapping[str, Held],
         published: int = 0,
         complete: bool = True,
     ) -> Sequence[Event]:
-        """The events of a segment from the outcomes of its pieces, in order. ``shown``: what was shown
-        of its partial hypotheses, by language. Of a task with ``early`` also when only the first
-        pieces are done (not ``complete``), ``published`` of which were joined before."""
+        """The events of a segment from the outcomes of its pieces, in order. ``held``: what was
+        published of its partial hypotheses, by language. Of a task with ``early`` also when only the
+        first pieces are done (not ``complete``), ``published`` of which were joined before."""
         events = (event for outcome in outcomes for event in outcome.events)
         return [event for event in events if not isinstance(event, AnswerEvent)]
 

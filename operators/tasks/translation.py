@@ -20,6 +20,15 @@ import regex
 from msgspec.structs import replace
 
 from operators import languages
+from operators.commit import (
+    ALIGNATT,
+    NOTHING_HELD,
+    Held,
+    Hypothesis,
+    Policy,
+    committed,
+    policy,
+)
 from operators.events import (
     Event,
     Segment,
@@ -31,6 +40,7 @@ from operators.events import (
 )
 from operators.stream_settings import ANY_LANGUAGE
 from operators.tasks import translation_checks as checks
+from operators.tasks.alignment import span_of
 from operators.tasks.base import (
     Answer,
     Ask,
@@ -49,6 +59,8 @@ TOKENS_PER_TOKEN, TOKENS_AT_LEAST = 4, 24
 """Room for a translation: scripts the model's tokenizer knows little of take several tokens per word."""
 REPEATED = 5
 """A segment that says the same as the REPEATED - 1 before it is taken for the recogniser's noise."""
+MAX_BEFORE = 8
+"""Hypotheses of a piece that are kept for local agreement."""
 PASSED, NOISE = "same_language", "not_speech"
 _BRACKETS = regex.compile(
     r"\[[^\]]*\]|<[^>]*>|\((?:\s*\w+){0,3}\s*\)|\*(?:\s*\w+){0,3}\s*\*|♪[^♪]*♪"
@@ -77,29 +89,39 @@ class Clause:
 
 
 @dataclass(frozen=True)
+class _Wanted:
+    """A text to be translated. ``opening``: tokens that its translation begins with; ``previous``: those
+    of an earlier translation behind them, a draft for this one."""
+
+    expected: checks.Expected
+    opening: tuple[int, ...] = ()
+    previous: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class _Try:
     """A translation as the model gave it, what is wrong with it, and what was spent."""
 
-    expected: checks.Expected
+    wanted: _Wanted
     answer: Answer
+    text: str
     faults: Sequence[checks.Fault]
     spent: tuple[Usage, ...]
 
-    def better(self, second: Answer) -> _Try:
-        """The better of this and a second answer; the first if they are equally bad."""
-        spent = (*self.spent, second.usage)
-        faults = checks.faults(self.expected, second.text)
-        if _weight(faults) < _weight(self.faults):
-            return _Try(self.expected, second, faults, spent)
-        return dataclasses.replace(self, spent=spent)
+    def again(self) -> _Wanted:
+        return dataclasses.replace(self.wanted, previous=tuple(self.answer.tokens))
 
-    def clause(self) -> Clause:
+    def better(self, second: _Try) -> _Try:
+        """The better of two; the first if they are equally bad."""
+        chosen = second if _weight(second.faults) < _weight(self.faults) else self
+        return dataclasses.replace(chosen, spent=(*self.spent, *second.spent))
+
+    def clause(self, policy_name: str) -> Clause:
         flags = [fault.kind for fault in self.faults]
         reason = self.answer.finish_reason
         if reason != "stop":
             flags.append(f"cut_by_{reason}")
-        usage = total(self.spent, reason)
-        return Clause(self.answer.text.strip(), "final", usage, tuple(flags))
+        return Clause(self.text, policy_name, total(self.spent, reason), tuple(flags))
 
 
 Clauses = Generator[Sequence[Ask], Sequence[Answer], dict[str, Clause]]
@@ -130,157 +152,227 @@ class TranslationTask(Task):
 
     def run(self, view: StreamView, occasion: Spoken | Partial | Asked) -> Steps:
         match occasion:
-            case Spoken(segment, text):
-                clauses = yield from self._clause(view, segment, text)
+            case Spoken():
+                clauses = yield from self._clause(view, occasion)
                 return Outcome(part=clauses)
             case Partial():
                 return (yield from self._partial(view, occasion))
             case Asked(request):
                 return (yield from self._asked(view, request))
 
-    def _clause(self, view: StreamView, segment: Segment, text: str) -> Clauses:
-        """One clause in all languages: passed on, or translated, checked and perhaps repaired."""
+    def _clause(self, view: StreamView, occasion: Spoken) -> Clauses:
+        """One clause in all languages: passed on, or translated, checked and perhaps repaired. It begins
+        with what is committed of it already."""
+        segment, text = occasion.segment, occasion.text
         made: dict[str, Clause] = {}
-        wanted: list[checks.Expected] = []
+        wanted: list[_Wanted] = []
         source_lang = source_language(segment)
         noise = self.tools.config.translation_noise == "pass" and (
             is_noise(text) or _is_repeated(view, text)
         )
         targets = self.targets(view.settings)
         for tag in targets:
-            if noise or (source_lang is not None and languages.same(source_lang, tag)):
+            held = occasion.held.get(tag, NOTHING_HELD)
+            passes = noise or (source_lang is not None and languages.same(source_lang, tag))
+            opening = held.opening if occasion.index == len(held.clauses) else ()
+            if occasion.index < len(held.clauses):
+                made[tag] = Clause(held.clauses[occasion.index], self._policy_name)
+            elif passes and not opening:
                 made[tag] = Clause(text, NOISE if noise else PASSED)
             else:
-                wanted.append(_expected(view, text, source_lang, tag))
+                wanted.append(_Wanted(_expected(view, text, source_lang, tag), opening))
         made |= yield from self._translated(wanted)
         return {tag: made[tag] for tag in targets}
 
-    def _translated(self, wanted: Sequence[checks.Expected], previous: str = "") -> Clauses:
+    def _translated(self, wanted: Sequence[_Wanted]) -> Clauses:
         """The checked translations of what is ``wanted``, by language."""
         if not wanted:
             return {}
-        answers = yield [self._ask(e, previous=previous) for e in wanted]
+        answers = yield [self._ask(w) for w in wanted]
         tries = {
-            e.target_lang: _Try(e, answer, checks.faults(e, answer.text), (answer.usage,))
-            for e, answer in zip(wanted, answers, strict=True)
+            w.expected.target_lang: self._try(w, answer)
+            for w, answer in zip(wanted, answers, strict=True)
         }
         bad = [t for t in tries.values() if t.faults and self._can_hint]
         if bad:
-            answers = yield [self._ask(t.expected, t.faults, t.answer.text) for t in bad]
+            answers = yield [self._ask(t.again(), t.faults) for t in bad]
             for first, answer in zip(bad, answers, strict=True):
-                tries[first.expected.target_lang] = first.better(answer)
-        return {tag: made.clause() for tag, made in tries.items()}
+                tag = first.wanted.expected.target_lang
+                tries[tag] = first.better(self._try(first.wanted, answer))
+        return {tag: made.clause(self._policy_name) for tag, made in tries.items()}
+
+    def _try(self, wanted: _Wanted, answer: Answer, *, checked: bool = True) -> _Try:
+        text = self.tools.tokenizer.decode((*wanted.opening, *answer.tokens)).strip()
+        faults = checks.faults(wanted.expected, text) if checked else ()
+        return _Try(wanted, answer, text, faults, (answer.usage,))
+
+    @property
+    def _policy(self) -> Policy:
+        return policy(self.tools.config.translation_policy)
+
+    @property
+    def _policy_name(self) -> str:
+        """What a final's event says about when its text was committed."""
+        return self._policy.name if self._policy.commits else "final"
 
     @property
     def _can_hint(self) -> bool:
         return self.tools.prompts.has("translate", "hint")
 
-    def _ask(
-        self,
-        expected: checks.Expected,
-        faults: Sequence[checks.Fault] = (),
-        previous: str = "",
-    ) -> Ask:
-        """An ask for one translation. ``faults``: what was wrong with the first. ``previous``: an
-        earlier translation, a draft for this one."""
-        tokenizer, tag = self.tools.tokenizer, expected.target_lang
-        prompt = self.tools.prompts.alone(
-            "translate",
-            language=languages.name(tag),
-            text=" ".join(expected.source.split()),
-            hint=_hint(expected, faults),
-        )
+    def _ask(self, wanted: _Wanted, faults: Sequence[checks.Fault] = ()) -> Ask:
+        """An ask for one translation. ``faults``: what was wrong with the first."""
+        expected, encode = wanted.expected, self.tools.tokenizer.encode
+        tag, text = expected.target_lang, " ".join(expected.source.split())
+        fields = {"language": languages.name(tag), "hint": _hint(expected, faults)}
+        prompt = self.tools.prompts.alone("translate", text=text, **fields)
+        watched = None
+        if self._policy.kind == ALIGNATT:
+            watched = span_of(prompt, encode(text), encode(f" {text}"))
+        prompt = [*prompt, *wanted.opening]
         room = self.tools.config.branch_tokens - len(prompt)
-        wanted = TOKENS_PER_TOKEN * self._count(expected.source) + TOKENS_AT_LEAST
+        most = TOKENS_PER_TOKEN * self._count(expected.source) + TOKENS_AT_LEAST
         return Ask(
             prompt=prompt,
-            max_tokens=max(1, min(room, wanted)),
+            max_tokens=max(1, min(room, most)),
             kind=f"translation:{tag}",
-            previous=tokenizer.encode(previous),
+            previous=wanted.previous,
             alone=True,
+            watched=watched,
         )
 
     def _asked(self, view: StreamView, request: TextToTranslate) -> Steps:
         tag = languages.canonical(request.language)
         pieces = self.cut(Segment(stream_id=view.stream_id), request.text)
         source_lang = languages.detect(request.text)
-        wanted = [_expected(view, piece, source_lang, tag) for piece in pieces]
+        previous = tuple(self.tools.tokenizer.encode(request.previous))
         texts = []
-        for expected in wanted:
-            made = yield from self._translated([expected], request.previous)
+        for piece in pieces:
+            expected = _expected(view, piece, source_lang, tag)
+            made = yield from self._translated([_Wanted(expected, (), previous)])
             texts.append(made[tag].text)
         return Outcome(text=languages.join(texts))
 
     def _partial(self, view: StreamView, occasion: Partial) -> Steps:
-        segment, tag, shown = occasion.segment, occasion.language, occasion.shown
-        if is_noise(segment.text):
-            return Outcome()
+        """A hypothesis of a text that still grows: the pieces that are done are committed whole, of the
+        last what the policy says."""
+        segment, tag, held = occasion.segment, occasion.language, occasion.held
         source_lang = source_language(segment)
-        pieces = self.cut(segment, segment.text)
-        clauses = [Clause(piece, PASSED) for piece in pieces]
-        if source_lang is None or not languages.same(source_lang, tag):
-            wanted = [_expected(view, piece, source_lang, tag) for piece in pieces]
-            answers = yield [self._ask(expected, previous=shown) for expected in wanted]
-            clauses = [
-                _Try(
-                    e, answer, (), (answer.usage,)
-                ).clause()  # it is not checked: there is more to come
-                for e, answer in zip(wanted, answers, strict=True)
-            ]
-        event = self._event(segment, tag, clauses, shown, view.source)
-        text = languages.join([clause.text for clause in clauses])
-        tail = replace(event, tail=text, is_final=False, policy="retranslation")
-        return Outcome(events=(tail,))
+        passes = source_lang is not None and languages.same(source_lang, tag)
+        if is_noise(segment.text) or (passes and not held.opening and not held.clauses):
+            return Outcome(
+                events=() if is_noise(segment.text) else (self._passed(segment, tag, held),)
+            )
+        done = len(held.clauses)
+        pieces = self.cut(segment, segment.text)[done:]
+        wanted = [
+            _Wanted(_expected(view, piece, source_lang, tag), held.opening, _draft(held))
+            if at == 0
+            else _Wanted(_expected(view, piece, source_lang, tag), (), ())
+            for at, piece in enumerate(pieces)
+        ]
+        if not wanted:
+            return Outcome()  # it has become shorter than what is done
+        answers = yield [self._ask(w) for w in wanted]
+        tries = [self._try(w, a, checked=False) for w, a in zip(wanted, answers, strict=True)]
+        after = self._after(held, pieces, tries)
+        whole = languages.join([*held.clauses, *(t.text for t in tries)])
+        sure = after.text(self.tools.tokenizer.decode)
+        spent = [t.clause("") for t in tries]
+        event = self._event(segment, tag, spent, held.shown, whole, view.source)
+        event = replace(
+            event,
+            committed=sure,
+            tail=whole[len(sure) :],
+            clauses=len(after.clauses),
+            is_final=False,
+            policy=self._policy.name if self._policy.commits else "retranslation",
+        )
+        return Outcome(events=(event,), part=dataclasses.replace(after, shown=whole))
+
+    def _after(self, held: Held, pieces: Sequence[str], tries: Sequence[_Try]) -> Held:
+        """What is held after a hypothesis; all but what was shown."""
+        last = tries[-1]
+        tokens = (*last.wanted.opening, *last.answer.tokens)
+        if not self._policy.commits:
+            return Held(before=(tokens,))
+        clauses = (*held.clauses, *(t.text for t in tries[:-1]))
+        before = held if len(tries) == 1 else NOTHING_HELD
+        alignment = (-1,) * len(last.wanted.opening) + tuple(last.answer.alignment)
+        made = Hypothesis(pieces[-1], self._count(pieces[-1]), tokens, alignment)
+        opening = committed(self._policy, before, made, self.tools.tokenizer.decode)
+        return Held("", clauses, opening, (*before.before, tokens)[-MAX_BEFORE:])
+
+    def _passed(self, segment: Segment, tag: str, held: Held) -> TranslationEvent:
+        """A hypothesis that is in the target's language already."""
+        text = " ".join(segment.text.split())
+        event = self._event(segment, tag, [Clause(text)], held.shown, text, Source())
+        return replace(event, tail=text, clauses=0, is_final=False, policy=PASSED)
 
     def join(
         self,
         segment: Segment,
         outcomes: Sequence[Outcome],
-        shown: Mapping[str, str],
+        held: Mapping[str, Held],
         published: int = 0,
         complete: bool = True,
     ) -> Sequence[Event]:
-        """One event per language, in the settings' order, with all clauses so far as ``committed``."""
+        """One event per language, in the settings' order, with all clauses so far as ``committed``. It
+        begins with what was committed before, also where the final has become shorter."""
         made = []
         for tag in outcomes[0].part if outcomes else ():
             clauses = [outcome.part[tag] for outcome in outcomes]
-            before = shown.get(tag, "") if complete else ""
-            event = self._event(segment, tag, clauses, before, Source(), published)
             text = languages.join([clause.text for clause in clauses])
-            made.append(replace(event, committed=text, is_final=complete))
+            before = held.get(tag, NOTHING_HELD)
+            sure = before.text(self.tools.tokenizer.decode)
+            if not text.startswith(sure):
+                text = sure
+            shown = before.shown if complete else ""
+            event = self._event(segment, tag, clauses[published:], shown, text, Source())
+            flags = sorted({flag for clause in clauses for flag in clause.flags})
+            made.append(
+                replace(
+                    event,
+                    committed=text,
+                    clauses=max(len(clauses), len(before.clauses)),
+                    is_final=complete,
+                    policy=clauses[0].policy,
+                    degraded=tuple(flags),
+                )
+            )
         return made
 
     def _event(
         self,
         segment: Segment,
         tag: str,
-        clauses: Sequence[Clause],
+        new: Sequence[Clause],
         shown: str,
+        text: str,
         source: Source,
-        published: int = 0,
     ) -> TranslationEvent:
-        """All but the text. ``published``: how many of the clauses an event has had before."""
-        deleted, erasure = normalized_erasure(shown, languages.join([c.text for c in clauses]))
-        flags = sorted({flag for clause in clauses for flag in clause.flags})
-        new = [clause.usage for clause in clauses[published:]]
-        reasons = sorted({usage.finish_reason for usage in new} - {"stop"})
+        """All but the text and how far it goes. ``new``: clauses whose tokens are to be counted."""
+        deleted, erasure = normalized_erasure(shown, text)
+        reasons = sorted({clause.usage.finish_reason for clause in new} - {"stop"})
         return TranslationEvent(
             stream_id=segment.stream_id,
             epoch=0,
             revision=0,
             target_lang=tag,
             unit_id=segment.segment_id,
-            clauses=len(clauses),
             source_lang=source_language(segment),
             source_text=segment.text,
             source_segment_ids=(segment.segment_id,),
-            policy=clauses[0].policy if clauses else "final",
             source=source,
             model=self.tools.model,
-            usage=total(new, reasons[0] if reasons else "stop"),
+            usage=total([clause.usage for clause in new], reasons[0] if reasons else "stop"),
             stability=Stability(deleted, round(erasure, 4)),
-            degraded=tuple(flags),
+            degraded=tuple(sorted({flag for clause in new for flag in clause.flags})),
         )
+
+
+def _draft(held: Held) -> tuple[int, ...]:
+    """The last hypothesis behind what is committed: a draft for the next."""
+    return held.before[-1][len(held.opening) :] if held.before else ()
 
 
 def source_language(segment: Segment) -> str | None:

@@ -24,14 +24,19 @@ from pathlib import Path
 
 import torch
 
+from operators import languages
+from operators.cache.attention import Heads
 from operators.cache.batch import Row
 from operators.cache.kv_cache import KvLayout
+from operators.commit import ALIGNATT, policy
 from operators.config import OperatorConfig
 from operators.decoding.acceptance import CostCurve, Costs
 from operators.decoding.draft_model import FEW
 from operators.errors import ConfigError
 from operators.model.loader import DecoderModel, Role, load_model
 from operators.model.quantization import runs_w8a8
+from operators.tasks import alignment
+from operators.tasks.prompts import Prompts
 
 KERNELS = 2
 """Part of every file's key: raise it when the engine's forward changes what a forward costs."""
@@ -49,6 +54,9 @@ DRAFT: Mapping[int, Role] = {
 AUTOMATIC = ("bf16", "int8", "w8a8")
 """Weight types that may be chosen for generation when none is asked for: those whose perplexity
 ``longstream bench weights`` found within 2 % of bf16's on every model measured. int4 was not."""
+ALIGNMENT = 1
+"""Part of the key of alignment heads: raise it when they are found in another way."""
+_BLANK = {"language": "", "text": "", "hint": ""}
 BLOCK = 3
 """Tokens of a verify block when weight types are compared: an answer's own and two drafts."""
 
@@ -149,6 +157,50 @@ def measured_costs(
     verify = cost_curve(model, VERIFY, cache, say)
     drafting = cost_curve(draft, DRAFT, cache, say) if draft is not None else None
     return Costs(verify, drafting)
+
+
+def alignment_heads(
+    model: DecoderModel,
+    config: OperatorConfig,
+    cache: Path,
+    say: Callable[[str], None] = lambda message: None,
+) -> dict[str, Heads]:
+    """The alignment heads for every target, if the policy needs them: from the cache folder, else
+    measured (seconds to a minute per language) and put there. A stream's own targets beyond the settings' use
+    another language's. Resets the model's rotary tables, as :func:`cost_curve` does."""
+    if policy(config.translation_policy).kind != ALIGNATT:
+        return {}
+    prompts = Prompts(model.tokenizer, config.prompts)
+    found: dict[str, Heads] = {}
+    for tag in map(languages.canonical, config.targets):
+        key: dict[str, object] = {
+            "alignment": ALIGNMENT,
+            "model": model.fingerprint,
+            "dtypes": dict(model.dtypes),
+            "prompt": hashlib.sha256(
+                repr(prompts.alone("translate", **_BLANK)).encode()
+            ).hexdigest(),
+            "target": tag,
+        }
+        file = _file(cache, key)
+        heads = _read_heads(file, key)
+        if heads is None:
+            say(f"measuring the alignment heads of {model.name} for {tag} (once)")
+            heads = alignment.measure(model, prompts, tag)
+            with contextlib.suppress(OSError):
+                _write(file, {"key": key, "heads": [[n, *h] for n, h in heads.items()]})
+        found[tag] = heads
+    return found
+
+
+def _read_heads(file: Path, key: dict[str, object]) -> Heads | None:
+    try:
+        data = json.loads(file.read_text())
+        if data["key"] != key:
+            return None
+        return {int(layer): tuple(int(h) for h in heads) for layer, *heads in data["heads"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _file(cache: Path, key: dict[str, object]) -> Path:

@@ -18,7 +18,7 @@ from operators.served_operator import ServedOperator
 from operators.stream_operator import StreamOperator
 from pipelines import models
 from pipelines.device import memory, protocol
-from pipelines.device.calibration import load_calibrated, measured_costs
+from pipelines.device.calibration import alignment_heads, load_calibrated, measured_costs
 from pipelines.served.load import load_text_model, served_operator
 from pipelines.storage.idle import idle_store
 
@@ -58,6 +58,7 @@ def load_operator(
         draft=draft,
         costs=measured_costs(model, draft, config, models.default_cache(), progress),
         store=idle_store(load.offload_url, load.again),
+        heads=alignment_heads(model, config, models.default_cache(), progress),
     )
     return operator, describe(operator, time.monotonic() - started)
 

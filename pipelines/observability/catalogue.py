@@ -216,6 +216,13 @@ DEVICE_SPECS = (
     ),
     _device(
         "histogram",
+        "translation_latency_seconds",
+        "From text taken by the engine to its translation.",
+        "policy",
+        buckets=SECONDS_LONG,
+    ),
+    _device(
+        "histogram",
         "translation_normalized_erasure",
         "Tokens of the previous translation taken back, as a share of its length.",
         buckets=ERASURE,

@@ -24,6 +24,9 @@ class Scripted(DecoderModel):
         self._answers: dict[int, tuple[int, list[int]]] = {}
         self.prompts: list[str] = []
 
+    def script(self, prompt: str) -> str:
+        return self._answer(prompt)
+
     def forward(self, role: Any, cache: Any, rows: Any) -> Tensor:
         places = [(row.branch, row.branch.length if row.branch is not None else 0) for row in rows]
         logits = super().forward(role, cache, rows).clone()
@@ -40,7 +43,7 @@ class Scripted(DecoderModel):
         if role == "prefill" and row.num_logits:
             prompt = self.tokenizer.decode(held)
             self.prompts.append(prompt)
-            answer = [*self.tokenizer.encode(self._answer(prompt)), ByteTokenizer.eos_id]
+            answer = [*self.tokenizer.encode(self.script(prompt)), ByteTokenizer.eos_id]
             self._answers[region] = len(held), answer
         if region not in self._answers:
             return

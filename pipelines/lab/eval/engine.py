@@ -15,7 +15,7 @@ from operators.model.served import ServedModel, TextModel
 from operators.observer import Observer
 from operators.stream_operator import StreamOperator
 from pipelines import models
-from pipelines.device.calibration import load_calibrated, measured_costs
+from pipelines.device.calibration import alignment_heads, load_calibrated, measured_costs
 from pipelines.lab.benchmarks.harness import TOY
 from pipelines.lab.eval.backends import (
     Backend,
@@ -60,11 +60,12 @@ class Engine:
         """An operator for one side, with the counter that observes it."""
         config = OperatorConfig.from_dict({**self.settings, **settings})
         spent = Spent()
-        costs = None
+        costs, heads = None, {}
         if self.name != TOY:
+            heads = alignment_heads(self.model, config, models.default_cache())
             costs = measured_costs(self.model, None, config, models.default_cache())
         operator = StreamOperator(
-            self.model, config, clock=time.monotonic, observer=spent, costs=costs
+            self.model, config, clock=time.monotonic, observer=spent, costs=costs, heads=heads
         )
         try:
             yield operator, spent

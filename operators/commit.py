@@ -26,6 +26,7 @@ FINALS, AGREEMENT, WAIT, ALIGNATT = "finals", "local-agreement", "wait", "aligna
 _NAMES = regex.compile(
     rf"(?P<kind>{FINALS}|{ALIGNATT})|(?P<kind>{AGREEMENT}|{WAIT}|{ALIGNATT})-(?P<n>[0-9]{{1,2}})"
 )
+Decode = Callable[[Sequence[int]], str]
 BORDER = 4
 """F of alignatt without a number, in tokens of the source."""
 
@@ -65,6 +66,10 @@ class Held:
     opening: tuple[int, ...] = ()
     before: tuple[tuple[int, ...], ...] = ()
 
+    def text(self, decode: Decode) -> str:
+        """All that is committed."""
+        return languages.join([*self.clauses, decode(self.opening).lstrip()])
+
 
 NOTHING_HELD = Held()
 
@@ -78,9 +83,6 @@ class Hypothesis:
     source_tokens: int
     tokens: tuple[int, ...]
     alignment: tuple[int, ...] = ()
-
-
-Decode = Callable[[Sequence[int]], str]
 
 
 def committed(rule: Policy, held: Held, made: Hypothesis, decode: Decode) -> tuple[int, ...]:
@@ -129,8 +131,3 @@ def _whole_words(tokens: Sequence[int], least: int, most: int, decode: Decode) -
         if rest[:1].isspace() or languages.unspaced(begin[-1]):
             return count
     return least
-
-
-def rest_of(committed_text: str, whole: str) -> str:
-    """What of a text is behind its committed beginning."""
-    return whole[len(committed_text) :] if whole.startswith(committed_text) else ""
