@@ -166,8 +166,8 @@ def alignment_heads(
     say: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Heads]:
     """The alignment heads for every target, if the policy needs them: from the cache folder, else
-    measured (seconds to a minute per language) and put there. A stream's own targets beyond the settings' use
-    another language's. Resets the model's rotary tables, as :func:`cost_curve` does."""
+    measured (seconds to a minute per language) and put there. A stream's own targets beyond
+    the settings' use another language's. Resets the model's rotary tables like :func:`cost_curve`."""
     if policy(config.translation_policy).kind != ALIGNATT:
         return {}
     prompts = Prompts(model.tokenizer, config.prompts)

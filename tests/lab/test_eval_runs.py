@@ -99,7 +99,7 @@ def test_translation_takes_a_server_for_all_of_its_sides() -> None:
     ("arguments", "complaint"),
     [
         (["translation", "--model", "toy", "--pairs", "en-xx"], "no sentences for en-xx"),
-        (["translation", "--model", "toy", "--policy", "nonsense"], "this operator knows"),
+        (["translation", "--model", "toy", "--policy", "nonsense"], "local-agreement-N"),
         (["translation", "--model", "toy", "--sides", "plain"], "--sides: ours and any of"),
         (["summaries", "--model", "toy", "--meetings", "nobody"], "meeting 'nobody'"),
         (["summaries", "--model", "toy", "--sides", "theirs"], "--sides: any of"),
@@ -303,7 +303,9 @@ def test_committed_words_keep_the_time_at_which_they_were_first_there() -> None:
 
 
 def test_policies_are_settings_of_the_operator() -> None:
-    assert policy_settings("finals") == {"translate_partials": False}
+    finals = {"translate_partials": False, "translation_policy": "finals"}
+    assert policy_settings("finals") == finals
+    assert policy_settings("wait-3") == {"translate_partials": True, "translation_policy": "wait-3"}
     assert policy_settings("retranslation") == {"translate_partials": True}
 
 

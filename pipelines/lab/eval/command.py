@@ -151,7 +151,7 @@ def translation(
     pairs: Annotated[str, typer.Option(help="Pairs of languages.")] = "en-de",
     sets: Annotated[str, typer.Option(help="Only these sets; all of the folder without.")] = "",
     policy: Annotated[
-        str, typer.Option(help="finals, retranslation, or another the operator has.")
+        str, typer.Option(help="finals, retranslation, local-agreement-N, wait-K, alignatt.")
     ] = "finals",
     sentences: Annotated[int, typer.Option(help="At most so many of each set; 0: all.")] = 0,
     sides: Annotated[

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from operators.config import OperatorConfig
+from operators.commit import policy
 from operators.errors import ConfigError
 from operators.events import Segment, TranslationEvent
 from operators.state import Failure
@@ -21,8 +21,6 @@ from pipelines.lab.eval.latency import Timed
 from pipelines.lab.eval.parallel import Corpus, Sentence
 
 FINALS, RETRANSLATION = "finals", "retranslation"
-POLICY_SETTING = "translation_policy"
-"""The operator's setting that other policies than these two are names of."""
 TOKENS_PER_SOURCE_TOKEN, TOKENS_AT_LEAST = 3, 48
 PLAIN = "Translate into {language}: {text}"
 IN_CONTEXT = "{document}\n\nTranslate this sentence of the text above into {language}: {text}"
@@ -52,36 +50,30 @@ class Translated:
 Say = Callable[[str], None]
 
 
-def policy_settings(policy: str) -> dict[str, Any]:
+def policy_settings(name: str) -> dict[str, Any]:
     """The operator's settings for a policy by its name. Raises ConfigError for one it has not."""
-    if policy == FINALS:
-        return {"translate_partials": False}
-    if policy == RETRANSLATION:
+    if name == RETRANSLATION:
         return {"translate_partials": True}
-    if POLICY_SETTING not in OperatorConfig.__dataclass_fields__:
-        raise ConfigError(
-            f"--policy {policy}: this operator knows {FINALS} and {RETRANSLATION} only"
-        )
-    return {"translate_partials": True, POLICY_SETTING: policy}
+    return {"translate_partials": policy(name).commits, "translation_policy": name}
 
 
 # --- the product ---------------------------------------------------------------------------------
 
 
-def ours(engine: Engine, corpus: Corpus, policy: str, every_ms: int, say: Say) -> Translated:
+def ours(engine: Engine, corpus: Corpus, name: str, every_ms: int, say: Say) -> Translated:
     """Every document is a stream; its sentences are segments, each heard in full, or, where the
     policy translates partials, in growing partials ``every_ms`` of simulated speech apart.
 
     The clock is simulated: a translation comes when its input was there (unaware), and when the
     machine, which does one thing after the other, was done with it (aware)."""
-    settings = policy_settings(policy)
+    settings = policy_settings(name)
     made = Translated()
     with engine.operator(targets=(corpus.languages[1],), **settings) as (operator, spent):
         for number, document in enumerate(corpus.documents()):
             stream = operator.open(f"document-{number}")
             free_at = 0.0
             for sentence in document:
-                say(f"ours ({policy}) {corpus.pair}: {len(made.outputs)}")
+                say(f"ours ({name}) {corpus.pair}: {len(made.outputs)}")
                 partials = every_ms if settings["translate_partials"] else 0
                 shown, free_at = _hear(stream, sentence, corpus, partials, free_at, made)
                 made.shown.append(shown)
