@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
-import msgspec
 from msgspec.structs import replace
 
 from operators import languages
@@ -73,7 +72,7 @@ class Intake:
         if who is not None:
             name, number = (redact(label or "", kinds) or None for label in (who.name, who.id))
             who = Speaker(id=number, name=name)
-        return msgspec.structs.replace(segment, text=redact(segment.text, kinds), speaker=who)
+        return replace(segment, text=redact(segment.text, kinds), speaker=who)
 
     def submit(self, session: Session, segment: Segment, ticket: int, waited: float = 0.0) -> None:
         """Queue a checked segment. Mutates the session."""

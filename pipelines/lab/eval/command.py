@@ -157,6 +157,12 @@ def translation(
     sides: Annotated[
         str, typer.Option(help="ours, offline, without context, plain, plain llama.cpp.")
     ] = "ours,offline,without context,plain",
+    at_once: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Documents beside each other: faster, no figure of computing time."
+        ),
+    ] = 1,
     every_ms: Annotated[int, typer.Option(min=100, help="Simulated time between partials.")] = 1000,
     context: Annotated[int, typer.Option(help="Tokens of a plain prompt and its answer.")] = 4096,
     texts: Annotated[
@@ -193,6 +199,7 @@ def translation(
             gguf=models.gguf_file(model) if evaluation.LLAMACPP in wanted else None,
             threads=threads,
             texts=texts,
+            at_once=at_once,
         )
         return evaluation.run(engine, job, say)
 

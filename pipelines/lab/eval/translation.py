@@ -32,7 +32,7 @@ ALL = (OURS, OFFLINE, ALONE, PLAIN)
 class Job:
     """What is measured. ``gguf``: the model's file, if llama.cpp is a side. ``every_ms``: between two
     partials. ``context``: tokens of a plain prompt. ``texts``: a file that every output is appended
-    to."""
+    to. ``at_once``: documents of the product's side translated beside each other."""
 
     corpora: Sequence[Corpus]
     policy: str = FINALS
@@ -42,10 +42,15 @@ class Job:
     gguf: Path | None = None
     threads: int = 2
     texts: Path | None = None
+    at_once: int = 1
 
 
 def run(engine: Engine, job: Job, say: Say) -> dict[str, Any]:
     """All figures: ``pairs`` by set and pair and side, and the headline ones over all of them."""
+    if job.at_once > 1 and job.policy != FINALS:
+        raise ConfigError(
+            f"--at-once goes with --policy {FINALS} only: one clock for each document"
+        )
     unknown = set(job.sides) - {*ALL, LLAMACPP}
     if unknown or OURS not in job.sides:
         raise ConfigError(f"--sides: ours and any of {', '.join((*ALL[1:], LLAMACPP))}")
@@ -73,7 +78,11 @@ def _runners(engine: Engine, job: Job, say: Say) -> dict[str, Callable[[Corpus],
         return asked[0]
 
     known: dict[str, Callable[[Corpus], Translated]] = {
-        OURS: lambda c: sides.ours(engine, c, job.policy, job.every_ms, say),
+        OURS: lambda c: (
+            sides.many(engine, c, job.at_once, say)
+            if job.at_once > 1
+            else sides.ours(engine, c, job.policy, job.every_ms, say)
+        ),
         ALONE: lambda c: sides.without_context(engine, c, say),
         PLAIN: lambda c: sides.plain(backend(), engine, c, say),
         OFFLINE: lambda c: sides.offline(backend(), engine, c, say),
@@ -139,9 +148,9 @@ def _latency(corpus: Corpus, made: Translated) -> dict[str, Any]:
     long = lags(whole)
     return {
         "laal_s": _seconds(by_sentence["laal_ms"]),
-        "laal_aware_s": _seconds(by_sentence["laal_aware_ms"]),
+        "laal_aware_s": _seconds(by_sentence["laal_aware_ms"]) if made.aware else None,
         "long_yaal_s": _seconds(long["yaal_ms"]),
-        "long_yaal_aware_s": _seconds(long["yaal_aware_ms"]),
+        "long_yaal_aware_s": _seconds(long["yaal_aware_ms"]) if made.aware else None,
     }
 
 
