@@ -64,6 +64,20 @@ def test_facts_plants_and_asks_in_the_language_of_the_transcript(tmp_path: Path)
     assert (tmp_path / "facts.png").stat().st_size > 0
 
 
+def test_documents_beside_each_other_give_the_same_translations(tmp_path: Path) -> None:
+    texts = []
+    for at_once in (1, 4):
+        file = tmp_path / f"{at_once}.jsonl"
+        options = ["--pairs", "en-de", "--sentences", "2", "--sides", "ours"]
+        found = _invoke(
+            "translation", *SMALL, *options, "--at-once", str(at_once), "--texts", str(file)
+        )
+        texts.append([json.loads(line)["ours"] for line in file.read_text("utf-8").splitlines()])
+        assert (found["laal_aware_s"] is None) == (at_once > 1)
+        assert found["laal_s"] is not None
+    assert texts[0] == texts[1]
+
+
 def test_translation_compares_policies_and_sides(tmp_path: Path) -> None:
     texts = tmp_path / "texts.jsonl"
     options = ["--pairs", "en-de", "--sentences", "2", "--policy", "retranslation"]
