@@ -9,6 +9,7 @@ STREAMS ?= 3
 SEGMENTS ?=
 TRANSLATE ?= fr
 SPEED ?= max
+PAGE ?= yes
 BENCH ?= all
 SEED ?= 1
 KILLS ?= 20
@@ -35,9 +36,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup ## Three real meetings through Kafka, Faust and the model, on this screen
+demo: setup ## Three real meetings through Kafka, Faust and the model, on this screen and on a page
 	@$(BIN)/longstream demo --model "$(MODEL)" --streams "$(STREAMS)" \
-	    $(if $(SEGMENTS),--segments "$(SEGMENTS)") --translate "$(TRANSLATE)" --speed "$(SPEED)"
+	    $(if $(SEGMENTS),--segments "$(SEGMENTS)") --translate "$(TRANSLATE)" --speed "$(SPEED)" \
+	    $(if $(PAGE),,--no-page)
 
 test: setup lint ## Lint, types and the fast tests (with a real Kafka where one can run)
 	@$(BIN)/pytest -m "not slow and not cuda" -n 3 --dist loadfile --no-loadscope-reorder --durations=10

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_v
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from operators.config import OperatorConfig
+from pipelines.config.gateway import GatewaySettings
 
 OPERATOR_FIELDS = tuple(field.name for field in dataclasses.fields(OperatorConfig))
 TOPIC_FIELDS = (
@@ -55,7 +56,7 @@ def _operator_input(value: object) -> object:
     return values
 
 
-class Settings(BaseSettings):
+class Settings(GatewaySettings, BaseSettings):
     """All settings; :func:`pipelines.config.load.load_settings` builds it from every source.
 
     The constructor itself looks at its arguments only, so no test is coloured by the environment.

@@ -259,7 +259,11 @@ class SettingRow(NamedTuple):
 def describe() -> list[SettingRow]:
     """Every setting, the engine's as ``operator.…`` at the end."""
     rows = []
-    for name, info in Settings.model_fields.items():
+    # A base class's fields come first in a model: the worker's own are what is looked for.
+    fields = sorted(
+        Settings.model_fields.items(), key=lambda field: field[0].startswith("gateway_")
+    )
+    for name, info in fields:
         if name == "operator":
             continue
         default = "" if info.default_factory else _text(info.default)

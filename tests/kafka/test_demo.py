@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,3 +97,45 @@ def test_a_worker_that_cannot_start_ends_the_demo_with_its_reason(start):
     assert process.returncode == 1
     assert "unknown language code 'xx'" in output
     assert "Traceback" not in output
+
+
+def test_the_page_stays_until_ctrl_c_at_a_terminal(kafka, tmp_path):
+    """At a terminal only: the tests above have none, and end by themselves."""
+    master, slave = pty.openpty()
+    environment = {
+        **os.environ,
+        "LONGSTREAM_BOOTSTRAP": kafka,
+        "LONGSTREAM_TEST_OPERATOR": "tests.echo_device:make",
+    }
+    process = subprocess.Popen(
+        [*[sys.executable, "-m", "pipelines.cli.main", "demo"], "--segments", "3", "--plain"],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        cwd=ROOT,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    os.close(slave)
+    said = ""
+    try:
+        with open(master, encoding="utf-8", errors="replace") as terminal:
+            for line in terminal:
+                said += line
+                if "until Ctrl-C" in line:
+                    break
+            assert "until Ctrl-C" in said, said
+            address = re.search(r"http://127\.0\.0\.1:\d+/", said)
+            assert address is not None
+            with urllib.request.urlopen(address[0] + "v1/streams", timeout=30) as answer:
+                streams = json.loads(answer.read())["streams"]
+            assert len(streams) >= 3
+            children = family(process)
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+            assert process.returncode == 1  # the echo's run has its usual complaints
+            _, alive = psutil.wait_procs(children, timeout=40)
+            assert alive == []
+    finally:
+        process.kill()
+        process.wait()

@@ -19,7 +19,20 @@ from pipelines.config.load import default_values, describe, load_settings
 from pipelines.worker import exit_codes
 
 ROOT = Path(__file__).parents[2]
-WITHOUT_JSON = {"export", "listen", "bench", "eval", "soak", "chaos", "demo", "worker", "run"}
+WITHOUT_JSON = {
+    "gateway",
+    "mcp",
+    "webhooks",
+    "export",
+    "listen",
+    "bench",
+    "eval",
+    "soak",
+    "chaos",
+    "demo",
+    "worker",
+    "run",
+}
 """Their results are JSON lines in any case, or files, or there is none."""
 
 

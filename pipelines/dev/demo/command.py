@@ -7,8 +7,11 @@ TRANSCRIPT mean the same as the options.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
+import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,12 +36,13 @@ from pipelines.dev.demo.report import (
 )
 from pipelines.dev.demo.run import DemoRun
 from pipelines.dev.demo.tally import Tally
-from pipelines.dev.demo.worker import WorkerProcess, settings_with
+from pipelines.dev.demo.worker import PageProcess, WorkerProcess, settings_with
 from pipelines.kafka.tools import connection
 from pipelines.kafka.topics import create_topics, topic_specs
 
 APP_ID = "longstream-demo"
 PIPE_WIDTH = 120
+PAGE_PORT = 8080
 NO_TRANSACTIONS = (
     "NOTE: {} is not Apache Kafka. It has no transactions and its state is lost when it stops:\n"
     "nothing is guaranteed here about lost, repeated or reordered results. It only shows the flow."
@@ -60,6 +64,13 @@ def demo(
         str | None, typer.Option(envvar="SPEED", help="20x real time, or max.")
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Lines, also in a terminal.")] = False,
+    page: Annotated[
+        bool,
+        typer.Option(
+            "--page/--no-page",
+            help="Show the meetings on a page too, until Ctrl-C; never without a terminal.",
+        ),
+    ] = True,
     transcript_out: Annotated[
         Path | None,
         typer.Option(
@@ -75,7 +86,7 @@ def demo(
             DEMO, model=model, streams=streams, segments=segments, targets=targets, speed=speed
         )
         parse_speed(plan.speed)
-        code = run(plan, plain, transcript_out)
+        code = run(plan, plain, transcript_out, page)
     except KeyboardInterrupt:
         typer.echo("longstream demo: interrupted; everything it started is stopped", err=True)
         raise typer.Exit(130) from None
@@ -85,8 +96,11 @@ def demo(
     raise typer.Exit(code)
 
 
-def run(plan: DemoPlan, plain: bool = False, transcript_out: Path | None = None) -> int:
-    """The whole demo: 0 if all that went in came out, 1 if not."""
+def run(
+    plan: DemoPlan, plain: bool = False, transcript_out: Path | None = None, page: bool = False
+) -> int:
+    """The whole demo: 0 if all that went in came out, 1 if not. With ``page`` and a terminal the worker
+    and the page stay until Ctrl-C."""
     started = time.monotonic()
     console = Console()
     if not console.is_terminal:
@@ -107,15 +121,54 @@ def run(plan: DemoPlan, plain: bool = False, transcript_out: Path | None = None)
         )
         tally = Tally(plan.targets, exactly_once=kafka.transactions)
         demo_run = DemoRun(plan, settings, tally, console, started)
-        # 3. the worker, 4. the meetings
-        with WorkerProcess(environment, free_ports(1)[0]) as worker, _screen(console, live) as area:
-            demo_run.showing(area)
-            demo_run.wait_for_worker(worker)
-            # On a broker that outlives the demo, every run needs streams of its own.
-            suffix = f"-{time.time_ns():x}"[-8:] if kafka.kind == "external" else ""
-            failure = demo_run.run(worker, transcripts(plan, suffix))
-        facts = _facts(demo_run, kafka, failure)
-    return _close(console, tally, facts, environment, transcript_out)
+        # 3. the worker and the page, 4. the meetings
+        with contextlib.ExitStack() as running:
+            worker = running.enter_context(WorkerProcess(environment, free_ports(1)[0]))
+            shown = _page(environment) if page and _at_a_terminal(console) else None
+            if shown is not None:
+                running.enter_context(shown)
+                demo_run.page = shown.address
+                console.print(f"the meetings on a page: {shown.address}", style="bold")
+            with _screen(console, live) as area:
+                demo_run.showing(area)
+                demo_run.wait_for_worker(worker)
+                # On a broker that outlives the demo, every run needs streams of its own.
+                suffix = f"-{time.time_ns():x}"[-8:] if kafka.kind == "external" else ""
+                failure = demo_run.run(worker, transcripts(plan, suffix))
+            if shown is None:
+                running.close()
+            facts = _facts(demo_run, kafka, failure)
+            code = _close(console, tally, facts, environment, transcript_out)
+            if shown is not None:
+                _stay(console, shown)
+    return code
+
+
+def _at_a_terminal(console: Console) -> bool:
+    return console.is_terminal and sys.stdin.isatty()
+
+
+def _page(environment: dict[str, str]) -> PageProcess | None:
+    """The gateway on its usual port, or on a free one; None where its extra is not installed."""
+    if importlib.util.find_spec("starlette") is None or importlib.util.find_spec("uvicorn") is None:
+        return None
+    with contextlib.closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", PAGE_PORT))
+            port = PAGE_PORT
+        except OSError:
+            port = free_ports(1)[0]
+    return PageProcess(environment, port)
+
+
+def _stay(console: Console, page: PageProcess) -> None:
+    """Until Ctrl-C, or the gateway ends by itself (raises DeviceError)."""
+    with contextlib.suppress(KeyboardInterrupt):
+        console.print(f"{page.address} stays, with its worker, until Ctrl-C.")
+        while True:
+            page.check()
+            time.sleep(1.0)
 
 
 def _close(

@@ -52,6 +52,8 @@ class DemoRun:
         self.sending: float | None = None
         self.last_result: float | None = None
         self.note = ""
+        self.page = ""
+        """Address of the page, if there is one."""
         self._console = console
         self.started = started
         self._sent: queue.SimpleQueue[Sent | BaseException] = queue.SimpleQueue()
@@ -207,7 +209,7 @@ class DemoRun:
     def _status(self) -> Status:
         return Status(
             title="longstream demo",
-            note=self.note or f"{self.plan.model} · {self.settings.bootstrap}",
+            note=" · ".join(filter(None, (self.page, self.note or self._what()))),
             tokens_per_second=self.rate,
             acceptance=self.measured.acceptance,
             mean_accepted_length=self.measured.mean_accepted_length,
@@ -215,6 +217,9 @@ class DemoRun:
             behind=sum(view.behind for view in self.follower.views.values()),
             seconds=time.monotonic() - self.started,
         )
+
+    def _what(self) -> str:
+        return self.plan.model if self.page else f"{self.plan.model} · {self.settings.bootstrap}"
 
     def _draw(self) -> None:
         if self._live is not None:

@@ -14,6 +14,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
@@ -79,15 +80,17 @@ class WorkerProcess:
     in order (SIGTERM, and SIGKILL after :data:`STOP_SECONDS`).
     """
 
+    command, port_setting = "worker", "LONGSTREAM_HTTP_PORT"
+
     def __init__(self, environment: Mapping[str, str], http_port: int) -> None:
-        self._environment = {**os.environ, **environment, "LONGSTREAM_HTTP_PORT": str(http_port)}
+        self._environment = {**os.environ, **environment, self.port_setting: str(http_port)}
         self._url = f"http://127.0.0.1:{http_port}"
         self.log: deque[str] = deque(maxlen=400)
         self.lines = 0
 
-    def __enter__(self) -> WorkerProcess:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cli.main", "worker"],
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "pipelines.cli.main", self.command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -97,7 +100,7 @@ class WorkerProcess:
             process_group=0,
             preexec_fn=_die_with_parent,
         )
-        self._reader = threading.Thread(target=self._read, daemon=True, name="worker-log")
+        self._reader = threading.Thread(target=self._read, daemon=True, name=f"{self.command}-log")
         self._reader.start()
         return self
 
@@ -123,7 +126,7 @@ class WorkerProcess:
         if (code := self._process.poll()) is not None:
             self._reader.join(2.0)
             tail = "\n".join(list(self.log)[-20:])
-            raise DeviceError(f"the worker ended with code {code}; its last lines:\n{tail}")
+            raise DeviceError(f"the {self.command} ended with code {code}; its last lines:\n{tail}")
 
     def ready(self) -> bool:
         """True once the model is loaded and partitions are assigned."""
@@ -168,6 +171,16 @@ class WorkerProcess:
             return error.code, ""
         except (OSError, ValueError):
             return 0, ""
+
+
+class PageProcess(WorkerProcess):
+    """The same around the gateway, which serves the page."""
+
+    command, port_setting = "gateway", "LONGSTREAM_GATEWAY_PORT"
+
+    @property
+    def address(self) -> str:
+        return f"{self._url}/"
 
 
 def settings_with(environment: Mapping[str, str]) -> Settings:
