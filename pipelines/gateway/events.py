@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from pipelines.gateway.limits import Full, Places
-from pipelines.gateway.views import Cursor, StreamView, Views, frame
+from pipelines.gateway.views import Cursor, Entry, StreamView, Views, frame
 
 BEAT_SECONDS = 15.0
 BLOCK_BYTES = 64 << 10
@@ -63,7 +63,9 @@ class EventStream:
         headers: Mapping[str, str],
     ) -> None:
         self._view, self._views, self._changes = view, views, changes
-        self._places, self._after, self._headers = places, after, headers
+        self._places, self._headers = places, headers
+        self._seen = after or view.cursor
+        """What this reader has seen. Topics are read side by side, so each reader has ids of its own."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._places.one():
@@ -80,14 +82,14 @@ class EventStream:
 
     async def _write(self, send: Send, gone: asyncio.Future[None]) -> None:
         log = self._view.log
-        missed = log.after(self._after) if self._after is not None else []
+        missed = log.after(self._seen)
         number = log.next_number
         opening = b"retry: 2000\n\n"
         if missed is None:
             opening += self._reset()
         else:
-            opening += frame("hello", {"cursor": str(self._view.cursor)}, None)
-            opening += b"".join(entry.frame for entry in missed)
+            opening += frame("hello", {"cursor": str(self._seen)})
+            opening += b"".join(map(self._event, missed))
         await _body(send, opening)
         if missed is None:
             await _body(send, b"", more=False)
@@ -96,7 +98,7 @@ class EventStream:
             changed = self._changes.next(self._view.stream_id)
             if self._views.get(self._view.stream_id) is not self._view:
                 changed.cancel()
-                await _body(send, frame("forgotten", {}, None), more=False)
+                await _body(send, frame("forgotten", {}), more=False)
                 return
             if number < log.first_number:  # it reads more slowly than the log forgets
                 changed.cancel()
@@ -104,7 +106,7 @@ class EventStream:
                 return
             block = bytearray()
             for entry in log.since(number):
-                block += entry.frame
+                block += self._event(entry)
                 number = entry.number + 1
                 if len(block) >= BLOCK_BYTES:
                     break
@@ -118,7 +120,11 @@ class EventStream:
                 await _body(send, b": beat\n\n")
 
     def _reset(self) -> bytes:
-        return frame("reset", {"cursor": str(self._view.cursor)}, None)
+        return frame("reset", {"cursor": str(self._view.cursor)})
+
+    def _event(self, entry: Entry) -> bytes:
+        self._seen = self._seen.past(entry.source, entry.offset)
+        return f"id: {self._seen}\n".encode() + entry.frame
 
 
 async def _body(send: Send, body: bytes, more: bool = True) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -47,6 +49,18 @@ def bounded_protocol(seconds: float) -> type[H11Protocol]:
     return BoundedProtocol
 
 
+class Server(uvicorn.Server):
+    """Ends in order; uvicorn's own raises the signal again, which would be its exit code."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def stop(self) -> None:
+        self.force_exit = self.should_exit  # asked twice
+        self.should_exit = True
+
+
 def listen(settings: Settings) -> socket.socket:
     """The listening socket. Raises ConfigError."""
     host, port = settings.gateway_host, settings.gateway_port
@@ -69,7 +83,10 @@ async def serve(settings: Settings, on_url: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT. ``on_url`` is told the address. Raises ConfigError."""
     gateway = Gateway(settings)
     with listen(settings) as listener:
-        server = uvicorn.Server(config_of(gateway.app, settings))
+        server = Server(config_of(gateway.app, settings))
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, server.stop)
         on_url(url_of(listener))
         await server.serve(sockets=[listener])
 

@@ -49,6 +49,12 @@ class Cursor(NamedTuple):
     answers: int = -1
     questions: int = -1
 
+    def past(self, source: int, offset: int) -> Cursor:
+        """The cursor once the record at ``offset`` is seen too."""
+        offsets = list(self)
+        offsets[source] = max(offsets[source], offset)
+        return Cursor(*offsets)
+
     def __str__(self) -> str:
         return "-".join(str(offset + 1) for offset in self)
 
@@ -125,9 +131,7 @@ class EventLog:
     def _drop(self) -> None:
         gone = self._entries.popleft()
         self.bytes -= len(gone.frame)
-        offsets = list(self.lost)
-        offsets[gone.source] = max(offsets[gone.source], gone.offset)
-        self.lost = Cursor(*offsets)
+        self.lost = self.lost.past(gone.source, gone.offset)
 
     def since(self, number: int) -> Iterator[Entry]:
         """Entries from ``number`` on; the caller has checked that they are here."""
@@ -367,13 +371,11 @@ class Views:
         view = self._view(value.stream_id, floor)
         before = view.cost
         place = SOURCES.index(source)
-        offsets = list(view.cursor)
-        offsets[place] = max(offsets[place], offset)
-        view.cursor = Cursor(*offsets)
+        view.cursor = view.cursor.past(place, offset)
         shown = self._apply(view, offset, at_ms, value)
         if shown is not None:
             kind, data = shown
-            view.log.append(place, offset, frame(kind, data, view.cursor))
+            view.log.append(place, offset, frame(kind, data))
         self._bytes += view.cost - before
         self._bound()
         if shown is not None:
@@ -427,10 +429,9 @@ class Views:
             self.dropped += 1
 
 
-def frame(kind: str, data: Any, cursor: Cursor | None) -> bytes:
-    """One server-sent event. JSON has no line breaks, so the data is one line."""
-    head = f"id: {cursor}\n" if cursor is not None else ""
-    return f"{head}event: {kind}\ndata: ".encode() + msgspec.json.encode(data) + b"\n\n"
+def frame(kind: str, data: Any) -> bytes:
+    """One server-sent event without its id. JSON has no line breaks, so the data is one line."""
+    return f"event: {kind}\ndata: ".encode() + msgspec.json.encode(data) + b"\n\n"
 
 
 def changed_items(event: SummaryEvent, since: tuple[int, int]) -> tuple[LedgerItem, ...]:

@@ -58,7 +58,7 @@ class GatewayProcess:
 
     def stop(self) -> int:
         self.process.terminate()
-        code = self.process.wait(20)
+        code = self.process.wait(60)
         assert self.process.stdout is not None
         self.process.stdout.close()
         return code
@@ -116,7 +116,7 @@ def test_two_gateways_show_one_meeting(topics: Any, tmp_path: Path) -> None:
         wait_until(lambda: two.call("GET", "/v1/streams/talk/summary")[1]["status"] == "final", 60)
         assert one.call("GET", "/v1/streams/talk/translations/fr")[0] == 200
         cursor = one.call("GET", "/v1/streams/talk")[1]["cursor"]
-        one.stop()
+        assert one.stop() == 0
         missed = urllib.request.urlopen(
             f"{two.url}/v1/streams/talk/events?after={cursor}", timeout=30
         )
