@@ -101,6 +101,8 @@ class OperatorConfig:
     """BCP 47 tags that a stream may ask for; empty: all that are known."""
     max_targets: int = 8
     """Languages that one stream may ask for at once (0 = streams cannot choose)."""
+    max_question: int = 2000
+    """Characters of a question."""
     max_glossary: int = 200
     """Terms of one stream's glossary."""
     max_participants: int = 100
@@ -187,7 +189,7 @@ class OperatorConfig:
         need(self.summary_method in METHODS, "summary_method", f"one of {', '.join(METHODS)}")
         need(self.ledger_bytes >= 1024, "ledger_bytes", "at least 1024 bytes")
         need(self.summary_tokens >= 8, "summary_tokens", "at least 8 tokens")
-        for name in ("targets", "glossary", "participants", "instructions", "template"):
+        for name in ("targets", "question", "glossary", "participants", "instructions", "template"):
             need(getattr(self, f"max_{name}") >= 0, f"max_{name}", "0 or more")
         need(self.translation_unit_tokens >= 8, "translation_unit_tokens", "at least 8 tokens")
         early = commit.policy(self.translation_policy).commits

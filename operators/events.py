@@ -21,6 +21,7 @@ SegmentType = Literal[
 Trigger = Literal["tokens", "interval", "topic_shift", "request", "session_end"]
 ItemKind = Literal["topic", "decision", "action_item", "open_question"]
 ItemState = Literal["open", "done", "superseded", "withdrawn"]
+QuestionKind = Literal["free", "catch_up", "decisions", "open_items"]
 Restored = Literal["none", "snapshot", "replay"]
 
 
@@ -216,6 +217,22 @@ class TranslationEvent(
     emitted_at_ms: int = 0
 
 
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """A question about a stream. ``free`` asks in its own ``text``; the others ask for notes: what is
+    new since a revision or a time, the decisions, what is open; ``about`` one person, if given."""
+
+    stream_id: str
+    question_id: str = ""
+    """The asker's name for it: the same one is answered once."""
+    kind: QuestionKind = "free"
+    text: str = ""
+    since_revision: int | None = None
+    since_ms: int | None = None
+    about: str | None = msgspec.field(default=None, name="for")
+    language: str | None = None
+    asked_at_ms: int | None = None
+
+
 class AnswerEvent(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="insight.answer.v1"
 ):
@@ -227,8 +244,13 @@ class AnswerEvent(
     revision: int
     question_id: str
     event_id: str = ""
+    kind: QuestionKind = "free"
     question: str = ""
     text: str = ""
+    refused: bool = False
+    """Neither notes nor window say it; the text is then empty."""
+    items: tuple[str, ...] = ()
+    """Ids of the notes it rests on."""
     evidence: tuple[Evidence, ...] = ()
     covers: Covers = Covers()
     source: Source = Source()

@@ -85,6 +85,12 @@ def document(summary: SummaryEvent, settings: StreamSettings, *, marked: bool) -
     return "\n".join(lines) + "\n"
 
 
+def listing(items: Iterable[LedgerItem], language: str | None) -> list[str]:
+    """One line of plain text per item, with the word for its kind."""
+    words = headings(language)
+    return [f"- {_line(item, words, False, labelled=True)}" for item in items]
+
+
 def grouped(items: Sequence[LedgerItem], style: str) -> dict[ItemKind, list[LedgerItem]]:
     """The items that a style shows, by kind, in order of the transcript."""
     live = [item for item in items if item.state not in GONE]

@@ -55,6 +55,12 @@ class SessionState(msgspec.Struct, frozen=True, kw_only=True):
     last_output: dict[str, str] = {}
     degraded: tuple[str, ...] = ()
     settings: StreamSettings = NO_SETTINGS
+    question_cursor: int = -1
+    """Ticket (offset on the topic of questions) of the last question answered."""
+    answers: tuple[AnswerEvent, ...] = ()
+    """The last answers, oldest first: given again when their question comes again."""
+    answered: tuple[str, ...] = ()
+    """Ids of questions answered before these."""
     snapshot: str | None = None
 
 
@@ -71,8 +77,8 @@ class Emission(msgspec.Struct, kw_only=True):
     """What one step produced for one stream, with the state that goes with it.
 
     ``done`` and ``failed`` carry the tickets given to ``feed``, in feed order. Publishing ``events``
-    and ``state`` and acknowledging ``done`` belong together (one transaction). ``answers`` are replies
-    to callers' questions, and not part of the stream's state.
+    and ``state`` and acknowledging ``done`` belong together (one transaction). So do ``answers`` and the
+    tickets of the questions that are ``answered``.
     """
 
     stream_id: str
@@ -81,3 +87,4 @@ class Emission(msgspec.Struct, kw_only=True):
     done: list[int] = []
     failed: list[Failure] = []
     answers: list[AnswerEvent] = []
+    answered: list[int] = []

@@ -6,6 +6,7 @@ end; its memory is fixed. Not safe to use from several threads at once.
 
 from __future__ import annotations
 
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ import msgspec
 
 from operators.engine.requests import PendingTranslation
 from operators.errors import CapacityError, LongstreamError
-from operators.events import AnswerEvent, Event, Segment, Speaker, SummaryEvent
+from operators.events import AnswerEvent, Event, Question, Segment, Speaker, SummaryEvent
 from operators.state import Emission, Failure
 
 Result = Event | AnswerEvent | Failure
@@ -30,7 +31,7 @@ class Operator(Protocol):
     def has_work(self) -> bool: ...
     def serves(self, stream: Stream) -> bool: ...
     def request_summary(self, stream_id: str) -> None: ...
-    def ask(self, stream_id: str, question: str, question_id: str = "") -> None: ...
+    def ask(self, question: Question, ticket: int | None = None) -> None: ...
     def translate(
         self, stream_id: str, text: str, language: str, previous: str = ""
     ) -> PendingTranslation: ...
@@ -99,10 +100,14 @@ class Stream:
             raise LongstreamError(f"stream {self.id}: no translation: {pending.failed}")
         return pending.text
 
-    def ask(self, question: str) -> AnswerEvent:
-        """The answer to a question about the stream. Raises SegmentError when it is too long."""
-        operator, name = self._living(), f"ask {self._ticket}"
-        operator.ask(self.id, question, name)
+    def ask(self, question: str = "", **fields: Any) -> AnswerEvent:
+        """The answer to a question about all that was fed so far. ``fields`` are those of Question: a
+        ``kind`` other than free needs no text. Raises SegmentError when it is too long, or blank."""
+        fields = {"question_id": uuid.uuid4().hex, **fields}
+        asked = Question(stream_id=self.id, text=question, **fields)
+        name = asked.question_id
+        self._settle()
+        self._living().ask(asked)
         found: list[AnswerEvent] = []
 
         def answered() -> bool:

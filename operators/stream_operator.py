@@ -46,13 +46,13 @@ from operators.engine.task_run import TaskRun
 from operators.engine.task_runner import TaskRunner
 from operators.engine.update_policy import UpdatePolicy
 from operators.errors import CapacityError, ConfigError
-from operators.events import ModelInfo, Segment
+from operators.events import ModelInfo, Question, Segment
 from operators.model.loader import DecoderModel
 from operators.observer import Observer
 from operators.redaction import redact
 from operators.state import Emission, SessionState
 from operators.stream import Stream
-from operators.tasks.answer import AnswerTask, Question
+from operators.tasks.answer import AnswerTask
 from operators.tasks.base import Asked, Due, Spoken, Task, Tools
 from operators.tasks.prompts import Prompts, check_branch_size, translation_size
 from operators.tasks.summary import SummaryTask
@@ -137,7 +137,7 @@ class StreamOperator:
             translatable=translation_size(config, self._prompts) <= config.branch_tokens,
         )
         self._policy = UpdatePolicy(config, runs, residency, summary, tasks, *seen_by)
-        self._requests = Requests(answers, translation, info)
+        self._requests = Requests(answers, translation, info, self._observer)
         self._scheduler = self._new_scheduler(costs)
         self._runner = self._new_runner()
 
@@ -263,6 +263,7 @@ class StreamOperator:
         session = self._sessions.pop(stream_id, None)
         self._streams.pop(stream_id, None)
         if session is not None:
+            self._requests.drop(session)
             self._residency.drop(session)
         self._gauge_streams()
 
@@ -275,14 +276,17 @@ class StreamOperator:
         """Ask for an update at the next place where one is possible."""
         self._sessions[stream_id].requested = "request"
 
-    def ask(self, stream_id: str, question: str, question_id: str = "") -> None:
-        """Ask about the stream as it is now; an AnswerEvent comes with a later emission.
+    def ask(self, question: Question, ticket: int | None = None) -> None:
+        """Ask about the stream as it is now; an AnswerEvent comes with a later emission, and the
+        ``ticket`` with it. A question whose id was answered before gets the same answer again; answers
+        come in the order of the questions.
 
-        Raises SegmentError when the question is too long, or the stream has ended and its memory
-        with it. A question is not part of the stream's state: ask again after a restart.
+        After the stream's end its notes are still there, its window is not. Raises SegmentError when
+        the question is blank or too long (the ticket is then not taken). A question under way is not
+        part of the state: ask again after a restart.
         """
-        question = redact(question, self.config.redact)
-        self._requests.ask(self._sessions[stream_id], Question(question_id, question))
+        question = replace(question, text=redact(question.text, self.config.redact))
+        self._requests.ask(self._sessions[question.stream_id], question, ticket)
 
     def translate(
         self, stream_id: str, text: str, language: str, previous: str = ""
@@ -324,8 +328,11 @@ class StreamOperator:
         fresh = self._new_session(session.stream_id, session.epoch + 1)
         fresh.works, fresh.events = session.works, session.events
         fresh.finished, fresh.failed = session.finished, session.failed
-        fresh.answers = session.answers
-        fresh.cursor = session.cursor
+        fresh.answers, fresh.answered = session.answers, session.answered
+        fresh.cursor, fresh.question_cursor = session.cursor, session.question_cursor
+        fresh.known_questions = session.known_questions
+        self._residency.drop(session)  # a question about the ended stream may have a slot
+        self._requests.move(session, fresh)
         self._sessions[session.stream_id] = fresh
         return fresh
 
@@ -338,7 +345,7 @@ class StreamOperator:
     def busy(self, stream_id: str) -> bool:
         """Whether anything of the stream is still to be done or handed out."""
         s = self._sessions[stream_id]
-        waiting = s.works or s.events or s.finished or s.failed or s.answers
+        waiting = s.works or s.events or s.finished or s.failed or s.answers or s.questions
         working = not s.idle or s.partials
         return bool(working or waiting or self._policy.wanted(s))
 
@@ -375,6 +382,9 @@ class StreamOperator:
                 self._conclude(session, run)
             self._partials.conclude(session)
             self._policy.start_due(session)
+            session.answer_questions()
+            if session.ended and session.slot is not None and session.idle:
+                self._residency.drop(session)  # only a question had it again
             self._intake.finish(session)
         return self._collect(sessions)
 

@@ -43,6 +43,11 @@ def _whole(word: str) -> list[str]:
     return [word] if word else []
 
 
+def is_pair(unit: str) -> bool:
+    """Whether a unit is characters of a script without spaces rather than a word."""
+    return bool(_UNSPACED.match(unit))
+
+
 _END = re.compile(r"[.!?…؟।۔;]+[\"'’”»)\]]*(?=\s)|[。！？｡]+[」』”’）]*")
 
 

@@ -24,7 +24,7 @@ import msgspec
 
 from operators.config import OperatorConfig
 from operators.errors import ModelError
-from operators.events import Segment
+from operators.events import Question, Segment
 from operators.observer import Observer
 from operators.state import Emission, Failure, SessionState
 from pipelines.device import protocol
@@ -54,6 +54,10 @@ class EchoOperator(Echo):
             failure = Failure(ticket, "operator", "asked_for", "the text said FAIL")
             return Emission(stream_id=state.stream_id, state=state, failed=[failure])
         return super().process(state, segment, ticket)
+
+    def answer(self, state: SessionState, question: Question, ticket: int | None) -> Emission:
+        _obey(question.text)
+        return super().answer(state, question, ticket)
 
 
 def make(

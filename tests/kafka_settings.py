@@ -18,6 +18,8 @@ def environment_of(topics: Any, **settings: str) -> dict[str, str]:
         "topic_summaries": topics.summaries,
         "topic_summaries_latest": topics.latest,
         "topic_translations": topics.translations,
+        "topic_questions": topics.questions,
+        "topic_answers": topics.answers,
         "topic_sessions": topics.sessions,
         "topic_dlq": topics.dlq,
     }

@@ -36,6 +36,14 @@ class Topics:
         return self.name("insights.translations.v1")
 
     @property
+    def questions(self) -> str:
+        return self.name("insights.questions.v1")
+
+    @property
+    def answers(self) -> str:
+        return self.name("insights.answers.v1")
+
+    @property
     def sessions(self) -> str:
         return self.name("insights.sessions.v1")
 

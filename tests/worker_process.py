@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from operators.events import Event, SummaryEvent, TranslationEvent, task_of
+from operators.events import AnyEvent, SummaryEvent, TranslationEvent, task_of
 from pipelines.wire.codec import decode_event
 from tests.pipelines.test_schemas import validate
 
@@ -37,6 +37,8 @@ class WorkerProcess:
             "TOPIC_SUMMARIES": topics.summaries,
             "TOPIC_SUMMARIES_LATEST": topics.latest,
             "TOPIC_TRANSLATIONS": topics.translations,
+            "TOPIC_QUESTIONS": topics.questions,
+            "TOPIC_ANSWERS": topics.answers,
             "TOPIC_SESSIONS": topics.sessions,
             "TOPIC_DLQ": topics.dlq,
         }
@@ -153,8 +155,8 @@ class Records:
         self._stop.set()
         self._thread.join(10)
 
-    def events(self) -> list[Event]:
-        """All summaries and translations so far, in the order of each partition."""
+    def events(self) -> list[AnyEvent]:
+        """All summaries, translations and answers so far, in the order of each partition."""
         values = [r for records in list(self.records.values()) for r in list(records)]
         for record in values:
             place = (record.topic, record.partition, record.offset)
@@ -212,7 +214,7 @@ def wait_until(condition: Callable[[], bool], timeout: float, message: object = 
     return time.monotonic() - started
 
 
-def assert_revisions_sound(events: list[Event]) -> None:
+def assert_revisions_sound(events: Sequence[AnyEvent]) -> None:
     """Per (stream, task, epoch): every revision once, contiguous from 1, in rising order."""
     seen: dict[tuple[str, str, int], list[int]] = defaultdict(list)
     for event in events:

@@ -1,16 +1,18 @@
 """What a caller asks of a stream besides its summaries: an answer, a translation of other words. Both
-are forks behind the transcript and leave the stream as it was."""
+leave the stream's memory as it was."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from operators import languages
+from operators.engine.session import Asked as AskedQuestion
 from operators.engine.session import Session
 from operators.engine.task_run import TaskRun
 from operators.errors import SegmentError
-from operators.events import AnswerEvent, ModelInfo
-from operators.tasks.answer import AnswerTask, Question
+from operators.events import AnswerEvent, ModelInfo, Question
+from operators.observer import Observer
+from operators.tasks.answer import AnswerTask
 from operators.tasks.base import Asked
 from operators.tasks.translation import TextToTranslate, TranslationTask
 
@@ -24,61 +26,93 @@ class PendingTranslation:
 
 
 class Requests:
-    """Queues requests at a session; they are forked at the next place where that is possible."""
+    """Queues requests at a session; they start at the next place where that is possible."""
 
-    def __init__(self, answers: AnswerTask, translation: TranslationTask, model: ModelInfo) -> None:
+    def __init__(
+        self,
+        answers: AnswerTask,
+        translation: TranslationTask,
+        model: ModelInfo,
+        observer: Observer,
+    ) -> None:
         self._answers, self._translation, self._model = answers, translation, model
-        self._pending: dict[TaskRun, PendingTranslation] = {}
+        self._observer = observer
+        self._translations: dict[TaskRun, PendingTranslation] = {}
+        self._questions: dict[TaskRun, AskedQuestion] = {}
 
-    def ask(self, session: Session, question: Question) -> None:
-        """Raises SegmentError when the question is too long or the stream has ended."""
-        _check_living(session)
+    def ask(self, session: Session, question: Question, ticket: int | None = None) -> None:
+        """Raises SegmentError when the question is blank or too long."""
+        name = question.question_id
+        pending = any(asked.question.question_id == name for asked in session.questions)
+        if name and (name in session.known_questions or pending):
+            self._observer.count("duplicate_inputs")
+            session.questions.append(AskedQuestion(question, ticket, repeat=True))
+            return
         self._answers.check(question)  # refused here rather than in the middle of a step
-        session.requests.append(TaskRun(self._answers, Asked(question)))
+        asked = AskedQuestion(question, ticket)
+        session.questions.append(asked)
+        self._start(session, asked)
+
+    def _start(self, session: Session, asked: AskedQuestion) -> None:
+        run = TaskRun(self._answers, Asked(asked.question))
+        session.requests.append(run)
+        self._questions[run] = asked
+
+    def move(self, ended: Session, fresh: Session) -> None:
+        """Ask what an ended stream has not answered of the stream's next epoch."""
+        waiting = {id(asked) for asked in ended.questions}
+        self._questions = {r: a for r, a in self._questions.items() if id(a) not in waiting}
+        fresh.questions = ended.questions
+        for asked in fresh.questions:
+            if not asked.done:
+                self._start(fresh, asked)
+
+    def drop(self, session: Session) -> None:
+        """The session is gone: nobody waits for its questions."""
+        waiting = {id(asked) for asked in session.questions}
+        self._questions = {r: a for r, a in self._questions.items() if id(a) not in waiting}
 
     def translate(self, session: Session, wanted: TextToTranslate) -> PendingTranslation:
         """Raises SegmentError when the stream has ended, ConfigError for an unknown language."""
         languages.canonical(wanted.language)
-        _check_living(session)
+        if session.ended or session.ending is not None:
+            raise SegmentError(
+                "stream_ended", f"stream {session.stream_id} has ended, its memory is gone"
+            )
         run = TaskRun(self._translation, Asked(wanted))
         session.requests.append(run)
-        pending = self._pending[run] = PendingTranslation()
+        pending = self._translations[run] = PendingTranslation()
         return pending
 
     def conclude(self, session: Session, run: TaskRun) -> None:
-        """Deliver the outcome: to the pending translation, or as an answer of the stream."""
+        """Deliver the outcome: to the pending translation, or as the answer to a question."""
         outcome = run.outcome
         assert outcome is not None
-        assert isinstance(run.occasion, Asked)
-        if (pending := self._pending.pop(run, None)) is not None:
+        if (pending := self._translations.pop(run, None)) is not None:
             pending.text, pending.failed = (
                 (None if outcome.failed else outcome.text),
                 outcome.failed,
             )
-        elif outcome.failed:
-            session.answers.append(self._refusal(session, run.occasion.request, outcome.failed))
-        else:
-            for event in outcome.events:
-                if isinstance(event, AnswerEvent):
-                    session.answers.append(session.stamp(event))
+        elif (asked := self._questions.pop(run, None)) is not None:
+            made = [event for event in outcome.events if isinstance(event, AnswerEvent)]
+            answer = made[0] if made else self._refusal(session, asked.question, outcome.failed)
+            asked.answer = session.stamp(answer)
+            self._observer.count(
+                "questions_answered",
+                kind=answer.kind,
+                refused="true" if answer.refused else "false",
+            )
 
     def _refusal(self, session: Session, question: Question, reason: str) -> AnswerEvent:
-        return session.stamp(
-            AnswerEvent(
-                stream_id=session.stream_id,
-                epoch=session.epoch,
-                revision=0,
-                question_id=question.question_id,
-                question=question.text,
-                model=self._model,
-                kv=session.kv_info(),
-                degraded=(reason,),
-            )
-        )
-
-
-def _check_living(session: Session) -> None:
-    if session.ended or session.ending is not None:
-        raise SegmentError(
-            "stream_ended", f"stream {session.stream_id} has ended, its memory is gone"
+        return AnswerEvent(
+            stream_id=session.stream_id,
+            epoch=session.epoch,
+            revision=0,
+            question_id=question.question_id,
+            kind=question.kind,
+            question=question.text,
+            refused=True,
+            model=self._model,
+            kv=session.kv_info(),
+            degraded=(reason,),
         )

@@ -112,6 +112,11 @@ def _take_over(session: Session, state: SessionState) -> None:
     session.last_output = dict(state.last_output)
     session.degraded = state.degraded
     session.settings = session.settled_settings = state.settings
+    session.question_cursor = state.question_cursor
+    for name in state.answered:
+        session.keep_answer(name, None)
+    for answer in state.answers:
+        session.keep_answer(answer.question_id, answer)
     session.restore_covers(state)
 
 

@@ -35,6 +35,7 @@ from operators.events import (
     Evidence,
     KvInfo,
     LedgerItem,
+    Question,
     Restored,
     Segment,
     Source,
@@ -48,6 +49,8 @@ from operators.state import Emission, Failure, SessionState, WindowSegment
 from operators.tasks.base import Ledger, Outcome, SeenSegment
 
 E = TypeVar("E", bound=AnyEvent)
+KEPT_ANSWERS, KNOWN_QUESTIONS = 16, 256
+"""Answers that are kept in case their question comes again; ids of questions that are known."""
 RECENT_IDS = 1024
 """Segment ids of a stream that are known as already taken."""
 CORRECTION_CHARS = 280
@@ -93,6 +96,21 @@ class Work:
             self.closing or self.asks is not None or any(run.outcome is None for run in self.runs)
         )
         return self.failure is not None or (self.parts_left == 0 and not owed)
+
+
+@dataclass(eq=False)
+class Asked:
+    """A question on its way. ``ticket``: None for one that is on no topic. ``repeat``: its id was asked
+    before; it gets the same answer."""
+
+    question: Question
+    ticket: int | None = None
+    answer: AnswerEvent | None = None
+    repeat: bool = False
+
+    @property
+    def done(self) -> bool:
+        return self.repeat or self.answer is not None
 
 
 @dataclass(eq=False)
@@ -174,11 +192,17 @@ class Session:
     """As of the frontier."""
     settled_settings: StreamSettings = NO_SETTINGS
     """As of cursor."""
+    questions: deque[Asked] = field(default_factory=deque)
+    """In the order they were asked, which is the order they are answered in."""
+    question_cursor: int = -1
+    known_questions: dict[str, AnswerEvent | None] = field(default_factory=dict)
+    """By id, oldest first; None where the answer itself is no longer kept."""
 
     events: list[Event] = field(default_factory=list)
     finished: list[int] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
     answers: list[AnswerEvent] = field(default_factory=list)
+    answered: list[int] = field(default_factory=list)
 
     @property
     def waiting_since(self) -> float:
@@ -397,9 +421,35 @@ class Session:
             self.settled_settings = work.settings
         return work
 
+    def answer_questions(self) -> None:
+        """Move answers whose turn it is to what is published; each is kept under its question's id."""
+        while self.questions and self.questions[0].done:
+            asked = self.questions.popleft()
+            name = asked.question.question_id
+            answer = asked.answer or self.known_questions.get(name)
+            if asked.answer is not None and answer is not None and asked.ticket is not None:
+                place = Source(first_offset=asked.ticket, last_offset=asked.ticket)
+                answer = replace(answer, source=place)
+            if answer is not None:
+                self.answers.append(answer)
+            if name and not asked.repeat:
+                self.keep_answer(name, answer)
+            if asked.ticket is not None:
+                self.answered.append(asked.ticket)
+                self.question_cursor = max(self.question_cursor, asked.ticket)
+
+    def keep_answer(self, name: str, answer: AnswerEvent | None) -> None:
+        """Know the question as answered; of all but the newest only the ids are kept."""
+        self.known_questions[name] = answer
+        kept = [known for known, a in self.known_questions.items() if a is not None]
+        for old in kept[:-KEPT_ANSWERS]:
+            self.known_questions[old] = None
+        while len(self.known_questions) > KNOWN_QUESTIONS:
+            del self.known_questions[next(iter(self.known_questions))]
+
     def take_emission(self) -> Emission | None:
         """What there is to publish now, with the state that belongs to it; empties the outbox."""
-        if not (self.events or self.finished or self.failed or self.answers):
+        if not (self.events or self.finished or self.failed or self.answers or self.answered):
             return None
         emission = Emission(
             stream_id=self.stream_id,
@@ -408,8 +458,10 @@ class Session:
             done=self.finished,
             failed=self.failed,
             answers=self.answers,
+            answered=self.answered,
         )
-        self.events, self.finished, self.failed, self.answers = [], [], [], []
+        self.events, self.finished, self.failed = [], [], []
+        self.answers, self.answered = [], []
         return emission
 
     def state(self) -> SessionState:
@@ -438,6 +490,9 @@ class Session:
             last_output=dict(self.last_output),
             degraded=self.degraded,
             settings=self.settled_settings,
+            question_cursor=self.question_cursor,
+            answers=tuple(a for a in self.known_questions.values() if a is not None),
+            answered=tuple(name for name, a in self.known_questions.items() if a is None),
         )
 
     @property

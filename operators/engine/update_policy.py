@@ -99,7 +99,7 @@ class UpdatePolicy:
         self._note_end_mark(session)
         if not session.between_parts or session.due:
             return
-        while session.requests:
+        while session.requests and session.ending is None:
             self._runner.start_run(session, session.requests.popleft())
         if session.due:
             return
@@ -208,4 +208,6 @@ class UpdatePolicy:
         assert work is not None
         work.final, work.closing = events, False
         session.ending, session.ended = None, True
+        waiting = list(session.requests)  # questions: the notes are still there to answer them
         self._residency.drop(session)
+        session.requests.extend(waiting)

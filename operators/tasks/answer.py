@@ -1,73 +1,232 @@
-"""Answers to questions about a stream, from its window and its ledger, each on a branch of its own."""
+"""Answers to questions about a stream, from its notes and its window.
+
+What is asked for by kind (what is new, decisions, open items) is read off the notes, without the
+model. A free question is first searched for in notes and window (:mod:`operators.tasks.retrieval`).
+What no passage says is refused; else the model sees the passages found, and nothing else. An answer with
+words or numbers that are in none of them is replaced by the best passage itself.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 
+from operators.config import LANGUAGES
 from operators.errors import SegmentError
-from operators.events import AnswerEvent, LedgerItem
-from operators.tasks import ledger
+from operators.events import AnswerEvent, Evidence, LedgerItem, Question, Usage
+from operators.render import GONE, grouped, listing
 from operators.tasks.base import Answer, Ask, Asked, Outcome, Steps, StreamView, Task
+from operators.tasks.retrieval import Found, Passage, search
+from operators.text import numbers, script, similarity, support, units
 
 TASK = "answer"
-SHORTEST_ANSWER = 8
-"""Tokens that must be left for the answer, or the question is refused as too long."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question and the caller's name for it."""
-
-    question_id: str
-    text: str
+SKIPPED = Usage(finish_reason="skipped")
+SHORTEST_ANSWER, ROOM_FOR_EXCERPTS = 8, 32
+"""Tokens that must be left, or the question is refused as too long."""
+MOST_TOKENS = 96
+"""Of an answer."""
+MIN_SUPPORT = 0.6
+"""Share of an answer's content that must stand in the passages or the question."""
+MAX_EVIDENCE, MAX_ITEMS, MAX_CHARS = 20, 100, 4000
+"""Of an answer: it is part of the stream's state."""
+QUESTION_CHARS = 280
+"""Of a question, in its answer."""
 
 
 class AnswerTask(Task):
-    """Answers :class:`Question` requests."""
+    """Answers :class:`~operators.events.Question` requests."""
 
     name = TASK
 
     def check(self, question: Question) -> None:
-        """Raises SegmentError("question_too_large") when it leaves no room for an answer."""
-        tokens = len(self._prompt((), question))
-        if self.tools.config.branch_tokens - tokens < SHORTEST_ANSWER:
+        """Raises SegmentError: "missing_text" for a blank one, "question_too_large" when it leaves no
+        room for an answer."""
+        if question.kind != "free":
+            return
+        if not question.text.strip():
+            raise SegmentError("missing_text", "a question of the kind free needs text")
+        most, branch = self.tools.config.max_question, self.tools.config.branch_tokens
+        left = branch - len(self._prompt(question, "", None))
+        if len(question.text) > most or left < SHORTEST_ANSWER + ROOM_FOR_EXCERPTS:
             raise SegmentError(
                 "question_too_large",
-                f"the question and its instruction take {tokens} tokens, a branch has "
-                f"{self.tools.config.branch_tokens}: ask a shorter one, or raise branch_tokens",
+                f"the question has {len(question.text)} characters (at most {most}: max_question) and "
+                f"leaves {left} tokens of a branch (branch_tokens {branch}): ask a shorter one",
             )
 
     def run(self, view: StreamView, occasion: Asked) -> Steps:
         question: Question = occasion.request
-        (answer,) = yield [self._ask(view.ledger.items, question)]
-        return Outcome(events=(self._event(view, question, answer),))
+        if question.kind != "free":
+            return Outcome(events=(self._from_notes(view, question),))
+        found = search(question.text, passages_of(view))
+        if not found.says:
+            return Outcome(events=(self._event(view, question, refused=True),))
+        ask, shown = self._ask(view, question, found)
+        (answer,) = yield [ask]
+        return Outcome(events=(self._answer(view, question, shown, answer),))
 
-    def _ask(self, items: tuple[LedgerItem, ...], question: Question) -> Ask:
-        config = self.tools.config
-        prompt = self._prompt(items, question)
-        while items and len(prompt) + config.summary_tokens > config.branch_tokens:
-            items = items[1:]  # the oldest notes first
-            prompt = self._prompt(items, question)
-        return Ask(prompt, min(config.branch_tokens - len(prompt), config.summary_tokens))
+    # --- from the notes ----------------------------------------------------------------------
 
-    def _prompt(self, items: tuple[LedgerItem, ...], question: Question) -> list[int]:
-        notes = ledger.render(items)
-        return self.tools.prompts.render("answer", ledger=notes, question=question.text)
+    def _from_notes(self, view: StreamView, question: Question) -> AnswerEvent:
+        items = chosen(view.ledger.items, question)[:MAX_ITEMS]
+        lines = listing(items, question.language or view.settings.summary_language)
+        cut = False
+        while sum(map(len, lines)) > MAX_CHARS:
+            cut = bool(lines.pop())
+        return self._event(
+            view,
+            question,
+            text="\n".join(lines),
+            refused=not lines,
+            items=items,
+            evidence=tuple(e for item in items for e in item.evidence),
+            degraded=("answer_cut",) if cut else (),
+        )
 
-    def _event(self, view: StreamView, question: Question, answer: Answer) -> AnswerEvent:
-        cut = answer.finish_reason
-        text = answer.text.strip()
-        seen = [(segment.evidence, segment.text) for segment in view.segments]
+    # --- from passages -----------------------------------------------------------------------
+
+    def _ask(
+        self, view: StreamView, question: Question, found: Found
+    ) -> tuple[Ask, Sequence[Passage]]:
+        """The ask, and the passages that it shows: the best ones that fit, in order of the stream."""
+        room = self.tools.config.branch_tokens
+        language = self._language(view, question)
+        shown = list(found.passages)
+        while True:
+            lines = [f"- {passage.line}" for passage in sorted(shown, key=lambda p: p.place)]
+            prompt = self._prompt(question, "\n".join(lines), language)
+            if len(prompt) + MOST_TOKENS <= room or len(shown) == 1:
+                break
+            shown.pop()
+        prompt = prompt[-(room - SHORTEST_ANSWER) :]  # one passage longer than a branch
+        tokens = min(MOST_TOKENS, room - len(prompt))
+        return Ask(prompt, tokens, ends=self._line_ended, alone=True), shown
+
+    def _prompt(self, question: Question, excerpts: str, language: str | None) -> list[int]:
+        return self.tools.prompts.alone(
+            "answer",
+            excerpts=excerpts,
+            question=" ".join(question.text.split()),
+            language=f" in {LANGUAGES[language]}" if language else "",
+        )
+
+    def _language(self, view: StreamView, question: Question) -> str | None:
+        wanted = question.language or view.settings.summary_language
+        return wanted if wanted in LANGUAGES else None
+
+    def _line_ended(self, output: Sequence[int]) -> bool:
+        return "\n" in self.tools.tokenizer.decode(output).lstrip()
+
+    def _answer(
+        self, view: StreamView, question: Question, shown: Sequence[Passage], answer: Answer
+    ) -> AnswerEvent:
+        """The model's words where the passages bear them out, else the best passage."""
+        text = " ".join(answer.text.strip().split("\n")[0].split())
+        sources = [question.text, *(passage.line for passage in shown)]
+        translated = self._language(view, question) is not None
+        quoted = not borne_out(text, sources, translated)
+        cut = answer.finish_reason != "stop" and not quoted
+        if quoted:
+            text, used = shown[0].line, shown[:1]
+        else:
+            used = sorted(shown, key=lambda p: -similarity(p.line, text))[:3]
+        return self._event(
+            view,
+            question,
+            text=text[:MAX_CHARS],
+            items=[p.item for p in used if p.item is not None],
+            evidence=tuple(e for p in used for e in p.evidence),
+            usage=answer.usage,
+            degraded=(
+                *(("quoted",) if quoted else ()),
+                *((f"cut_by_{answer.finish_reason}",) if cut else ()),
+            ),
+        )
+
+    def _event(
+        self,
+        view: StreamView,
+        question: Question,
+        *,
+        text: str = "",
+        refused: bool = False,
+        items: Sequence[LedgerItem] = (),
+        evidence: tuple[Evidence, ...] = (),
+        usage: Usage = SKIPPED,
+        degraded: tuple[str, ...] = (),
+    ) -> AnswerEvent:
+        unknown = question.language and question.language not in LANGUAGES
         return AnswerEvent(
             stream_id=view.stream_id,
             epoch=view.epoch,
             revision=view.revision,
             question_id=question.question_id,
-            question=question.text,
+            kind=question.kind,
+            question=question.text[:QUESTION_CHARS],
             text=text,
-            evidence=ledger.find_evidence(text, seen),
+            refused=refused,
+            items=tuple(item.id for item in items),
+            evidence=tuple(dict.fromkeys(evidence))[:MAX_EVIDENCE],
             model=self.tools.model,
-            usage=answer.usage,
+            usage=usage,
             kv=view.kv,
-            degraded=() if cut == "stop" else (f"cut_by_{cut}",),
+            degraded=(*degraded, *(("unknown_language",) if unknown else ())),
         )
+
+
+def passages_of(view: StreamView) -> list[Passage]:
+    """The live notes, then the turns of the window, in order of the stream."""
+    notes = [
+        Passage(line.removeprefix("- "), item.evidence, item)
+        for item in view.ledger.items
+        if item.state not in GONE
+        for line in listing([item], view.settings.summary_language)
+    ]
+    turns = []
+    for segment in view.segments:
+        who, said = segment.evidence.speaker, segment.evidence.correction or segment.text
+        turns.append(Passage(f"{who}: {said}" if who else said, (segment.evidence,)))
+    return [replace(passage, place=at) for at, passage in enumerate((*notes, *turns))]
+
+
+def chosen(items: Sequence[LedgerItem], question: Question) -> list[LedgerItem]:
+    """The notes that a question of a kind asks for."""
+    live = [item for item in items if item.state not in GONE]
+    if question.about:
+        live = [item for item in live if concerns(item, question.about)]
+    if question.kind == "decisions":
+        live = [item for item in live if item.kind == "decision"]
+    elif question.kind == "open_items":
+        kinds = ("action_item", "open_question")
+        live = [item for item in live if item.kind in kinds and item.state == "open"]
+    since, at = question.since_revision, question.since_ms
+    if since is not None:
+        live = [item for item in live if item.last_changed_revision > since]
+    if at is not None:
+        live = [item for item in live if _time(item) >= at]
+    if question.kind == "catch_up" and since is None and at is None and not question.about:
+        live = [item for found in grouped(live, "executive").values() for item in found]
+    return live
+
+
+def concerns(item: LedgerItem, person: str) -> bool:
+    """Whether a note is a person's task, or names them (or a part of their name)."""
+    parts = {unit for unit in units(person) if len(unit) > 1}
+    spoken = {e.speaker for e in item.evidence}
+    return bool(parts & {*units(item.text), *units(item.owner or "")}) or person in spoken
+
+
+def _time(item: LedgerItem) -> int:
+    times = [e.end_ms if e.end_ms is not None else e.start_ms for e in item.evidence]
+    return max((time for time in times if time is not None), default=-1)
+
+
+def borne_out(text: str, sources: Sequence[str], translated: bool) -> bool:
+    """Whether an answer says nothing that its sources do not: its numbers, and most of its words, which
+    cannot be told of a ``translated`` one."""
+    if not units(text) or numbers(text) - numbers(" ".join(sources)):
+        return False
+    if translated:
+        return True
+    same = script(text) == script(" ".join(sources))
+    return same and support(text, sources) >= MIN_SUPPORT

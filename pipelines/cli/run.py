@@ -17,6 +17,7 @@ from operators.state import Failure
 from pipelines.cli.convert import Bad, From
 from pipelines.cli.output import complaints
 from pipelines.wire.codec import read_transcript
+from pipelines.wire.questions import question_fields
 
 if TYPE_CHECKING:
     from operators.stream import Stream
@@ -40,7 +41,11 @@ def run(
     ] = "",
     translate: Annotated[str, typer.Option(help="Language codes, e.g. fr,de.")] = "",
     ask: Annotated[
-        list[str] | None, typer.Option(help="Ask every stream this before it ends; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="Ask every stream this before it ends; repeatable. Also decisions, open_items or "
+            "catch_up, with for=NAME, since_revision=N, since_ms=N."
+        ),
     ] = None,
     window: Annotated[int, typer.Option(help="Tokens of transcript that stay visible.")] = 1024,
     update_tokens: Annotated[int, typer.Option(help="A summary after this many new tokens.")] = 384,
@@ -130,7 +135,8 @@ def follow(
 
 def _ask(stream: Stream, questions: list[str], out: TextIO) -> None:
     for question in questions:
-        answer = stream.ask(question)
+        fields = question_fields(question)
+        answer = stream.ask(fields.pop("text", ""), **fields)
         _write([stream], out)
         out.write(msgspec.json.encode(answer).decode() + "\n")
 

@@ -23,6 +23,8 @@ TOPIC_FIELDS = (
     "topic_summaries",
     "topic_summaries_latest",
     "topic_translations",
+    "topic_questions",
+    "topic_answers",
     "topic_sessions",
     "topic_dlq",
 )
@@ -87,6 +89,10 @@ class Settings(GatewaySettings, BaseSettings):
     """Output, compacted: the latest summary of each stream."""
     topic_translations: str = "insights.translations.v1"
     """Output: translations of segments."""
+    topic_questions: str = "insights.questions.v1"
+    """Input: questions about streams, keyed by stream."""
+    topic_answers: str = "insights.answers.v1"
+    """Output: their answers."""
     topic_sessions: str = "insights.sessions.v1"
     """Recovery state, compacted."""
     topic_dlq: str = "insights.dlq.v1"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from operators.errors import ConfigError, DeviceError, ModelError
-from operators.events import Segment
+from operators.events import Question, Segment
 from operators.state import Emission, SessionState
 from pipelines.device import protocol
 from pipelines.device.frames import FrameReader, frame
@@ -120,6 +120,10 @@ class DeviceClient:
         """Hand over one segment of an open stream. The caller bounds how many are under way.
         ``read_at``: monotonic seconds; who has waited longest goes first."""
         self._send(protocol.Feed(ticket, segment, read_at))
+
+    def ask(self, question: Question, ticket: int) -> None:
+        """Hand over a question about an open stream. The caller bounds how many are under way."""
+        self._send(protocol.Ask(ticket, question))
 
     def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]:
         """Let go of a stream. When the result is done, no emission of it is left on the way.

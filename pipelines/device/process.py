@@ -32,7 +32,7 @@ from typing import Protocol
 
 from operators.config import OperatorConfig
 from operators.errors import CapacityError, ConfigError, ModelError, SegmentError
-from operators.events import Segment
+from operators.events import Question, Segment
 from operators.observer import Observer
 from operators.state import Emission, SessionState
 from pipelines.device import protocol
@@ -57,6 +57,7 @@ class Operator(Protocol):
     def quiet(self, stream_id: str) -> bool: ...
     def snapshot(self, stream_id: str) -> bytes: ...
     def feed(self, segment: Segment, ticket: int, waited: float = 0.0) -> None: ...
+    def ask(self, question: Question, ticket: int | None = None) -> None: ...
     def drop(self, stream_id: str) -> None: ...
     def close(self) -> None: ...
     def step(self) -> list[Emission]: ...
@@ -148,6 +149,8 @@ class Device:
             stream_id = command.segment.stream_id
             if stream_id in self._waiting or not self._feed(command):
                 self._waiting.setdefault(stream_id, deque()).append(command)
+        elif isinstance(command, protocol.Ask):
+            self._ask(self._operator, command)
         elif isinstance(command, protocol.Probe):
             self._probe(self._operator)
         else:
@@ -199,6 +202,14 @@ class Device:
         except SegmentError as error:
             self._send(protocol.Refused(segment.stream_id, ticket, error.reason, str(error)))
         return True
+
+    def _ask(self, operator: Operator, command: protocol.Ask) -> None:
+        stream_id = command.question.stream_id
+        try:
+            operator.ask(command.question, command.ticket)
+        except SegmentError as error:
+            refused = (stream_id, command.ticket, error.reason, str(error), True)
+            self._send(protocol.Refused(*refused))
 
     def _feed_waiting(self) -> None:
         """Offer the engine again what it had no room for, per stream in order."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from operators.events import Segment
+from operators.events import Question, Segment
 from operators.state import Emission, SessionState
 from pipelines.observability.telemetry import Beat
 from pipelines.served.settings import ServerSettings
@@ -62,6 +62,13 @@ class Feed(msgspec.Struct, tag="feed"):
     """When the worker read it, on this machine's monotonic clock; 0 = just now."""
 
 
+class Ask(msgspec.Struct, tag="ask"):
+    """A question about an open stream. ``ticket`` (its offset) comes back in an Emission."""
+
+    ticket: int
+    question: Question
+
+
 class Drop(msgspec.Struct, tag="drop"):
     """Let go of the stream at once (partition revoked); no further emission about it is wanted.
 
@@ -84,7 +91,7 @@ class Stop(msgspec.Struct, tag="stop"):
     """Finish nothing, leave in order."""
 
 
-Command = Load | Open | Feed | Drop | Probe | Stop
+Command = Load | Open | Feed | Ask | Drop | Probe | Stop
 
 
 # --- from the device -------------------------------------------------------------------------
@@ -118,6 +125,8 @@ class Refused(msgspec.Struct, tag="refused"):
     ticket: int
     reason: str
     message: str
+    question: bool = False
+    """It was a question."""
 
 
 class Dropped(msgspec.Struct, tag="dropped"):

@@ -53,6 +53,13 @@ class Group:
     """The results by stream (the same objects as in ``messages``)."""
     offset: int | None = None
     """Where a restart goes on reading; None = unchanged."""
+    question_offset: int | None = None
+    """The same of the topic of questions."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether an input offset is committed."""
+        return self.offset is not None or self.question_offset is not None
 
 
 class Publisher(Protocol):
@@ -105,11 +112,10 @@ class TransactionalPublisher:
             self._in_transaction = True
             # 2. Results and dead letters, 3. states: written and acknowledged by the broker.
             await self._write(group)
-            # 4. The input offset, as part of the transaction.
-            if group.offset is not None:
-                source = aiokafka.TopicPartition(self._settings.topic_segments, self._partition)
+            # 4. The input offsets, as part of the transaction.
+            if group.moves:
                 await self._producer.send_offsets_to_transaction(
-                    {source: group.offset}, self._settings.app_id
+                    self._offsets(group), self._settings.app_id
                 )
         except ProducerFenced as error:
             raise Fenced(f"partition {self._partition} has a new owner") from error
@@ -133,6 +139,17 @@ class TransactionalPublisher:
                     await self._producer.abort_transaction()
         await disconnect(self._producer)
         self._producer = None
+
+    def _offsets(self, group: Group) -> dict[aiokafka.TopicPartition, int]:
+        topics = {
+            self._settings.topic_segments: group.offset,
+            self._settings.topic_questions: group.question_offset,
+        }
+        return {
+            aiokafka.TopicPartition(topic, self._partition): offset
+            for topic, offset in topics.items()
+            if offset is not None
+        }
 
     async def _write(self, group: Group) -> None:
         assert self._producer is not None

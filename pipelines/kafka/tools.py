@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     from kafka.partitioner.default import murmur2
 
 from operators.errors import LongstreamError, SegmentError
-from operators.events import Event, Segment
+from operators.events import AnswerEvent, Event, Segment
 from pipelines.config.fields import Settings
 from pipelines.kafka import header_names
 from pipelines.kafka.clients import login, ssl_context, turned_away
@@ -215,6 +215,7 @@ def read(record: Any, settings: Settings) -> Segment | Event | None:
                 offset=record.offset,
                 max_text_bytes=MAX_TEXT,
             )
-        return decode_event(record.value) if record.value is not None else None
+        event = decode_event(record.value) if record.value is not None else None
+        return None if isinstance(event, AnswerEvent) else event
     except (SegmentError, LongstreamError):
         return None  # the worker puts it on the dead-letter topic; a viewer skips it

@@ -12,7 +12,7 @@ import re
 import msgspec
 
 from operators.errors import LongstreamError, SegmentError
-from operators.events import Event, Segment
+from operators.events import AnyEvent, Segment
 from operators.state import SessionState
 from pipelines.wire.dead_letters import Header, dead_letter, header, original_headers
 from pipelines.wire.decoding import decode_segment
@@ -62,16 +62,16 @@ def encode_segment(segment: Segment) -> bytes:
 
 # --- events and session state ------------------------------------------------------------------
 
-_event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+_event_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 _state_decoder = msgspec.json.Decoder(SessionState)
 
 
-def encode_event(event: Event) -> bytes:
+def encode_event(event: AnyEvent) -> bytes:
     """The JSON value of an output record; its first field is ``schema``."""
     return msgspec.json.encode(event)
 
 
-def decode_event(value: bytes) -> Event:
+def decode_event(value: bytes) -> AnyEvent:
     """Read an output record. Raises ``LongstreamError`` when it is no event of a known schema."""
     try:
         return _event_decoder.decode(value)
@@ -79,12 +79,12 @@ def decode_event(value: bytes) -> Event:
         raise LongstreamError(f"not an event this version can read: {error}") from None
 
 
-def event_key(event: Event) -> bytes:
+def event_key(event: AnyEvent) -> bytes:
     return event.stream_id.encode()
 
 
 def event_headers(
-    event: Event,
+    event: AnyEvent,
     traceparent: bytes | str | None = None,
     source_offset: int | None = None,
 ) -> list[Header]:

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
-from operators.events import Event, SummaryEvent, TranslationEvent, event_id, task_of
+from operators.events import (
+    AnswerEvent,
+    AnyEvent,
+    ModelInfo,
+    Question,
+    Source,
+    SummaryEvent,
+    TranslationEvent,
+    event_id,
+    task_of,
+)
 from operators.state import SessionState
 from pipelines.config.load import Settings
 from pipelines.wire import codec
 from pipelines.wire.dead_letters import Headers, dead_letter, size_of
 
+E = TypeVar("E", bound=AnyEvent)
+QUESTION_CHARS = 280
 DEAD_LETTER_ROOM = 16 << 10
 """Bytes kept free for the headers a dead letter adds."""
 FORGOTTEN_SCHEMA = "insight.forgotten.v1"
@@ -40,14 +53,14 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def status_of(event: Event) -> str:
+def status_of(event: AnyEvent) -> str:
     """Whether more is to come of the same: "partial" or "final", as metrics name it."""
     if isinstance(event, SummaryEvent):
         return event.status
     return "final" if not isinstance(event, TranslationEvent) or event.is_final else "partial"
 
 
-def complete(event: Event, topic: str, partition: int) -> Event:
+def complete(event: E, topic: str, partition: int) -> E:
     """The event with what the engine cannot know: where its input lay, its id, and the time."""
     source = msgspec.structs.replace(event.source, topic=topic, partition=partition)
     return msgspec.structs.replace(
@@ -59,7 +72,7 @@ def complete(event: Event, topic: str, partition: int) -> Event:
 
 
 def messages_of(
-    events: list[Event], settings: Settings, traceparent: bytes | None
+    events: Sequence[AnyEvent], settings: Settings, traceparent: bytes | None
 ) -> list[Message]:
     """The records for completed events, in order; the last summary also as the stream's latest."""
     messages = []
@@ -67,7 +80,7 @@ def messages_of(
     for event in events:
         is_summary = isinstance(event, SummaryEvent)
         message = Message(
-            topic=settings.topic_summaries if is_summary else settings.topic_translations,
+            topic=_topic_of(event, settings),
             key=codec.event_key(event),
             value=codec.encode_event(event),
             headers=[
@@ -81,6 +94,32 @@ def messages_of(
     if latest is not None:
         messages.append(latest)
     return messages
+
+
+def _topic_of(event: AnyEvent, settings: Settings) -> str:
+    match event:
+        case SummaryEvent():
+            return settings.topic_summaries
+        case AnswerEvent():
+            return settings.topic_answers
+        case _:
+            return settings.topic_translations
+
+
+def unknown_stream(question: Question, offset: int) -> AnswerEvent:
+    """The answer to a question about a stream of which nothing is known. It is not kept."""
+    return AnswerEvent(
+        stream_id=question.stream_id,
+        epoch=0,
+        revision=0,
+        question_id=question.question_id,
+        kind=question.kind,
+        question=question.text[:QUESTION_CHARS],
+        refused=True,
+        source=Source(first_offset=offset, last_offset=offset),
+        model=ModelInfo(),
+        degraded=("unknown_stream",),
+    )
 
 
 def dead_letter_of(

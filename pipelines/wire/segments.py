@@ -71,7 +71,7 @@ class _Unusable(Exception):
     """The value cannot be what the field means."""
 
 
-class _Fields:
+class Fields:
     """One record's fields, read by name; notes those that could not be used."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
@@ -96,6 +96,9 @@ class _Fields:
     def label(self, name: str) -> str | None:
         return self.mended(name, self.read(name, _label))
 
+    def text(self, name: str) -> str | None:
+        return self.mended(name, self.read(name, as_text))
+
     def mended(self, name: str, text: str | None) -> str | None:
         """``text`` without unpaired surrogates, which are no characters: U+FFFD stands for them."""
         if text is None or text.isascii():
@@ -119,9 +122,9 @@ def read_segment(
 
     Raises SegmentError (:data:`REASONS`) for what cannot be used at all.
     """
-    fields = _Fields(given)
+    fields = Fields(given)
     kind, draft = _type(given)
-    stream_id = _stream_id(_given_stream(fields, key), key)
+    stream_id = stream_of(fields, key)
     text = fields.mended("text", _text(given.get("text")))
     is_final = not draft and _is_final(fields)
     _check_text(text, kind, max_text_bytes)
@@ -129,18 +132,18 @@ def read_segment(
         stream_id=stream_id,
         type=kind,
         text=clean(text or ""),
-        seq=fields.read("seq", _count),
+        seq=fields.read("seq", as_count),
         segment_id=clean(fields.label("segment_id") or "") or default_id,
-        revision=fields.read("revision", _count) or 0,
+        revision=fields.read("revision", as_count) or 0,
         is_final=is_final,
         end_of_turn=fields.read("end_of_turn", _flag) is not False,
         speaker=_speaker(fields),
-        start_ms=fields.read("start_ms", _millis),
-        end_ms=fields.read("end_ms", _millis),
+        start_ms=fields.read("start_ms", as_millis),
+        end_ms=fields.read("end_ms", as_millis),
         language=_cleaned(fields.label("language")),
         confidence=fields.read("confidence", _number),
         tenant=_cleaned(fields.label("tenant")),
-        emitted_at_ms=fields.read("emitted_at_ms", _count),
+        emitted_at_ms=fields.read("emitted_at_ms", as_count),
         settings=_settings(given) if kind in ("session_start", "session_update") else None,
     )
     return Reading(segment, tuple(fields.dropped))
@@ -170,11 +173,16 @@ def _type(given: Mapping[str, Any]) -> tuple[SegmentType, bool]:
     return kind, False  # type: ignore[return-value]
 
 
-def _given_stream(fields: _Fields, key: str | None) -> str | None:
+def stream_of(fields: Fields, key: str | None) -> str:
+    """The stream a record belongs to. Raises SegmentError."""
+    return _stream_id(_given_stream(fields, key), key)
+
+
+def _given_stream(fields: Fields, key: str | None) -> str | None:
     """The record's own stream_id. One that is no label is left out where the key names the stream."""
     value = fields.given.get("stream_id")
     try:
-        name = None if value is None else _decimal(value)
+        name = None if value is None else as_text(value)
     except _Unusable:
         if not key:
             raise SegmentError("wrong_type", "stream_id: Expected a string or a number") from None
@@ -208,7 +216,7 @@ def _stream_id(given: str | None, key: str | None) -> str:
 
 def _text(value: Any) -> str | None:
     try:
-        return None if value is None else _decimal(value)
+        return None if value is None else as_text(value)
     except _Unusable:
         raise SegmentError("wrong_type", "text: Expected a string") from None
 
@@ -226,7 +234,7 @@ def _check_text(text: str | None, kind: str, max_bytes: int) -> None:
 # --- what is coerced, or left out ------------------------------------------------------------------
 
 
-def _is_final(fields: _Fields) -> bool:
+def _is_final(fields: Fields) -> bool:
     """Whether the text is final: by ``is_final``, else by a field that says the same in other words.
 
     A usable ``is_final`` decides. Without it, one flag that says "draft" is enough: a draft taken as
@@ -265,13 +273,13 @@ def _flag(value: Any) -> bool:
     raise _Unusable
 
 
-def _speaker(fields: _Fields) -> Speaker | None:
+def _speaker(fields: Fields) -> Speaker | None:
     """An object, a name, or a diarizer's number, which is an id."""
     given = fields.given.get("speaker")
     if given is None or given == "":
         return None
     if isinstance(given, Mapping):
-        parts = _Fields(given)
+        parts = Fields(given)
         found = Speaker(id=_cleaned(parts.label("id")), name=_cleaned(parts.label("name")))
         if parts.dropped:
             fields.drop("speaker")
@@ -284,17 +292,17 @@ def _speaker(fields: _Fields) -> Speaker | None:
 
 def _settings(given: Mapping[str, Any]) -> StreamSettings | None:
     """What the stream asks for; None if the record says nothing of it. The engine sets the limits."""
-    fields = _Fields(given)
+    fields = Fields(given)
 
     def line(name: str) -> str | None:
-        return _cleaned(fields.mended(name, fields.read(name, _decimal)))
+        return _cleaned(fields.text(name))
 
     found = StreamSettings(
         title=line("title"),
         targets=fields.read("targets", lambda value: _lines(value, fields, "targets")),
         summary_language=line("summary_language"),
         style=line("style"),
-        template=fields.mended("template", fields.read("template", _decimal)),
+        template=fields.text("template"),
         glossary=fields.read("glossary", lambda value: _glossary(value, fields)),
         participants=fields.read(
             "participants", lambda value: _lines(value, fields, "participants")
@@ -305,7 +313,7 @@ def _settings(given: Mapping[str, Any]) -> StreamSettings | None:
     return None if found == StreamSettings() else found
 
 
-def _lines(value: Any, fields: _Fields, name: str) -> tuple[str, ...]:
+def _lines(value: Any, fields: Fields, name: str) -> tuple[str, ...]:
     """A list of names, each a text or an object with a ``name``; or one text, with commas between."""
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
@@ -314,7 +322,7 @@ def _lines(value: Any, fields: _Fields, name: str) -> tuple[str, ...]:
     found = []
     for entry in value:
         try:
-            text = _decimal(entry.get("name") if isinstance(entry, Mapping) else entry)
+            text = as_text(entry.get("name") if isinstance(entry, Mapping) else entry)
         except _Unusable:
             fields.drop(name)
             continue
@@ -322,7 +330,7 @@ def _lines(value: Any, fields: _Fields, name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _glossary(value: Any, fields: _Fields) -> dict[str, dict[str, str]]:
+def _glossary(value: Any, fields: Fields) -> dict[str, dict[str, str]]:
     """A list of terms that stand as they are; or an object of terms, each with one rendering for all
     languages, an object of renderings by language code, or null."""
     if isinstance(value, list | tuple):
@@ -347,13 +355,13 @@ def _glossary(value: Any, fields: _Fields) -> dict[str, dict[str, str]]:
 
 
 def _label(value: Any) -> str:
-    text = _decimal(value)
+    text = as_text(value)
     if len(text) > LABEL_CHARS:
         raise _Unusable
     return text
 
 
-def _decimal(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A string as it is, a number in decimal digits."""
     if isinstance(value, str):
         return value
@@ -392,14 +400,14 @@ def _whole(value: Any) -> int:
     return round(_number(value))
 
 
-def _millis(value: Any) -> int:
+def as_millis(value: Any) -> int:
     number = _whole(value)
     if abs(number) > MAX_COUNT:
         raise _Unusable
     return number
 
 
-def _count(value: Any) -> int:
+def as_count(value: Any) -> int:
     number = _whole(value)
     if not 0 <= number <= MAX_COUNT:
         raise _Unusable

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from faust.types import TP
@@ -107,6 +107,8 @@ class Worker:
             owners=self._owners,
             hold=lambda number: self._app.consumer.hold(self._tp(number)),
             release=lambda number: self._app.consumer.release(self._tp(number)),
+            hold_questions=lambda number: self._app.consumer.hold(self._question_tp(number)),
+            release_questions=lambda number: self._app.consumer.release(self._question_tp(number)),
             recover=lambda number: recover(settings, number, recovery_s),
             make_publisher=lambda number: make_publisher(settings, number),
             on_progress=self._on_progress,
@@ -181,21 +183,30 @@ class Worker:
         )
 
     def _connect(self) -> None:
-        """Add one agent on the input topic to the Faust app."""
-        topic = self._app.topic(
-            self._settings.topic_segments,
-            key_type=bytes,
-            value_type=bytes,
-            key_serializer="raw",
-            value_serializer="raw",
-        )
+        """Add an agent on each input topic to the Faust app, which gives a worker the same partitions
+        of both (they have equally many)."""
 
         async def segments(stream: Any) -> None:
             async for event in stream.noack().events():
                 await prepare(self._schemas, event.message.value)
                 self._accept(event)
 
-        self._app.agent(topic, name="segments", concurrency=1)(segments)
+        async def questions(stream: Any) -> None:
+            async for event in stream.noack().events():
+                self._accept(event, question=True)
+
+        self._agent(self._settings.topic_segments, "segments", segments)
+        self._agent(self._settings.topic_questions, "questions", questions)
+
+    def _agent(self, name: str, agent: str, read: Callable[[Any], Any]) -> None:
+        topic = self._app.topic(
+            name,
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+        )
+        self._app.agent(topic, name=agent, concurrency=1)(read)
 
     async def _start_device(self, stop: asyncio.Event) -> bool:
         """Load the model, which may take minutes; False if ``stop`` is set meanwhile."""
@@ -301,12 +312,15 @@ class Worker:
 
     # --- data -------------------------------------------------------------------------------
 
-    def _accept(self, event: Any) -> None:
+    def _question_tp(self, number: int) -> TP:
+        return TP(self._settings.topic_questions, number)
+
+    def _accept(self, event: Any, question: bool = False) -> None:
         """One record from Faust. Must not raise: Faust acknowledges a record on which an agent fails."""
         try:
             partition = self._assignment.partitions.get(event.message.partition)
             if partition is not None:
-                partition.accept(event)
+                (partition.accept_question if question else partition.accept)(event)
         except Exception as error:
             log.exception("a record could not be accepted")
             self._fail(error)
@@ -325,7 +339,13 @@ class Worker:
     def _on_refused(self, refused: protocol.Refused) -> None:
         partition = self._owners.get(refused.stream_id)
         if partition is not None:
-            partition.on_refused(refused.stream_id, refused.ticket, refused.reason, refused.message)
+            partition.on_refused(
+                refused.stream_id,
+                refused.ticket,
+                refused.reason,
+                refused.message,
+                refused.question,
+            )
 
     def _on_progress(self) -> None:
         self._readiness.progress()
@@ -351,7 +371,10 @@ class Worker:
                 if due:
                     partition.expire()
                 with contextlib.suppress(Exception):  # no end offset known during a rebalance
-                    partition.measure(self._app.consumer.highwater(self._tp(partition.number)))
+                    partition.measure(
+                        self._app.consumer.highwater(self._tp(partition.number)),
+                        self._app.consumer.highwater(self._question_tp(partition.number)),
+                    )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start a task and keep a reference until it ends. An exception of the task ends the worker."""

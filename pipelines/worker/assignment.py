@@ -98,7 +98,8 @@ class Assignment:
 
     def _close(self, number: int) -> None:
         partition = self.partitions.pop(number)
-        self._metrics.forget_partition(self._settings.topic_segments, number)
+        for topic in (self._settings.topic_segments, self._settings.topic_questions):
+            self._metrics.forget_partition(topic, number)
         self._closing[number] = self._spawn(partition.close())
 
     async def _run_partition(self, partition: Partition) -> None:
@@ -140,11 +141,13 @@ class Assignment:
                 self._fail(partition, error)
                 return
         if self.partitions.get(partition.number) is partition:
-            events = partition.unfinished()
+            events, questions = partition.unfinished(), partition.unanswered()
             self._close(partition.number)
             self._open(partition.number, since)
             for event in events:
                 self.partitions[partition.number].accept(event)
+            for event in questions:
+                self.partitions[partition.number].accept_question(event)
 
     def _fail(self, partition: Partition, error: Exception) -> None:
         """End the worker, unless the partition is not assigned any more."""

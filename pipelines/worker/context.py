@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from operators.events import Event, Segment
+from operators.events import AnyEvent, Question, Segment
 from operators.state import Emission, SessionState
 from pipelines.config.load import Settings
 from pipelines.kafka.offsets import OffsetTracker
@@ -29,6 +29,7 @@ class Device(Protocol):
 
     def open(self, stream_id: str, state: SessionState | None = None) -> None: ...
     def feed(self, segment: Segment, ticket: int, read_at: float = 0.0) -> None: ...
+    def ask(self, question: Question, ticket: int) -> None: ...
     def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]: ...
 
 
@@ -38,7 +39,9 @@ class StreamOwner(Protocol):
     number: int
 
     def on_emission(self, emission: Emission) -> None: ...
-    def on_refused(self, stream_id: str, offset: int, reason: str, text: str) -> None: ...
+    def on_refused(
+        self, stream_id: str, offset: int, reason: str, text: str, question: bool = False
+    ) -> None: ...
 
 
 class Queue(Protocol):
@@ -54,8 +57,14 @@ class Queue(Protocol):
     input_times: dict[int, float]
     newest_input: float | None
 
+    questions: deque[tuple[Question, int]]
+    asked: dict[int, Question]
+    question_strikes: dict[int, int]
+
     @property
     def idle(self) -> bool: ...
+    def next_question(self, bound: int) -> tuple[Question, int] | None: ...
+    def finish_question(self, offset: int) -> None: ...
     def next(self, bound: int, suspicious: int) -> tuple[Segment, int] | None: ...
     def suspected(self, strikes: int) -> bool: ...
     def device_lost(self) -> None: ...
@@ -111,7 +120,9 @@ class Entry:
     """Input offsets that are finished once this is committed."""
     forgotten: str | None = None
     """A stream whose state is deleted."""
-    events: Sequence[Event] = ()
+    answered: Sequence[int] = ()
+    """The same of the topic of questions."""
+    events: Sequence[AnyEvent] = ()
     """The events among the messages; the metrics are taken of them after the commit."""
 
 
@@ -138,6 +149,8 @@ class WorkerContext:
     recover: Callable[[int], Awaitable[Any]]
     """Reads a partition's states: number -> :class:`~pipelines.worker.partition.state.Recovered`."""
     make_publisher: Callable[[int], Publisher]
+    hold_questions: Callable[[int], None] = lambda number: None
+    release_questions: Callable[[int], None] = lambda number: None
     on_progress: Callable[[], None] = lambda: None
     admits: Callable[[Queue], bool] = lambda queue: True
     """Whether the device may be fed from this queue now (:mod:`pipelines.worker.supervisor`)."""

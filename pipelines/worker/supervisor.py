@@ -24,7 +24,7 @@ from typing import Protocol
 import msgspec
 
 from operators.errors import DeviceError
-from operators.events import Segment
+from operators.events import Question, Segment
 from operators.state import SessionState
 from pipelines.device import protocol
 from pipelines.device.client import DeviceClient, release
@@ -161,6 +161,10 @@ class DeviceSupervisor:
     def feed(self, segment: Segment, ticket: int, read_at: float = 0.0) -> None:
         with contextlib.suppress(DeviceError):
             self._client.feed(segment, ticket, read_at)
+
+    def ask(self, question: Question, ticket: int) -> None:
+        with contextlib.suppress(DeviceError):
+            self._client.ask(question, ticket)
 
     def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]:
         with contextlib.suppress(DeviceError):

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from operators.events import SummaryEvent
+from operators.events import AnswerEvent, SummaryEvent
 from operators.state import SessionState
 from pipelines.wire.codec import decode_event, encode_event
 from pipelines.wire.messages import Message, complete
@@ -52,22 +52,51 @@ def all_covered(seen: Records, count: int) -> bool:
     return all(seen.covered(stream) == count - 1 for stream in STREAMS)
 
 
+def ask_slowly(made: Any, topic: str, count: int, start: int = 0) -> None:
+    """``count`` questions about every stream, half of them put twice under the same id."""
+    for number in range(start, start + count):
+        for stream in STREAMS:
+            value = {"question_id": f"{stream}-q{number}", "text": f"SLEEP 0.004 {stream} {number}"}
+            for _ in range(1 + number % 2):
+                made.send(topic, key=stream.encode(), value=json.dumps(value).encode())
+    made.flush()
+
+
+def check_answers(seen: Records, count: int) -> None:
+    """Every question has one answer: as often as it was put, and always in the same words."""
+    answers = [event for event in seen.events() if isinstance(event, AnswerEvent)]
+    texts: dict[str, list[str]] = {}
+    for answer in answers:
+        texts.setdefault(answer.question_id, []).append(answer.text)
+    expected = {f"{s}-q{n}": 1 + n % 2 for s in STREAMS for n in range(count)}
+    assert {name: len(found) for name, found in texts.items()} == expected
+    assert all(len(set(found)) == 1 for found in texts.values()), texts
+    first = list({answer.question_id: answer for answer in reversed(answers)}.values())[::-1]
+    assert_revisions_sound(first)
+
+
 def test_kill_mid_stream_and_restart(topics: Any, tmp_path: Path) -> None:
-    """Killed three times at arbitrary moments, also inside a transaction."""
+    """Killed three times at arbitrary moments, also inside a transaction; questions come meanwhile."""
     topics.create(4)
-    count = 90
+    count, asked = 90, 0
     with (
         workers(topics, tmp_path, commit_interval_s=0.05) as start,
         producer(topics.bootstrap) as made,
         Records(topics.bootstrap, topics.summaries) as seen,
+        Records(topics.bootstrap, topics.answers) as answered,
     ):
         say_slowly(made, topics.segments, count)
         for round_ in range(3):
             worker = start(f"w{round_}")
             before = len(seen.summaries())
+            wait_until(lambda n=before: len(seen.summaries()) > n + 10, 30, worker.log)  # type: ignore[misc]
+            if {event.stream_id for event in seen.summaries()} >= set(STREAMS):
+                ask_slowly(made, topics.questions, 4, start=asked)
+                asked += 4
             wait_until(lambda n=before: len(seen.summaries()) > n + 20, 30, worker.log)  # type: ignore[misc]
             worker.kill()
             assert not all_covered(seen, count), "killed too late to prove anything"
+        assert asked, "no question was put while workers were killed"
         killed_at = time.monotonic()
         before = len(seen.summaries())
         start("last")
@@ -75,6 +104,11 @@ def test_kill_mid_stream_and_restart(topics: Any, tmp_path: Path) -> None:
         print(f"first result {time.monotonic() - killed_at:.2f} s after the kill")
         wait_until(lambda: all_covered(seen, count), 30)
         check_everything(seen, count)
+        ask_slowly(made, topics.questions, 1, start=asked)
+        asked += 1
+        total = len(STREAMS) * sum(1 + n % 2 for n in range(asked))
+        wait_until(lambda: len(answered.events()) >= total, 30)
+        check_answers(answered, asked)
 
 
 def test_a_device_does_not_outlive_a_killed_worker(topics: Any, tmp_path: Path) -> None:
@@ -88,25 +122,30 @@ def test_a_device_does_not_outlive_a_killed_worker(topics: Any, tmp_path: Path) 
 
 
 def test_two_workers_share_and_hand_over(topics: Any, tmp_path: Path) -> None:
-    """A second worker joins mid-stream, then the first leaves: two rebalances with work under way."""
+    """A second worker joins mid-stream, then the first leaves: two rebalances with work under way. Both
+    have the same partitions of segments and questions."""
     topics.create(4)
     count = 120
     with (
         workers(topics, tmp_path) as start,
         producer(topics.bootstrap) as made,
         Records(topics.bootstrap, topics.summaries) as seen,
+        Records(topics.bootstrap, topics.answers) as answered,
     ):
         first = start("w1")
         say_slowly(made, topics.segments, 40)
-        wait_until(lambda: len(seen.summaries()) > 10, 30)
+        wait_until(lambda: {e.stream_id for e in seen.summaries()} == set(STREAMS), 30)
         second = start("w2")
         say_slowly(made, topics.segments, 40, start=40)
         second.wait_for_log("assigned partitions")
+        ask_slowly(made, topics.questions, 5)
         say_slowly(made, topics.segments, 40, start=80)
         assert first.stop() == 0, first.log
         took = wait_until(lambda: all_covered(seen, count), 30, second.log)
         print(f"covered {took:.2f} s after the first left")
         check_everything(seen, count)
+        wait_until(lambda: len(answered.events()) >= len(STREAMS) * 7, 30, second.log)
+        check_answers(answered, 5)
 
 
 def test_a_zombie_cannot_write(topics: Any, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from operators.config import OperatorConfig
-from operators.events import Evidence, LedgerItem, Segment
+from operators.events import Evidence, LedgerItem, Question, Segment
 from operators.model.loader import DecoderModel
 from operators.model.tokenizer import HubTokenizer
 from operators.state import SessionState
@@ -125,7 +125,7 @@ def seen_by_the_model(kind: type[HubTokenizer]) -> dict[str, int]:
         "summary": "{ledger} {limit} {since}",
         "compact": "{ledger} {limit}",
         "translate": "{language} {text}",
-        "answer": "{ledger} {question}",
+        "answer": "{excerpts} {question}",
     }
     config = OperatorConfig(
         summary_method="lines",  # one turn of the user per answer, which the test counts
@@ -152,7 +152,7 @@ def seen_by_the_model(kind: type[HubTokenizer]) -> dict[str, int]:
         operator.feed(
             decode_segment(b"a", raw_value, partition=0, offset=ticket, max_text_bytes=9999), ticket
         )
-    operator.ask("a", SAID, "q1")
+    operator.ask(Question(stream_id="a", text=SAID, question_id="q1"))
     operator.feed(Segment(stream_id="a", type="session_end"), 3)
     for _ in range(3000):
         if not operator.has_work():
@@ -166,7 +166,8 @@ def test_no_word_of_a_user_becomes_a_special_token_on_its_way_into_the_model() -
     seen = seen_by_the_model(HubTokenizer)
     assert seen[NAMES[0]] >= 5, "each prompt has the assistant's header from the template"
     translated = 3  # in a conversation of their own, with a system's turn
-    assert seen[NAMES[1]] == seen[NAMES[0]] + translated, "and closes the user's turn once"
+    opened = 1  # the question's prompt is a conversation of its own: it opens the user's turn too
+    assert seen[NAMES[1]] == seen[NAMES[0]] + translated - opened, "and closes the user's turn once"
     assert seen[NAMES[2]] == seen[NOT_SPECIAL[0]] == seen[NOT_SPECIAL[1]] == 0
 
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 def make(**changes: Any) -> StreamOperator:
     settings = CONFIG.to_dict()
-    settings["prompts"] = {**CONFIG.prompts, "answer": "{ledger} {question}"}
+    settings["prompts"] = {**CONFIG.prompts, "answer": "{excerpts} {question}"}
     settings = {**settings, "targets": ("fr",), **changes}
     return StreamOperator(toy_decoder(), OperatorConfig.from_dict(settings))
 
@@ -143,9 +143,9 @@ def test_an_answer_leaves_the_stream_as_it_was() -> None:
     for stream in (plain, asked):
         for text in said[:20]:
             stream.feed(text)
-    answer = asked.ask("which button?")
+    answer = asked.ask("the red button?")
     assert isinstance(answer, AnswerEvent)
-    assert (answer.question, answer.revision) == ("which button?", 1)
+    assert (answer.question, answer.revision) == ("the red button?", 1)
     assert answer.usage.output_tokens > 0
     assert asked.translate("a new case", "de") != ""
     for stream in (plain, asked):

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from operators.config import OperatorConfig
-from operators.events import Segment, Source, SummaryEvent, TranslationEvent
+from operators.events import Question, Segment, Source, SummaryEvent, TranslationEvent
 from operators.state import Emission, Failure, SessionState
 from pipelines.config.load import Settings
 from pipelines.observability.metrics import Metrics
@@ -30,6 +30,7 @@ class FakeDevice:
     def __init__(self) -> None:
         self.opened: dict[str, SessionState | None] = {}
         self.fed: list[tuple[str, int]] = []
+        self.asked: list[tuple[str, int]] = []
         self.read_at: dict[int, float] = {}
         self.dropped: list[str] = []
         self.erased: list[str] = []
@@ -42,6 +43,9 @@ class FakeDevice:
     def feed(self, segment: Segment, ticket: int, read_at: float = 0.0) -> None:
         self.fed.append((segment.stream_id, ticket))
         self.read_at[ticket] = read_at
+
+    def ask(self, question: Question, ticket: int) -> None:
+        self.asked.append((question.stream_id, ticket))
 
     def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]:
         self.dropped.append(stream_id)

@@ -16,12 +16,13 @@ from jsonschema import Draft202012Validator, ValidationError
 
 import pipelines
 from operators.errors import SegmentError
-from operators.events import Segment, SummaryEvent, TranslationEvent
+from operators.events import AnswerEvent, Question, Segment, SummaryEvent, TranslationEvent
 from operators.state import SessionState
 from operators.stream_settings import NAMES
 from pipelines.config.fields import Settings
 from pipelines.wire import asyncapi, codec
 from pipelines.wire.messages import messages_of
+from pipelines.wire.questions import QUESTION_SCHEMA, decode_question, encode_question
 
 SCHEMAS = Path(pipelines.__file__).parent / "wire" / "schemas"
 EXAMPLES = sorted((SCHEMAS / "examples").glob("*.json"))
@@ -30,6 +31,8 @@ STRUCTS = {
     "insight.summary.v1": SummaryEvent,
     "insight.translation.v1": TranslationEvent,
     "insight.session.v1": SessionState,
+    "insight.question.v1": Question,
+    "insight.answer.v1": AnswerEvent,
 }
 
 
@@ -55,6 +58,8 @@ def round_trip(name: str, value: bytes) -> bytes:
         state, problem = codec.decode_state(value)
         assert state is not None, problem
         return codec.encode_state(state)
+    if name == QUESTION_SCHEMA:
+        return encode_question(decode_question(None, value, partition=0, offset=0))
     return codec.encode_event(codec.decode_event(value))
 
 
@@ -79,7 +84,10 @@ def test_golden_example_validates_and_survives_the_codec(path: Path) -> None:
     validate(name, value)
     again = round_trip(name, value)
     validate(name, again)
-    if name.startswith("insight."):
+    if name == QUESTION_SCHEMA:
+        questions = [decode_question(None, each, partition=0, offset=0) for each in (value, again)]
+        assert questions[0] == questions[1]
+    elif name.startswith("insight."):
         assert json.loads(again) == json.loads(value), "the codec lost or changed a field"
     else:
         before = codec.decode_segment(None, value, partition=0, offset=0, max_text_bytes=10_000)
@@ -87,7 +95,9 @@ def test_golden_example_validates_and_survives_the_codec(path: Path) -> None:
         assert before == after
 
 
-@pytest.mark.parametrize("name", ["insight.summary.v1", "insight.translation.v1"])
+@pytest.mark.parametrize(
+    "name", ["insight.summary.v1", "insight.translation.v1", "insight.answer.v1"]
+)
 def test_a_missing_or_wrong_field_is_caught(name: str) -> None:
     """The schemas are strict enough to notice."""
     good = json.loads((SCHEMAS / "examples" / f"{name}.json").read_text())
@@ -125,14 +135,14 @@ def object_rule(schema: dict[str, Any], rule: dict[str, Any]) -> dict[str, Any]:
 def differences(
     struct: type[msgspec.Struct], schema: dict[str, Any], rule: dict[str, Any]
 ) -> list[str]:
-    fields = {field.name for field in msgspec.structs.fields(struct)}
+    fields = {field.encode_name for field in msgspec.structs.fields(struct)}
     if struct.__struct_config__.tag_field:
         fields.add(struct.__struct_config__.tag_field)
-    named = set(rule["properties"]) - ({"schema"} if struct is Segment else set())
+    named = set(rule["properties"]) - ({"schema"} if struct in (Segment, Question) else set())
     if struct is Segment:  # its settings stand beside the other fields
         fields = (fields - {"settings"}) | set(NAMES)
     found = [f"{struct.__name__}.{name}" for name in fields ^ named]
-    if struct not in (Segment, *structs_in(get_type_hints(Segment)["speaker"])):
+    if struct not in (Segment, Question, *structs_in(get_type_hints(Segment)["speaker"])):
         found += [f"{struct.__name__}.{name} not required" for name in named - {*rule["required"]}]
     for name, annotation in get_type_hints(struct).items():
         for inner in structs_in(annotation) if name != "settings" or struct is not Segment else ():

@@ -25,7 +25,7 @@ _FIELDS = {
     "summary": {"limit"},
     "compact": {"ledger", "limit"},
     "translate": {"language", "text"},
-    "answer": {"question"},
+    "answer": {"excerpts", "question"},
     "judge": {"turn"},
     "note": {"turn"},
     "owner": {"turn"},
@@ -34,7 +34,7 @@ _FIELDS = {
 }
 _OPTIONAL = {
     "summary": {"ledger", "since"},
-    "answer": {"ledger"},
+    "answer": {"language"},
     "translate": {"hint"},
     "note": {"hint", "speaker", "what"},
     "owner": {"speaker"},

@@ -18,9 +18,11 @@ import msgspec
 
 from operators.config import OperatorConfig
 from operators.events import (
+    AnswerEvent,
     Covers,
     Event,
     LedgerItem,
+    Question,
     Segment,
     Source,
     SummaryEvent,
@@ -81,6 +83,7 @@ class Echo:
         """When a stream's uncovered text is summarised at the latest (monotonic)."""
         self._states: dict[str, SessionState] = {}
         self._queue: deque[tuple[Segment, int]] = deque()
+        self._questions: deque[tuple[Question, int | None]] = deque()
 
     def open(
         self, stream_id: str, state: SessionState | None = None, snapshot: bytes | None = None
@@ -98,23 +101,33 @@ class Echo:
         assert ticket > self._states[segment.stream_id].cursor, "fed below the cursor"
         self._queue.append((segment, ticket))
 
+    def ask(self, question: Question, ticket: int | None = None) -> None:
+        self._questions.append((question, ticket))
+
     def drop(self, stream_id: str) -> None:
         del self._states[stream_id]
         self._due.pop(stream_id, None)
         self._queue = deque(pair for pair in self._queue if pair[0].stream_id != stream_id)
+        self._questions = deque(q for q in self._questions if q[0].stream_id != stream_id)
 
     def close(self) -> None:
         self._states.clear()
         self._due.clear()
 
     def has_work(self) -> bool:
-        return bool(self._queue) or min(self._due.values(), default=inf) <= time.monotonic()
+        return (
+            bool(self._queue or self._questions)
+            or min(self._due.values(), default=inf) <= time.monotonic()
+        )
 
     def idle_until(self) -> float | None:
         return min(self._due.values(), default=None)
 
     def step(self) -> list[Emission]:
-        if self._queue:
+        if self._questions:
+            question, asked = self._questions.popleft()
+            emission = self.answer(self._states[question.stream_id], question, asked)
+        elif self._queue:
             segment, ticket = self._queue.popleft()
             emission = self.process(self._states[segment.stream_id], segment, ticket)
         else:
@@ -123,6 +136,26 @@ class Echo:
             emission = Emission(stream_id=name, state=state, events=[event])
         self._keep(emission.state)
         return [emission]
+
+    def answer(self, state: SessionState, question: Question, ticket: int | None) -> Emission:
+        """A text of this process, once per question id."""
+        kept = {answer.question_id: answer for answer in state.answers}
+        if (answer := kept.get(question.question_id)) is None:
+            state, revision = _next_revision(state, "answer")
+            answer = AnswerEvent(
+                stream_id=state.stream_id,
+                epoch=state.epoch,
+                revision=revision,
+                question_id=question.question_id,
+                question=question.text,
+                text=f"pid {os.getpid()} answers {question.text}",
+                source=Source(first_offset=ticket or 0, last_offset=ticket or 0),
+            )
+            state = msgspec.structs.replace(state, answers=(*state.answers, answer)[-WINDOW:])
+        tickets = [] if ticket is None else [ticket]
+        if ticket is not None:
+            state = msgspec.structs.replace(state, question_cursor=ticket)
+        return Emission(stream_id=state.stream_id, state=state, answers=[answer], answered=tickets)
 
     def _keep(self, state: SessionState) -> None:
         self._states[state.stream_id] = state
@@ -135,7 +168,12 @@ class Echo:
         """What one segment makes of its stream's state, and the events it gives."""
         ends = segment.type == "session_end"
         if state.ended and not ends:
-            state = SessionState(stream_id=state.stream_id, epoch=state.epoch + 1)
+            state = SessionState(
+                stream_id=state.stream_id,
+                epoch=state.epoch + 1,
+                question_cursor=state.question_cursor,
+                answers=state.answers,
+            )
         over = state.ended  # the end of what has ended says nothing new
         state = msgspec.structs.replace(state, cursor=ticket, ended=ends)
         events: list[Event] = []

@@ -35,8 +35,9 @@ class CommitError(LongstreamError):
 class Committer:
     """The commit loop of one partition.
 
-    ``finish`` marks offsets as finished and returns the committable offset; ``on_committed`` is
-    called after each commit with its entries and its duration in seconds.
+    ``finish`` marks offsets as finished and returns the committable offset, ``finish_questions`` those
+    of the topic of questions; ``on_committed`` is called after each commit with its entries and its
+    duration in seconds.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class Committer:
         max_events: int,
         patience_s: float = 300.0,
         on_retry: Callable[[], None] = lambda: None,
+        finish_questions: Callable[[Iterable[int]], int | None] = lambda offsets: None,
     ) -> None:
         self._publisher = publisher
-        self._finish = finish
+        self._finish, self._finish_questions = finish, finish_questions
         self._on_committed = on_committed
         self._on_retry = on_retry
         self._interval_s = interval_s
@@ -66,6 +68,8 @@ class Committer:
         self._allowed.set()
         self.committed_offset = 0
         """The partition's committed offset; it only rises."""
+        self.committed_question = 0
+        """The same of the topic of questions."""
         self._task: asyncio.Task[None] | None = None
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -150,10 +154,12 @@ class Committer:
             self._arrived.set()
             self._urgent.set()
         self._note_offset(group, entries)
-        if group.messages or group.states or group.offset is not None:
+        if group.messages or group.states or group.moves:
             await self._publish_in_time(group)  # 3.
         if group.offset is not None:
             self.committed_offset = group.offset
+        if group.question_offset is not None:
+            self.committed_question = group.question_offset
         self._on_committed(entries, time.monotonic() - started)  # 4.
         if not self._pending:
             self._idle.set()
@@ -174,6 +180,9 @@ class Committer:
         offset = self._finish(o for entry in entries for o in entry.finished)
         if offset is not None and offset > self.committed_offset:
             group.offset = offset
+        question = self._finish_questions(o for entry in entries for o in entry.answered)
+        if question is not None and question > self.committed_question:
+            group.question_offset = question
 
     async def _publish_in_time(self, group: Group) -> None:
         """Bounded by ``patience_s``: the client itself waits for its brokers without end."""

@@ -41,8 +41,10 @@ class InFlightRecords:
     """By offset, in the order of reading. A held partition is not fetched: the caller holds it at a
     ``load`` of 1 (``in_flight_per_partition`` records or MAX_HELD_BYTES) and releases it at a half."""
 
-    def __init__(self, number: int, context: WorkerContext) -> None:
+    def __init__(self, number: int, context: WorkerContext, *, questions: bool = False) -> None:
         self._number, self._context = number, context
+        self._hold = context.hold_questions if questions else context.hold
+        self._release = context.release_questions if questions else context.release
         self._records: dict[int, Record] = {}
         self._bytes = 0
         self._held = False
@@ -108,14 +110,14 @@ class InFlightRecords:
     def hold(self) -> None:
         if not self._held:
             self._held = True
-            self._context.hold(self._number)
+            self._hold(self._number)
 
     def release(self) -> None:
         if self._held:
             self._held = False
-            self._context.release(self._number)
+            self._release(self._number)
 
     def reapply_hold(self) -> None:
         """After a rebalance, which resumes fetching of every partition."""
         if self._held:
-            self._context.hold(self._number)
+            self._hold(self._number)

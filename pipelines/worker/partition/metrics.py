@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from operators.events import Event, SummaryEvent, task_of
+from operators.events import AnswerEvent, AnyEvent, SummaryEvent, task_of
 from pipelines.wire.messages import status_of
 from pipelines.worker.context import Queue, Record, Records, WorkerContext
 
@@ -16,9 +16,11 @@ MAX_INPUT_TIMES = 512
 class PartitionMetrics:
     """Exports to the worker's :class:`~pipelines.observability.metrics.Metrics`."""
 
-    def __init__(self, number: int, context: WorkerContext, records: Records) -> None:
-        self._number, self._records = number, records
-        self._metrics, self._topic = context.metrics, context.settings.topic_segments
+    def __init__(
+        self, number: int, context: WorkerContext, records: Records, questions: Records
+    ) -> None:
+        self._number, self._records, self._questions = number, records, questions
+        self._metrics, self._settings = context.metrics, context.settings
 
     def note_input(self, queue: Queue, offset: int, timestamp: float) -> None:
         """Keep when a segment was produced (Unix seconds; not above 0 = Kafka does not know, then it
@@ -32,14 +34,18 @@ class PartitionMetrics:
         if len(queue.input_times) > MAX_INPUT_TIMES:
             del queue.input_times[next(iter(queue.input_times))]
 
-    def published(self, events: Sequence[Event], queues: Mapping[str, Queue]) -> None:
+    def published(self, events: Sequence[AnyEvent], queues: Mapping[str, Queue]) -> None:
         """Count events the broker acknowledged, each with its end-to-end latency. Mutates
         ``input_times`` of their queues: what a summary covers is not needed any more."""
         now = time.time()
         for event in events:
             task, last = task_of(event), event.source.last_offset
             self._metrics.output_published(status_of(event), task)
-            if (at := self._input_time(queues.get(event.stream_id), last)) is not None:
+            if isinstance(event, AnswerEvent):
+                at = _produced(self._questions.get(last))
+            else:
+                at = self._input_time(queues.get(event.stream_id), last)
+            if at is not None:
                 self._metrics.end_to_end(task, now - at)
             if isinstance(event, SummaryEvent) and (queue := queues.get(event.stream_id)):
                 for offset in [o for o in queue.input_times if o < last]:
@@ -50,8 +56,7 @@ class PartitionMetrics:
         text, or over text an earlier owner read), the stream's newest known input."""
         if queue is not None:
             return queue.input_times.get(offset, queue.newest_input)
-        record = self._records.get(offset)
-        return record.message.timestamp if record and record.message.timestamp > 0 else None
+        return _produced(self._records.get(offset))
 
     def note_coverage(self, queue: Queue, finished: list[int]) -> None:
         """After an emission that finished these offsets. Mutates the queue's ``uncovered_since``."""
@@ -66,17 +71,25 @@ class PartitionMetrics:
         since = [queue.uncovered_since for queue in queues if queue.uncovered_since]
         return now - min(since) if since else 0.0
 
-    def lag(self, highwater: int | None, floor: int) -> None:
-        """Export consumer lag and commit gap. ``highwater``: the offset after the partition's last
-        record; ``floor``: the committed offset where nothing was read yet."""
-        offsets = self._records.offsets
-        self._metrics.commit_gap(self._topic, self._number, offsets.gap)
+    def lag(self, highwater: int | None, floor: int, *, questions: bool = False) -> None:
+        """Export consumer lag and commit gap of the partition of one of the two input topics.
+        ``highwater``: the offset after its last record; ``floor``: the committed offset where nothing
+        was read yet."""
+        records = self._questions if questions else self._records
+        topics = self._settings.topic_segments, self._settings.topic_questions
+        topic, offsets = topics[questions], records.offsets
+        self._metrics.commit_gap(topic, self._number, offsets.gap)
         if highwater is None:
             return
         behind = highwater - (floor if offsets.committable is None else offsets.committable)
-        oldest = self._records.oldest
+        oldest = records.oldest
         age = _age(oldest) if oldest else 0.0 if behind <= 0 else None
-        self._metrics.consumer_lag(self._topic, self._number, behind, age)
+        self._metrics.consumer_lag(topic, self._number, behind, age)
+
+
+def _produced(record: Record | None) -> float | None:
+    """When it was produced (Unix seconds); None if that is not known."""
+    return record.message.timestamp if record and record.message.timestamp > 0 else None
 
 
 def _age(record: Record) -> float:

@@ -23,12 +23,19 @@ import time
 from typing import Any
 
 from operators.errors import LongstreamError, SegmentError
-from operators.events import Event, Segment
+from operators.events import AnyEvent, Question, Segment
 from operators.state import Emission, SessionState
 from pipelines.wire import codec
 from pipelines.wire.dead_letters import header
 from pipelines.wire.decoding import decoder_of, single
-from pipelines.wire.messages import complete, messages_of, now_ms
+from pipelines.wire.messages import (
+    complete,
+    dead_letter_of,
+    messages_of,
+    now_ms,
+    unknown_stream,
+)
+from pipelines.wire.questions import decode_question
 from pipelines.worker.context import Entry, Queue, WorkerContext
 from pipelines.worker.partition.committer import Committer
 from pipelines.worker.partition.deletion import StreamDeletion
@@ -66,6 +73,9 @@ class Partition:
         self._draining = False
         self._reported = asyncio.Event()
         self._records = InFlightRecords(number, context)
+        self._asked = InFlightRecords(number, context, questions=True)
+        self._question_floor = 0
+        self._question_backlog: list[int] = []
         self.committer = Committer(
             context.make_publisher(number),
             self._records.finish,
@@ -77,14 +87,15 @@ class Partition:
             ),
             patience_s=self._settings.broker_patience_s,
             on_retry=lambda: self._metrics.retry("commit"),
+            finish_questions=self._asked.finish,
         )
         self._pacing = Pacing(context.tenants, self._wake)
         self._rejections = Rejections(number, context, self._records, self.committer)
         self._deletion = StreamDeletion(
-            number, context, self.committer, self._dispatch, self._rejections.reject
+            number, context, self.committer, self._redispatch, self._rejections.reject
         )
         self._takeover = Takeover(context, self._queues, self._open_silent)
-        self._own_metrics = PartitionMetrics(number, context, self._records)
+        self._own_metrics = PartitionMetrics(number, context, self._records, self._asked)
         self.quarantine = self._rejections.quarantine
         self.publish_quarantined = self._rejections.publish_quarantined
 
@@ -98,11 +109,13 @@ class Partition:
         """
         started = time.monotonic()
         self._records.hold()
+        self._asked.hold()
         # 1. fence; 2. read: after the fence the previous owner commits nothing more.
         await self.committer.open()
         recovered: Recovered = await self._context.recover(self.number)
         self._sessions, self._floor = recovered.sessions, recovered.committed
         self.committer.committed_offset = recovered.committed
+        self._question_floor = self.committer.committed_question = recovered.committed_question
         if self._closed:
             return
         self.committer.start()
@@ -115,8 +128,12 @@ class Partition:
         backlog, self._backlog = self._backlog, []
         for offset in backlog:
             self._dispatch(offset)
+        questions, self._question_backlog = self._question_backlog, []
+        for offset in questions:
+            self._dispatch_question(offset)
         self._takeover.start(self._sessions)
         self._records.release()
+        self._asked.release()
         if not self._records:
             self.broken_since = None
         log.info(
@@ -129,7 +146,9 @@ class Partition:
 
     async def drain(self) -> None:
         """Wait until what the device has is finished and committed. The caller sets a deadline."""
-        while not self._closed and any(queue.given for queue in self._queues.values()):
+        while not self._closed and any(
+            queue.given or queue.asked for queue in self._queues.values()
+        ):
             self._reported.clear()
             await self._reported.wait()
         await self.committer.flush()
@@ -148,9 +167,12 @@ class Partition:
                     drops.append(self._context.device.drop(stream_id))
             queue.waiting.clear()
             queue.given.clear()
+            queue.questions.clear()
+            queue.asked.clear()
         self._queues.clear()
         self._tracing.forget(self.number)
         self._records.clear()
+        self._asked.clear()
         self._context.on_report(False)  # ends the trial of a queue that is gone
         await self.committer.close()
         await asyncio.gather(*drops)
@@ -159,11 +181,16 @@ class Partition:
         """Faust's events that are not acknowledged, in order."""
         return self._records.events()
 
+    def unanswered(self) -> list[Any]:
+        """The same of the topic of questions."""
+        return self._asked.events()
+
     def stop_feeding(self) -> None:
         """Feed the device nothing more; waiting records stay uncommitted for the next owner."""
         self._draining = True
         for queue in self._queues.values():
             queue.waiting.clear()
+            queue.questions.clear()
 
     # --- input ------------------------------------------------------------------------------
 
@@ -218,6 +245,116 @@ class Partition:
         queue.waiting.append((segment, offset))
         self.pump(queue)
 
+    # --- questions --------------------------------------------------------------------------
+
+    def accept_question(self, event: Any) -> None:
+        """Step 1 for one record of the topic of questions."""
+        if self._closed or self._draining:
+            return
+        offset = self._asked.add(event)
+        if offset is None:
+            return
+        if self._recovered:
+            self._dispatch_question(offset)
+        else:
+            self._question_backlog.append(offset)
+        if self._asked.load >= 1.0:
+            self._asked.hold()
+
+    def _dispatch_question(self, offset: int) -> None:
+        """Steps 2 and 3 for one question."""
+        message = self._asked[offset].message
+        if offset < self._question_floor:
+            self._skip_question(offset)
+            return
+        try:
+            question = decode_question(
+                message.key,
+                message.value,
+                message.headers,
+                partition=self.number,
+                offset=offset,
+                partitions=self._context.partition_count(),
+            )
+            if self._deletion.defer(question.stream_id, -1 - offset):
+                return
+            queue = self._queue_asked(question.stream_id)
+        except SegmentError as error:
+            self._reject_question(offset, "decode", error.reason, str(error))
+            return
+        if queue is None:
+            self._answer_unknown(question, offset)
+        elif offset <= queue.question_cursor:
+            self._skip_question(offset)
+        else:
+            queue.questions.append((question, offset))
+            self.pump(queue)
+
+    def _redispatch(self, offset: int) -> None:
+        """A record that waited for its stream's deletion; a question's offset is -1 - offset."""
+        if offset >= 0:
+            self._dispatch(offset)
+        else:
+            self._dispatch_question(-1 - offset)
+
+    def _queue_asked(self, stream_id: str) -> StreamQueue | None:
+        """The queue of the stream that is asked about; None if there is no such stream."""
+        if queue := self._queues.get(stream_id):
+            return queue
+        owner = self._context.owners.get(stream_id)
+        if owner is not None and owner is not self:
+            raise SegmentError(
+                "wrong_partition",
+                f"the stream is on partition {owner.number}: let the question's key choose it",
+            )
+        if not self._sessions.knows(stream_id):
+            return None
+        queue = self._new_queue(stream_id)
+        queue.silent = True
+        return queue
+
+    def _answer_unknown(self, question: Question, offset: int) -> None:
+        topic = self._settings.topic_questions
+        answer = complete(unknown_stream(question, offset), topic, self.number)
+        messages = messages_of([answer], self._settings, self._question_trace(offset))
+        self.committer.add(Entry(messages, answered=(offset,), events=(answer,)))
+
+    def _skip_question(self, offset: int) -> None:
+        self._metrics.duplicate_input()
+        self.committer.add(Entry(answered=(offset,)))
+
+    def _reject_question(self, offset: int, stage: str, reason: str, text: str) -> None:
+        """Finish a question with a dead letter. ``text`` must not quote it."""
+        self._metrics.dead_letter(stage, reason)
+        log.warning("partition %d question %d refused: %s", self.number, offset, reason)
+        letter = dead_letter_of(
+            self._asked[offset].message,
+            self._settings,
+            stage=stage,
+            reason=reason,
+            text=text,
+            retryable=stage == "device",
+        )
+        self.committer.add(Entry([letter], answered=(offset,)))
+
+    def _pump_questions(self, queue: Queue) -> None:
+        """Give the device the queue's questions up to its bound; one with which the device failed too
+        often becomes a dead letter."""
+        while asked := queue.next_question(self._settings.in_flight_per_key):
+            question, offset = asked
+            if queue.question_strikes.get(offset, 0) < self._settings.device_attempts:
+                self._context.device.ask(question, offset)
+                continue
+            queue.finish_question(offset)
+            text = f"the device failed {self._settings.device_attempts} times with it"
+            self._reject_question(offset, "device", "device_fault", text)
+
+    def _question_trace(self, offset: int) -> bytes | None:
+        record = self._asked.get(offset)
+        return header(record.message.headers, "traceparent") if record else None
+
+    # --- segments ---------------------------------------------------------------------------
+
     def _decode(self, message: Any, offset: int) -> Segment | None:
         """The record's segment; None for an event that holds none. Raises SegmentError."""
         decoded = self._decoder.decode(
@@ -237,7 +374,8 @@ class Partition:
         stream_id = segment.stream_id
         if queue := self._queues.get(stream_id):
             if queue.silent:
-                self._context.tenants.admit(segment, live=True)
+                live = queue.state is None or not queue.state.ended
+                self._context.tenants.admit(segment, live=live)
                 queue.silent = False
             return queue
         owner = self._context.owners.get(stream_id)
@@ -255,6 +393,7 @@ class Partition:
         """Raises SegmentError when the stream's state cannot be read."""
         state, _ = self._sessions.take(stream_id)
         queue = StreamQueue(stream_id, cursor=state.cursor if state else -1, state=state)
+        queue.question_cursor = state.question_cursor if state else -1
         self._queues[stream_id] = queue
         self._context.owners[stream_id] = self
         return queue
@@ -295,6 +434,7 @@ class Partition:
             segment, offset = next_
             self._tracing.fed((self.number, offset))
             self._context.device.feed(segment, offset, self._records[offset].read_at)
+        self._pump_questions(queue)
         if self._deletion.due(queue):
             self._remove_queue(queue.stream_id)
             self._deletion.erase(queue, self._sessions)
@@ -312,28 +452,43 @@ class Partition:
         finished = [*emission.done, *(failure.ticket for failure in emission.failed)]
         for offset in finished:
             queue.finish(offset)
+        for offset in emission.answered:
+            queue.finish_question(offset)
         queue.cursor = max(queue.cursor, emission.state.cursor)
+        queue.question_cursor = max(queue.question_cursor, emission.state.question_cursor)
         queue.state = emission.state
         topic = self._settings.topic_segments
-        events: list[Event] = [complete(event, topic, self.number) for event in emission.events]
+        events: list[AnyEvent] = [complete(event, topic, self.number) for event in emission.events]
         messages = messages_of(events, self._settings, self._traceparent(finished))
+        for made in emission.answers:
+            answer = complete(made, self._settings.topic_questions, self.number)
+            trace = self._question_trace(answer.source.last_offset)
+            messages += messages_of([answer], self._settings, trace)
+            events.append(answer)
         messages = self._rejections.replace_too_large(messages, finished)
         messages += [
             self._rejections.letter(failed.ticket, failed.stage, failed.reason, failed.message)
             for failed in emission.failed
         ]
         self._own_metrics.note_coverage(queue, finished)
-        self.committer.add(Entry(messages, emission.state, finished, events=events))
-        self._context.on_report(bool(finished))
+        entry = Entry(messages, emission.state, finished, answered=emission.answered, events=events)
+        self.committer.add(entry)
+        self._context.on_report(bool(finished or emission.answered))
         self.pump(queue)
         self._takeover.on_report(queue.stream_id)
 
-    def on_refused(self, stream_id: str, offset: int, reason: str, text: str) -> None:
-        """The engine refused a segment: it becomes a dead letter and the queue continues."""
+    def on_refused(
+        self, stream_id: str, offset: int, reason: str, text: str, question: bool = False
+    ) -> None:
+        """The engine refused a segment or a question: it becomes a dead letter, the queue continues."""
         queue = self._queues[stream_id]
-        queue.finish(offset)
         self._reported.set()
-        self._rejections.reject(offset, "operator", reason, text)
+        if question:
+            queue.finish_question(offset)
+            self._reject_question(offset, "operator", reason, text)
+        else:
+            queue.finish(offset)
+            self._rejections.reject(offset, "operator", reason, text)
         self._context.on_report(True)
         self.pump(queue)
 
@@ -343,6 +498,8 @@ class Partition:
             for offset in entry.finished:
                 self._tracing.committed((self.number, offset))
                 self._records.acknowledge(offset)
+            for offset in entry.answered:
+                self._asked.acknowledge(offset)
             if entry.state is not None and entry.state.ended:
                 self._close_ended(entry.state)
         self.broken_since = None
@@ -350,6 +507,8 @@ class Partition:
         self._context.on_progress()
         if self._records.load <= 0.5 and not self._closed:
             self._records.release()
+        if self._asked.load <= 0.5 and not self._closed:
+            self._asked.release()
 
     def _close_ended(self, state: SessionState) -> None:
         """Drop an ended stream without new records from the device; its state stays in the table."""
@@ -376,6 +535,7 @@ class Partition:
         """The partition stayed assigned through a rebalance, which fetches it again."""
         self.committer.resume()
         self._records.reapply_hold()
+        self._asked.reapply_hold()
 
     def expire(self) -> None:
         """Delete the states of streams that ended longer ago than ``state_retention_h``."""
@@ -394,6 +554,7 @@ class Partition:
         """Seconds since the oldest uncovered segment of any queue was read (monotonic ``now``)."""
         return self._own_metrics.coverage_lag(self._queues.values(), now)
 
-    def measure(self, highwater: int | None) -> None:
-        """Export this partition's lag and commit gap."""
+    def measure(self, highwater: int | None, questions: int | None = None) -> None:
+        """Export this partition's lag and commit gap, of segments and of questions."""
         self._own_metrics.lag(highwater, self._floor)
+        self._own_metrics.lag(questions, self._question_floor, questions=True)

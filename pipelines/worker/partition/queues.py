@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from operators.events import Segment
+from operators.events import Question, Segment
 from operators.state import SessionState
 
 LOST = "segment_lost"
@@ -29,6 +29,14 @@ class StreamQueue:
     waiting: deque[tuple[Segment, int]] = field(default_factory=deque)
     given: dict[int, Segment] = field(default_factory=dict)
     """With the device, by offset."""
+    questions: deque[tuple[Question, int]] = field(default_factory=deque)
+    """Waiting, with their offsets on the topic of questions."""
+    asked: dict[int, Question] = field(default_factory=dict)
+    """With the device, by offset."""
+    question_cursor: int = -1
+    """The highest question that is answered; those up to it are skipped."""
+    question_strikes: dict[int, int] = field(default_factory=dict)
+    """Failures of the device while it had a question."""
     state: SessionState | None = None
     """The newest state: a restarted device continues from it."""
     open: bool = False
@@ -48,7 +56,7 @@ class StreamQueue:
 
     @property
     def idle(self) -> bool:
-        return not self.waiting and not self.given
+        return not (self.waiting or self.given or self.questions or self.asked)
 
     def next(self, bound: int, suspicious: int) -> tuple[Segment, int] | None:
         """Move the next segment to ``given`` and return it, if the device may have it now.
@@ -62,6 +70,19 @@ class StreamQueue:
         segment, offset = self.waiting.popleft()
         self.given[offset] = segment
         return segment, offset
+
+    def next_question(self, bound: int) -> tuple[Question, int] | None:
+        """Move the next question to ``asked`` and return it, if the device may have it now; none while
+        the queue is on trial."""
+        if not self.questions or not self.open or self.tried or len(self.asked) >= bound:
+            return None
+        question, offset = self.questions.popleft()
+        self.asked[offset] = question
+        return question, offset
+
+    def finish_question(self, offset: int) -> None:
+        self.asked.pop(offset, None)
+        self.question_strikes.pop(offset, None)
 
     def finish(self, offset: int) -> None:
         """The device finished or refused the segment."""
@@ -78,6 +99,10 @@ class StreamQueue:
             self.strikes[offset] = self.strikes.get(offset, 0) + 1
             self.waiting.appendleft((segment, offset))
         self.given.clear()
+        for offset, question in reversed(self.asked.items()):
+            self.question_strikes[offset] = self.question_strikes.get(offset, 0) + 1
+            self.questions.appendleft((question, offset))
+        self.asked.clear()
         self.open = self.tried = False
 
     def quarantine(self) -> int:

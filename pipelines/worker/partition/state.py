@@ -46,6 +46,7 @@ class _Head(msgspec.Struct):
     ended: bool = False
     schema: str = ""
     uncovered_tokens: int = 0
+    question_cursor: int = -1
     outbox: msgspec.Raw = msgspec.Raw()
 
     @property
@@ -78,6 +79,8 @@ class SessionTable:
         self._uncovered: dict[str, tuple[int, int]] = {}
         """Tokens that no summary covers, and when the record was written (Unix ms)."""
         self._outboxes: dict[str, None] = {}
+        self.newest_question = -1
+        """The highest question answered in any state; -1 for none."""
         self._bytes = 0
         self._max_bytes = max_bytes
 
@@ -115,6 +118,7 @@ class SessionTable:
             )
 
     def _note(self, stream_id: str, head: _Head, at_ms: int) -> None:
+        self.newest_question = max(self.newest_question, head.question_cursor)
         if head.over:
             self._ended_ms[stream_id] = at_ms
         elif head.uncovered_tokens > 0:
@@ -138,6 +142,10 @@ class SessionTable:
             raise SegmentError("state_unreadable", f"the stream's session record: {problem}")
         self.put(stream_id, None)
         return state, raw
+
+    def knows(self, stream_id: str) -> bool:
+        """Whether the table has a state of the stream, ended or not."""
+        return stream_id in self._records
 
     def is_live(self, stream_id: str) -> bool:
         """Whether the table has a state of the stream that has not ended."""
@@ -196,6 +204,8 @@ class Recovered(NamedTuple):
     sessions: SessionTable
     committed: int
     """The partition's committed input offset (0 if never)."""
+    committed_question: int = 0
+    """The same of the topic of questions."""
 
 
 async def recover(settings: Settings, partition: int, timeout: float) -> Recovered:
@@ -252,7 +262,25 @@ async def _read(
     start = (await consumer.beginning_offsets([source]))[source]
     end = (await consumer.end_offsets([source]))[source]
     compare_with_input(settings, partition, committed, table.newest_cursor, start=start, end=end)
-    return Recovered(table, committed or 0)
+    asked = aiokafka.TopicPartition(settings.topic_questions, partition)
+    committed_question = await consumer.committed(asked)
+    check_questions(
+        settings,
+        partition,
+        max(table.newest_question + 1, committed_question or 0),
+        (await consumer.end_offsets([asked]))[asked],
+    )
+    return Recovered(table, committed or 0, committed_question or 0)
+
+
+def check_questions(settings: Settings, partition: int, done: int, end: int) -> None:
+    """Raises ConfigError when the topic of questions ends below what was answered."""
+    if done > end:
+        topic = settings.topic_questions
+        raise ConfigError(
+            f"{topic}[{partition}] ends at offset {end}, but was answered to offset {done}: it was "
+            "recreated or truncated, and its questions would be skipped. Use another topic_questions"
+        )
 
 
 def compare_with_input(
