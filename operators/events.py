@@ -16,9 +16,16 @@ import msgspec
 EVENT_NAMESPACE = uuid.UUID("6f1c0a52-6b1f-5d0e-9a53-2f0c2d1f7a10")
 
 SegmentType = Literal[
-    "segment", "session_start", "session_update", "session_end", "speaker_revision", "forget"
+    "segment",
+    "session_start",
+    "session_update",
+    "session_end",
+    "speaker_revision",
+    "edit",
+    "forget",
 ]
-Trigger = Literal["tokens", "interval", "topic_shift", "request", "session_end"]
+EditOp = Literal["add", "update", "done", "withdraw", "reopen"]
+Trigger = Literal["tokens", "interval", "silence", "topic_shift", "request", "edit", "session_end"]
 ItemKind = Literal["topic", "decision", "action_item", "open_question"]
 ItemState = Literal["open", "done", "superseded", "withdrawn"]
 QuestionKind = Literal["free", "catch_up", "decisions", "open_items"]
@@ -58,6 +65,17 @@ class StreamSettings(msgspec.Struct, frozen=True, kw_only=True):
 NO_SETTINGS = StreamSettings()
 
 
+class ItemEdit(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person does to a note. ``add`` needs a text, the others an item's id. None: unchanged."""
+
+    op: EditOp
+    item: str = ""
+    kind: ItemKind | None = None
+    text: str | None = None
+    owner: str | None = None
+    due: str | None = None
+
+
 class Segment(msgspec.Struct, frozen=True, kw_only=True):
     """One utterance of a transcript, or a mark of the stream's life (``type``).
 
@@ -82,6 +100,8 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
     emitted_at_ms: int | None = None
     settings: StreamSettings | None = None
     """Of a ``session_start`` or ``session_update``; in JSON its fields stand beside the others."""
+    edit: ItemEdit | None = None
+    """Of an ``edit``."""
 
 
 class Evidence(msgspec.Struct, frozen=True):

@@ -134,6 +134,7 @@ class StreamOperator:
         by_segment = (translation, *tasks)
         self._intake = Intake(
             *(config, tokenizer, cache, by_segment, runs, self._partials, *seen_by),
+            summary=summary,
             translatable=translation_size(config, self._prompts) <= config.branch_tokens,
         )
         self._policy = UpdatePolicy(config, runs, residency, summary, tasks, *seen_by)

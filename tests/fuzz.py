@@ -59,6 +59,7 @@ TYPES = (
     "segment",
     "session_start",
     "session_end",
+    "edit",
     "session_update",
     "speaker_revision",
     "hearbeat",

@@ -13,7 +13,7 @@ from operators.config import OperatorConfig
 from operators.engine.partials import Partials
 from operators.engine.session import Known, Part, Session, Work
 from operators.engine.task_run import TaskRun
-from operators.engine.task_runner import TaskRunner
+from operators.engine.task_runner import TaskRunner, view_of
 from operators.errors import CapacityError, SegmentError
 from operators.events import Event, Segment, Speaker, TranslationEvent
 from operators.model.tokenizer import Tokenizer
@@ -22,6 +22,8 @@ from operators.redaction import redact
 from operators.state import Failure, WindowSegment
 from operators.stream_settings import bounded
 from operators.tasks.base import Spoken, Task
+from operators.tasks.edits import edited
+from operators.tasks.summary import SummaryTask
 
 SETTING_DROPPED = "setting_dropped"
 """In ``degraded``, with a colon and the field: something the stream asked for was left out."""
@@ -42,11 +44,13 @@ class Intake:
         observer: Observer,
         clock: Callable[[], float],
         *,
+        summary: SummaryTask,
         translatable: bool = True,
     ) -> None:
-        """``translatable``: a translation fits a branch, so streams may ask for languages."""
+        """``summary`` makes the revision that shows an edit; ``translatable``: a translation fits a
+        branch, so streams may ask for languages."""
         self._config, self._tokenizer, self._cache = config, tokenizer, cache
-        self._translatable = translatable
+        self._summary, self._translatable = summary, translatable
         self._tasks, self._runner, self._partials = tasks, runner, partials
         self._observer, self._clock = observer, clock
 
@@ -91,6 +95,12 @@ class Intake:
             self._enqueue_settings(session, work)
         elif segment.type == "speaker_revision":
             self._correct(work)
+        elif segment.type == "edit" and known is not None:
+            self._observer.count("duplicate_inputs")
+        elif segment.type == "edit":
+            work.edits = True
+            if segment.segment_id:
+                session.remember(segment.segment_id)
         elif is_final_text(segment) and known is None:
             self._enqueue(session, work)
         elif is_final_text(segment) and known is not None:
@@ -197,11 +207,30 @@ class Intake:
                 continue
             if work.corrects:
                 session.correct(work.segment)
+            if work.edits and not self._edit(session, work):
+                continue
             session.events.extend(self._events(session, work))
             session.events.extend(work.final)
             session.finished.append(work.ticket)
         if session.works and session.works[0].failure is None:
             session.events.extend(self._events(session, session.works[0], complete=False))
+
+    def _edit(self, session: Session, work: Work) -> bool:
+        """Do what a person asks, and publish the notes as they are then. False: it is refused."""
+        edit, revision = work.segment.edit, session.revisions.get(self._summary.name, 0) + 1
+        op = edit.op if edit is not None else "none"
+        try:
+            made = edited(session.ledger, work.segment, self._config.ledger_bytes, revision)
+        except SegmentError as error:
+            self._observer.count("edits", op=op, result=error.reason)
+            session.failed.append(Failure(work.ticket, "edit", error.reason, str(error)))
+            return False
+        self._observer.count("edits", op=op, result="done")
+        session.ledger.items, session.ledger.next_item = made.items, made.next_item
+        event = self._summary.after_edit(view_of(session, self._summary), session.ended)
+        session.last_output["ledger"] = event.text
+        session.events.append(session.stamp(session.with_degraded(event), work.ticket))
+        return True
 
     def _events(self, session: Session, work: Work, *, complete: bool = True) -> list[Event]:
         """The events of the segment's runs, task by task. Of a task that publishes early one per run, in

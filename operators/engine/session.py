@@ -77,6 +77,8 @@ class Work:
     """The last events of the stream, for an end mark."""
     corrects: bool = False
     """A late revision of a segment, of its text or its speaker."""
+    edits: bool = False
+    """A person's edit of a note."""
     closing: bool = False
     """An end mark whose final event is not out yet."""
     asks: StreamSettings | None = None

@@ -211,6 +211,9 @@ def add_items(
     in other words, with another number, date or negation, supersedes that item."""
     kept = list(items)
     for item in new:
+        if any(_settled_by_person(old, item) for old in items):
+            refused["person"] += 1
+            continue
         if item.supersedes and any(old.id == item.supersedes for old in kept):
             kept = [_replaced(old, item) if old.id == item.supersedes else old for old in kept]
             kept.append(item)
@@ -241,6 +244,16 @@ def about(a: str, b: str) -> float:
     return similarity(a, b, digits=False)
 
 
+def _settled_by_person(old: LedgerItem, new: LedgerItem) -> bool:
+    """Whether a person has written all that a new note says, or has taken it back: it does not come
+    again."""
+    if old.by != "person" or old.kind != new.kind:
+        return False
+    if old.state in GONE:
+        return similarity(old.text, new.text) >= SAME
+    return set(units(new.text)) <= set(units(old.text))
+
+
 def _comparable(old: LedgerItem, new: LedgerItem) -> bool:
     owners = old.owner == new.owner or not (old.owner and new.owner)
     kinds = old.kind == new.kind or "open_question" not in (old.kind, new.kind)
@@ -259,7 +272,7 @@ def settle(
             evidence=tuple(dict.fromkeys((*item.evidence, where[item.id]))),
             last_changed_revision=revision,
         )
-        if item.id in where and item.state == "open"
+        if item.id in where and item.state == "open" and item.by == "model"
         else item
         for item in items
     )

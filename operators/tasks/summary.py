@@ -60,6 +60,11 @@ class SummaryTask(Task):
         (answer,) = yield [self._update(view)]
         return self._outcome(view, occasion.trigger, answer)
 
+    def after_edit(self, view: StreamView, ended: bool) -> SummaryEvent:
+        """The notes as they are now, for an edit: a revision of its own, without the model."""
+        event = self._event(view, "edit", view.ledger.items, ())
+        return replace(event, status="final") if ended else event
+
     # --- select ------------------------------------------------------------------------------
 
     def _select(self, view: StreamView, trigger: Trigger) -> Steps:
@@ -122,12 +127,15 @@ class SummaryTask(Task):
 
     def _compact(self, view: StreamView, answer: Answer) -> None:
         """Put the merged items in place of the older half. Mutates the view's ledger."""
-        items, old = view.ledger.items, _half(view.ledger.items)
+        persons = tuple(item for item in view.ledger.items if item.by == "person")
+        items = tuple(item for item in view.ledger.items if item.by != "person")
+        old = _half(items)
         text = self.tools.prompts.opening("compact") + answer.text
         notes = ledger.parse_notes(text, max(1, old // 2))
-        view.ledger.items = ledger.merge_notes(
+        merged = ledger.merge_notes(
             items, old, notes, revision=view.revision, next_id=view.ledger.next_item
         )
+        view.ledger.items = persons + merged
         view.ledger.next_item += len(notes)
 
     def _outcome(self, view: StreamView, trigger: Trigger, answer: Answer | None) -> Outcome:

@@ -165,6 +165,7 @@ DEVICE_SPECS = (
         "Draft tokens accepted, by place in the draft (0 = first).",
         "position",
     ),
+    _device("counter", "edits", "Edits of notes by persons.", "op", "result"),
     _device("counter", "questions_answered", "Questions answered.", "kind", "refused"),
     _device("counter", "failed_runs", "Runs of a task that came to nothing.", "task", "reason"),
     _device("counter", "refused_notes", "Notes that an update did not take.", "reason"),

@@ -18,7 +18,15 @@ from typing import Any, NamedTuple, TypeVar, get_args
 import msgspec
 
 from operators.errors import SegmentError
-from operators.events import Segment, SegmentType, Speaker, StreamSettings
+from operators.events import (
+    EditOp,
+    ItemEdit,
+    ItemKind,
+    Segment,
+    SegmentType,
+    Speaker,
+    StreamSettings,
+)
 
 SEGMENT_SCHEMA = "transcript.segment.v1"
 STREAM_ID_BYTES = 256
@@ -47,7 +55,7 @@ REASONS = (
 )
 """Why a record is refused. Stable words: metric labels and dead-letter headers carry them."""
 
-FIELDS = tuple(name for name in Segment.__struct_fields__ if name != "settings")
+FIELDS = tuple(name for name in Segment.__struct_fields__ if name not in ("settings", "edit"))
 """The fields that can be dropped: the bounded labels of the metric that counts them."""
 
 FINAL_FLAGS = ("final", "isfinal", "completed", "iscompleted", "finalized")
@@ -145,6 +153,7 @@ def read_segment(
         tenant=_cleaned(fields.label("tenant")),
         emitted_at_ms=fields.read("emitted_at_ms", as_count),
         settings=_settings(given) if kind in ("session_start", "session_update") else None,
+        edit=_edit(given) if kind == "edit" else None,
     )
     return Reading(segment, tuple(fields.dropped))
 
@@ -288,6 +297,30 @@ def _speaker(fields: Fields) -> Speaker | None:
     if label is None:
         return None
     return Speaker(name=label) if isinstance(given, str) else Speaker(id=label)
+
+
+def _edit(given: Mapping[str, Any]) -> ItemEdit:
+    """A person's edit. Raises SegmentError: one that is not understood must not change another note."""
+    asked = given.get("edit")
+    if not isinstance(asked, Mapping) or asked.get("op") not in get_args(EditOp):
+        raise SegmentError(
+            "wrong_type", f"edit: Expected op as one of {', '.join(get_args(EditOp))}"
+        )
+    fields = Fields(asked)
+    kind = asked.get("kind")
+    if kind not in (None, *get_args(ItemKind)):
+        raise SegmentError("wrong_type", f"edit.kind: one of {', '.join(get_args(ItemKind))}")
+    found = ItemEdit(
+        op=asked["op"],
+        item=_cleaned(fields.text("item")) or "",
+        kind=kind,
+        text=_cleaned(fields.text("text")),
+        owner=_cleaned(fields.text("owner")),
+        due=_cleaned(fields.text("due")),
+    )
+    if fields.dropped:
+        raise SegmentError("wrong_type", f"edit.{fields.dropped[0]}: Expected a string")
+    return found
 
 
 def _settings(given: Mapping[str, Any]) -> StreamSettings | None:

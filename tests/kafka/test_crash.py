@@ -93,6 +93,8 @@ def test_kill_mid_stream_and_restart(topics: Any, tmp_path: Path) -> None:
             if {event.stream_id for event in seen.summaries()} >= set(STREAMS):
                 ask_slowly(made, topics.questions, 4, start=asked)
                 asked += 4
+                say_slowly(made, topics.segments, 20, start=count)
+                count += 20
             wait_until(lambda n=before: len(seen.summaries()) > n + 20, 30, worker.log)  # type: ignore[misc]
             worker.kill()
             assert not all_covered(seen, count), "killed too late to prove anything"

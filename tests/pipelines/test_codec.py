@@ -78,6 +78,7 @@ def test_every_field_arrives() -> None:
     given_fields = json.loads(value)
     segment = msgspec.to_builtins(decode(value, key=None))
     assert segment.pop("settings") is None
+    assert segment.pop("edit") is None
     assert segment == {k: v for k, v in given_fields.items() if k != "schema"}
 
 

@@ -16,7 +16,14 @@ from jsonschema import Draft202012Validator, ValidationError
 
 import pipelines
 from operators.errors import SegmentError
-from operators.events import AnswerEvent, Question, Segment, SummaryEvent, TranslationEvent
+from operators.events import (
+    AnswerEvent,
+    ItemEdit,
+    Question,
+    Segment,
+    SummaryEvent,
+    TranslationEvent,
+)
 from operators.state import SessionState
 from operators.stream_settings import NAMES
 from pipelines.config.fields import Settings
@@ -142,7 +149,7 @@ def differences(
     if struct is Segment:  # its settings stand beside the other fields
         fields = (fields - {"settings"}) | set(NAMES)
     found = [f"{struct.__name__}.{name}" for name in fields ^ named]
-    if struct not in (Segment, Question, *structs_in(get_type_hints(Segment)["speaker"])):
+    if struct not in (Segment, Question, *structs_in(get_type_hints(Segment)["speaker"]), ItemEdit):
         found += [f"{struct.__name__}.{name} not required" for name in named - {*rule["required"]}]
     for name, annotation in get_type_hints(struct).items():
         for inner in structs_in(annotation) if name != "settings" or struct is not Segment else ():
