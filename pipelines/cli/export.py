@@ -15,6 +15,7 @@ import yaml
 from operators.errors import ConfigError, LongstreamError, SegmentError
 from operators.events import (
     NO_SETTINGS,
+    AnswerEvent,
     Event,
     Segment,
     StreamSettings,
@@ -192,7 +193,9 @@ def _lines(path: str) -> Iterator[Segment | Event]:
                 if SEGMENT_SCHEMA.encode() in line[:200]:
                     yield from decoder.read(parse_json(line.decode()), None, "").segments
                 else:
-                    yield decode_event(line)
+                    event = decode_event(line)
+                    if not isinstance(event, AnswerEvent):
+                        yield event
             except (SegmentError, LongstreamError, UnicodeDecodeError):
                 continue
 

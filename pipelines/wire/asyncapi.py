@@ -24,6 +24,8 @@ def document(settings: Settings, version: str) -> dict[str, Any]:
             "Compacted: the newest of each stream; a tombstone when it is forgotten.",
         ),
         "translations": (settings.topic_translations, "insight.translation.v1", "send", "Outputs."),
+        "questions": (settings.topic_questions, "insight.question.v1", "receive", "Questions."),
+        "answers": (settings.topic_answers, "insight.answer.v1", "send", "One of each question."),
         "sessions": (
             settings.topic_sessions,
             "insight.session.v1",

@@ -103,7 +103,7 @@ def event_headers(
     return headers
 
 
-def cloud_event_headers(event: Event, source: str) -> list[Header]:
+def cloud_event_headers(event: AnyEvent, source: str) -> list[Header]:
     """The event as a CloudEvent 1.0 in Kafka's binary mode: attributes in headers, the value unchanged.
     Nothing without a ``source``, the URI reference that says where the events come from."""
     if not source:
