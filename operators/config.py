@@ -81,6 +81,14 @@ class OperatorConfig:
     """A rolling summary is due after this many new transcript tokens…"""
     update_interval_s: float = 0.0
     """…or after this many seconds with anything new (0 = never by time)."""
+    update_silence_s: float = 0.0
+    """…or when nothing was said for this many seconds after something new (0 = never)."""
+    topic_shift: float = 0.0
+    """…or when the newest turns share so little with those before them: 1 is nothing, 0.8 a fifth of
+    their content (0 = never). At least a quarter of ``update_tokens`` lies between two updates."""
+    update_adaptive: bool = False
+    """After an update that changed no note the next ones are due after twice, then four times as many
+    tokens, until one changes something (at most the window)."""
     skip_behind: int = 0
     """With so many segments of a stream waiting, updates by tokens or time are skipped until the window
     needs one, which says ``updates_skipped`` (0 = never: every update is made, however late)."""
@@ -185,6 +193,8 @@ class OperatorConfig:
         need(self.prefill_budget >= 1, "prefill_budget", "at least 1 token per step")
         need(1 <= self.update_tokens <= self.window, "update_tokens", "between 1 and the window")
         need(self.update_interval_s >= 0, "update_interval_s", "seconds, 0 switches it off")
+        need(self.update_silence_s >= 0, "update_silence_s", "seconds, 0 switches it off")
+        need(0 <= self.topic_shift <= 1, "topic_shift", "0 to 1, 0 switches it off")
         need(self.skip_behind >= 0, "skip_behind", "segments, 0 switches it off")
         need(self.summary_method in METHODS, "summary_method", f"one of {', '.join(METHODS)}")
         need(self.ledger_bytes >= 1024, "ledger_bytes", "at least 1024 bytes")

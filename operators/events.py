@@ -202,6 +202,8 @@ class SummaryEvent(
     stability: Stability = Stability()
     refused: dict[str, int] = {}
     """Notes that were not taken, by reason."""
+    rule: dict[str, float] = {}
+    """What the trigger was measured against: tokens due, seconds, topic shift."""
     degraded: tuple[str, ...] = ()
     emitted_at_ms: int = 0
 

@@ -91,8 +91,9 @@ class StreamOperator:
         self._heads = heads
         self.model, self.config = model, config or OperatorConfig()
         self._observer, self._clock = observer or Observer(), clock
-        if self.config.update_interval_s and clock is no_clock:
-            raise ConfigError("update_interval_s needs a clock: give the operator time.monotonic")
+        for name in ("update_interval_s", "update_silence_s"):
+            if getattr(self.config, name) and clock is no_clock:
+                raise ConfigError(f"{name} needs a clock: give the operator time.monotonic")
         config = self.config
         self._prompts = Prompts(model.tokenizer, config.prompts)
         self.layout = KvLayout(
@@ -230,7 +231,7 @@ class StreamOperator:
         index = NgramIndex(self.config.window)
         session = Session(stream_id, self.layout, index, epoch=epoch)
         session.covered = session.last_fork = session.offloaded_length = self.layout.sinks
-        session.last_fork_at = self._clock()
+        session.last_fork_at = session.last_part_at = self._clock()
         return session
 
     def serves(self, stream: Stream) -> bool:

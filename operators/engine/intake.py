@@ -25,6 +25,8 @@ from operators.tasks.base import Spoken, Task
 from operators.tasks.edits import edited
 from operators.tasks.summary import SummaryTask
 
+SHIFT_TOKENS = 16
+"""Least tokens of the turns that are compared for a shift of topic."""
 SETTING_DROPPED = "setting_dropped"
 """In ``degraded``, with a colon and the field: something the stream asked for was left out."""
 
@@ -173,6 +175,8 @@ class Intake:
         evicted = session.evicted_total
         part = session.advance(tokens)
         self._observer.count("kv_evicted_tokens", session.evicted_total - evicted)
+        if part is not None and self._config.topic_shift:
+            session.shift = session.topic_shift(max(SHIFT_TOKENS, self._config.update_tokens // 8))
         if part is None or part.work is None:
             return
         work = part.work

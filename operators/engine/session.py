@@ -47,6 +47,7 @@ from operators.events import (
 )
 from operators.state import Emission, Failure, SessionState, WindowSegment
 from operators.tasks.base import Ledger, Outcome, SeenSegment
+from operators.text import similarity
 
 E = TypeVar("E", bound=AnyEvent)
 KEPT_ANSWERS, KNOWN_QUESTIONS = 16, 256
@@ -168,6 +169,14 @@ class Session:
     covered: int = 0  # absolute position: all transcript before it was visible to a good update
     last_fork: int = 0  # frontier of the last update's fork, successful or not
     last_fork_at: float = 0.0
+    last_part_at: float = 0.0
+    """When text last began to enter the window."""
+    shift: float = 0.0
+    """How little the newest turns share with those before them (``topic_shift``)."""
+    update_factor: int = 1
+    """See ``update_adaptive``; begins anew with every process."""
+    update_changed: bool = True
+    """Whether the last update changed a note."""
     forks: dict[str, tuple[int, float]] = field(default_factory=dict)
     """Frontier and time of the last fork of every other task with a rhythm of its own."""
     covers: Covers = field(default_factory=Covers)
@@ -324,6 +333,22 @@ class Session:
         self.runs.clear()
         self.due.clear()
         self.requests.clear()
+
+    def topic_shift(self, tokens: int) -> float:
+        """How little the newest turns, ``tokens`` of them, share with as many before them: 1 is nothing.
+        0 while there are not enough that no update has covered. Changes nothing."""
+        blocks: list[list[str]] = [[], []]
+        room = [tokens, tokens]
+        for part in reversed(self.window):
+            at = 0 if room[0] > 0 else 1
+            if part.end <= self.covered or room[at] <= 0:
+                break
+            blocks[at].append(part.said)
+            room[at] -= len(part.tokens)
+        if max(room) > 0:
+            return 0.0
+        newest, before = (" ".join(block) for block in blocks)
+        return 1.0 - similarity(newest, before)
 
     def remember(self, segment_id: str, revision: int = 0, text: str | None = None) -> None:
         """Record the segment as taken, so that a repeat is recognised."""

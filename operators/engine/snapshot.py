@@ -31,7 +31,9 @@ _SHAPE_ANSWERS = (
     *("update_tokens", "update_interval_s", "summary_method", "summary_tokens", "ledger_tokens"),
     *("ledger_bytes", "branch_tokens", "skip_behind"),
     *("targets", "translation_unit_tokens", "translation_noise", "translation_policy"),
+    *("topic_shift", "update_adaptive", "update_silence_s"),
     *("prompts", "temperature", "top_k", "top_p"),
+    *("update_adaptive", "update_silence_s"),
     *("repetition_penalty", "sampling_seed", "sampling_acceptance", "sampled_tasks"),
 )
 

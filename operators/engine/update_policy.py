@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from msgspec.structs import replace
+
 from operators.config import OperatorConfig
 from operators.engine.residency import Residency
 from operators.engine.scheduler import Block
@@ -22,6 +24,8 @@ from operators.tasks.base import Due, Outcome, Progress, Task
 from operators.tasks.summary import SummaryTask
 
 MAX_UPDATE_FAILURES = 3
+MAX_FACTOR = 4
+"""Times ``update_tokens`` that an update is due after at most (``update_adaptive``)."""
 SKIPPED = "updates_skipped"
 """In ``degraded``: the stream was behind, and this update stands for several."""
 
@@ -83,6 +87,9 @@ class UpdatePolicy:
             tokens=session.frontier - session.last_fork,
             seconds=self._clock() - session.last_fork_at,
             uncovered=session.uncovered_tokens,
+            silent=self._clock() - session.last_part_at,
+            shift=session.shift,
+            factor=session.update_factor,
         )
 
     def _progress_of(self, session: Session, task: Task) -> Progress:
@@ -140,9 +147,27 @@ class UpdatePolicy:
         if trigger == "session_end" and session.runs:
             return  # the end frees the slot: whatever is under way is finished first
         session.requested = None
+        rule = self._rule(session, trigger)
+        if (
+            self._config.update_adaptive
+        ):  # by the update before this one, which has concluded: not by load
+            again = min(MAX_FACTOR, 2 * session.update_factor)
+            session.update_factor = 1 if session.update_changed else again
+        session.shift = 0.0
         session.last_fork, session.last_fork_at = session.frontier, self._clock()
         if session.uncovered_tokens or trigger == "session_end":
-            self._runner.start(session, self._summary, Due(trigger))
+            self._runner.start(session, self._summary, Due(trigger, rule))
+
+    def _rule(self, session: Session, trigger: Trigger) -> dict[str, float]:
+        """What the trigger was measured against, for the event."""
+        config, progress = self._config, self._progress(session)
+        rules: dict[Trigger, dict[str, float]] = {
+            "tokens": {"tokens": config.update_tokens, "factor": progress.factor},
+            "interval": {"seconds": config.update_interval_s},
+            "silence": {"seconds": config.update_silence_s},
+            "topic_shift": {"shift": config.topic_shift, "measured": round(progress.shift, 3)},
+        }
+        return rules.get(trigger, {})
 
     def begin_parts(self, blocks: Iterable[Block]) -> None:
         """Take the parts that the planned blocks begin off their queues. Mutates the sessions."""
@@ -155,6 +180,7 @@ class UpdatePolicy:
             if not session.uncovered_tokens:
                 session.last_fork_at = self._clock()  # silence does not count towards the interval
             session.queue.popleft()
+            session.last_part_at = self._clock()
             session.begin(block.part)
 
     # --- after the forward -------------------------------------------------------------------
@@ -172,8 +198,9 @@ class UpdatePolicy:
         events = [event for event in outcome.events if not isinstance(event, AnswerEvent)]
         if summary:
             session.update_failures = 0
+            session.update_changed = outcome.items not in (None, session.ledger.items)
             session.apply(outcome, fork=run.fork)
-            events = [self._summary_event(session, event) for event in events]
+            events = [self._summary_event(session, event, run.occasion) for event in events]
         else:
             session.apply(outcome)
             events = [session.stamp(event) for event in events]
@@ -182,9 +209,10 @@ class UpdatePolicy:
         else:
             session.events.extend(events)
 
-    def _summary_event(self, session: Session, event: Event) -> Event:
+    def _summary_event(self, session: Session, event: Event, due: Due) -> Event:
         if not isinstance(event, SummaryEvent):
             return session.stamp(event)
+        event = replace(event, rule=dict(due.rule))
         made = session.stamp(session.with_degraded(event))
         erasure = made.stability.normalized_erasure
         self._observer.observe("summary_normalized_erasure", erasure)

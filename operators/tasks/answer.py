@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from operators.config import LANGUAGES
+from operators import languages
 from operators.errors import SegmentError
 from operators.events import AnswerEvent, Evidence, LedgerItem, Question, Usage
 from operators.render import GONE, grouped, listing
@@ -107,12 +107,12 @@ class AnswerTask(Task):
             "answer",
             excerpts=excerpts,
             question=" ".join(question.text.split()),
-            language=f" in {LANGUAGES[language]}" if language else "",
+            language=f" in {languages.name(language)}" if language else "",
         )
 
     def _language(self, view: StreamView, question: Question) -> str | None:
         wanted = question.language or view.settings.summary_language
-        return wanted if wanted in LANGUAGES else None
+        return languages.known(wanted)
 
     def _line_ended(self, output: Sequence[int]) -> bool:
         return "\n" in self.tools.tokenizer.decode(output).lstrip()
@@ -155,7 +155,7 @@ class AnswerTask(Task):
         usage: Usage = SKIPPED,
         degraded: tuple[str, ...] = (),
     ) -> AnswerEvent:
-        unknown = question.language and question.language not in LANGUAGES
+        unknown = question.language and languages.known(question.language) is None
         return AnswerEvent(
             stream_id=view.stream_id,
             epoch=view.epoch,

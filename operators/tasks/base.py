@@ -52,9 +52,11 @@ from operators.tasks.prompts import Prompts
 
 @dataclass(frozen=True)
 class Due:
-    """The task's own rhythm, a request for an update, or the end of the stream."""
+    """The task's own rhythm, a request for an update, or the end of the stream. ``rule``: what the
+    trigger was measured against."""
 
     trigger: Trigger
+    rule: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,12 @@ class Progress:
     seconds: float
     uncovered: int
     """Tokens in the window that no update has covered."""
+    silent: float = 0.0
+    """Seconds since text last entered the window."""
+    shift: float = 0.0
+    """How little the newest turns share with those before them, 0 to 1."""
+    factor: int = 1
+    """How many times as many tokens an update is due after (``update_adaptive``)."""
 
 
 # --- what a run asks and returns ------------------------------------------------------------------

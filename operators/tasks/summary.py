@@ -40,14 +40,26 @@ class SummaryTask(Task):
     _taker: MinuteTaker | None = None
 
     def due(self, progress: Progress) -> Trigger | None:
-        if progress.tokens >= self.tools.config.update_tokens:
+        config = self.tools.config
+        if progress.tokens >= min(config.window, config.update_tokens * progress.factor):
             return "tokens"
-        left = self.seconds_left(progress)
-        return "interval" if left is not None and left <= 0 else None
+        apart = progress.tokens >= config.update_tokens // 4
+        if config.topic_shift and apart and progress.shift >= config.topic_shift:
+            return "topic_shift"
+        left = self._left(progress)
+        return next((trigger for trigger, seconds in left.items() if seconds <= 0), None)
 
     def seconds_left(self, progress: Progress) -> float | None:
-        every = self.tools.config.update_interval_s
-        return every - progress.seconds if every and progress.uncovered else None
+        return min(self._left(progress).values(), default=None)
+
+    def _left(self, progress: Progress) -> dict[Trigger, float]:
+        """Seconds until each rule by time is due; empty with nothing new."""
+        config, left = self.tools.config, dict[Trigger, float]()
+        if progress.uncovered and config.update_interval_s:
+            left["interval"] = config.update_interval_s - progress.seconds
+        if progress.uncovered and config.update_silence_s:
+            left["silence"] = config.update_silence_s - progress.silent
+        return left
 
     def run(self, view: StreamView, occasion: Due) -> Steps:
         if not any(segment.new for segment in view.segments):

@@ -53,7 +53,8 @@ class Takeover:
     def start(self, sessions: Sessions) -> None:
         """Open the first streams whose recovered state has uncovered text."""
         config = self._settings.operator
-        least = 1 if config.update_interval_s else config.update_tokens
+        by_time = config.update_interval_s or config.update_silence_s
+        least = 1 if by_time else config.update_tokens
         self._due.extend(sessions.uncovered(least))
         self._open_more()
 
