@@ -103,7 +103,7 @@ def grouped(items: Sequence[LedgerItem], style: str) -> dict[ItemKind, list[Ledg
 
 def headings(language: str | None) -> dict[str, str]:
     """The words of a rendering in a language, English where it is not known."""
-    words = _WORDS.get(language or "en", _WORDS["en"]).split("|")
+    words = _WORDS.get((language or "en").split("-")[0], _WORDS["en"]).split("|")
     return dict(zip(_NAMES, words, strict=True))
 
 
