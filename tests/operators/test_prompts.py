@@ -13,9 +13,9 @@ def text_of(prompts: Prompts, name: str, **fields: str) -> str:
 
 
 def test_answer_is_opened_behind_the_end_of_the_question() -> None:
-    prompts = Prompts(ToyTokenizer(), {"answer": "On {question} say:\n{answer}{question}: "})
-    assert text_of(prompts, "answer", question="Why?") == "On Why? say:\n>Why?: "
-    assert prompts.opening("answer", question="Why?") == "Why?: "
+    prompts = Prompts(ToyTokenizer(), {"compact": "On {ledger} {limit}:\n{answer}{limit}: "})
+    assert text_of(prompts, "compact", ledger="L", limit="4") == "On L 4:\n>4: "
+    assert prompts.opening("compact", limit="4") == "4: "
 
 
 def test_braces_in_spoken_text_stay_text() -> None:

@@ -17,7 +17,7 @@ from tests.engine import toy_decoder
 SMALL: dict[str, Any] = {
     "window": 400,
     "slack": 64,
-    "branch_tokens": 400,
+    "branch_tokens": 800,
     "slots": 1,
     "update_tokens": 120,
     "summary_method": "lines",
