@@ -176,11 +176,13 @@ def test_an_update_changes_nothing_of_a_persons() -> None:
     assert ledger.settle((mine,), [("i1", Evidence("x"))], 5) == (mine,)
     refused: Counter[str] = Counter()
     new = [
-        noted(3, "Ben calls the supplier in Bergen on Friday.", "action_item"),
+        noted(3, "Ben calls the supplier.", "action_item"),
         noted(4, "The office moves to Dublin."),
     ]
     assert ledger.add_items((mine, gone), new, refused) == (mine, gone)
     assert refused == {"person": 2}
+    later = noted(5, "Ben calls the supplier in Bergen on Friday.", "action_item", supersedes="i1")
+    assert ledger.add_items((mine, gone), [later], refused) == (mine, gone, later)
     many = (mine, gone, *(noted(n, f"Topic {n} " + "x" * 200, "topic") for n in range(3, 20)))
     kept, trimmed = ledger.trim(many, 1024)
     assert trimmed
