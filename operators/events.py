@@ -129,6 +129,8 @@ class LedgerItem(msgspec.Struct, frozen=True, kw_only=True):
     supersedes: str | None = None
     """Id of the item that this one replaces."""
     by: Literal["model", "person"] = "model"
+    check: Literal["", "stands", "doubtful"] = ""
+    """Whether the note still stands after its turn was corrected; empty: nothing was corrected."""
     last_changed_revision: int = 0
     evidence: tuple[Evidence, ...] = ()
 

@@ -151,6 +151,8 @@ def _line(item: LedgerItem, words: Mapping[str, str], marked: bool, labelled: bo
         details.append(f"{words['by']} {_safe(item.due, marked)}")
     if item.state == "done":
         details.append(words["done"])
+    if item.check == "doubtful":
+        details.append("?")
     text = _safe(item.text, marked)
     if labelled:
         label = words[item.kind]

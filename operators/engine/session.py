@@ -34,7 +34,6 @@ from operators.events import (
     Event,
     Evidence,
     KvInfo,
-    LedgerItem,
     Question,
     Restored,
     Segment,
@@ -46,6 +45,7 @@ from operators.events import (
     task_of,
 )
 from operators.state import Emission, Failure, SessionState, WindowSegment
+from operators.tasks import corrections
 from operators.tasks.base import Ledger, Outcome, SeenSegment
 from operators.text import similarity
 
@@ -54,7 +54,6 @@ KEPT_ANSWERS, KNOWN_QUESTIONS = 16, 256
 """Answers that are kept in case their question comes again; ids of questions that are known."""
 RECENT_IDS = 1024
 """Segment ids of a stream that are known as already taken."""
-CORRECTION_CHARS = 280
 
 
 class Known(NamedTuple):
@@ -359,7 +358,7 @@ class Session:
     def correct(self, segment: Segment) -> None:
         """Put a later revision (text, speaker) where the segment is cited, now or from now on. The
         cache keeps the first version. Mutates the ledger's evidence and the window's records."""
-        text = segment.text.strip()[:CORRECTION_CHARS] if segment.type == "segment" else None
+        text = segment.text.strip()[: corrections.CHARS] if segment.type == "segment" else None
         given = segment.speaker
         name = (given.name or given.id) if given else None
         for part in self.window:
@@ -369,14 +368,14 @@ class Session:
                     correction=text or part.info.correction,
                     speaker=name or part.info.speaker,
                 )
-        self.ledger.items = corrected(self.ledger.items, segment.segment_id, text, name)
+        self.ledger.items = corrections.corrected(self.ledger.items, segment.segment_id, text, name)
 
     def cite_corrections(self) -> None:
         """Corrections that came while an update was running, for what it cites."""
         for part in self.window:
             info = part.info
             if info.correction is not None:
-                self.ledger.items = corrected(
+                self.ledger.items = corrections.corrected(
                     self.ledger.items, info.segment_id, info.correction, info.speaker
                 )
 
@@ -540,21 +539,3 @@ class Session:
 def evidence(info: WindowSegment) -> Evidence:
     """A segment of the window as the ledger cites it."""
     return Evidence(info.segment_id, info.start_ms, info.end_ms, info.speaker, info.correction)
-
-
-def corrected(
-    items: tuple[LedgerItem, ...], segment_id: str, text: str | None, speaker: str | None
-) -> tuple[LedgerItem, ...]:
-    """The items with a correction wherever they cite the segment; the others are the same objects."""
-
-    def cite(cited: Evidence) -> Evidence:
-        if cited.segment_id != segment_id:
-            return cited
-        return replace(cited, correction=text or cited.correction, speaker=speaker or cited.speaker)
-
-    return tuple(
-        replace(item, evidence=tuple(map(cite, item.evidence)))
-        if any(cited.segment_id == segment_id for cited in item.evidence)
-        else item
-        for item in items
-    )

@@ -33,7 +33,6 @@ _SHAPE_ANSWERS = (
     *("targets", "translation_unit_tokens", "translation_noise", "translation_policy"),
     *("topic_shift", "update_adaptive", "update_silence_s"),
     *("prompts", "temperature", "top_k", "top_p"),
-    *("update_adaptive", "update_silence_s"),
     *("repetition_penalty", "sampling_seed", "sampling_acceptance", "sampled_tasks"),
 )
 
