@@ -78,7 +78,13 @@ class Intake:
         if who is not None:
             name, number = (redact(label or "", kinds) or None for label in (who.name, who.id))
             who = Speaker(id=number, name=name)
-        return replace(segment, text=redact(segment.text, kinds), speaker=who)
+        edit = segment.edit
+        if edit is not None:
+            words = (edit.text, edit.owner)  # None and empty say different things
+            text, owner = (None if word is None else redact(word, kinds) for word in words)
+            edit = replace(edit, text=text, owner=owner)
+        text = redact(segment.text, kinds)
+        return replace(segment, text=text, speaker=who, edit=edit)
 
     def submit(self, session: Session, segment: Segment, ticket: int, waited: float = 0.0) -> None:
         """Queue a checked segment. Mutates the session."""

@@ -1,8 +1,8 @@
 """What a later revision of a segment, of its text or its speaker, does to the notes that rest on it.
 
-The evidence says what the segment says now. A note is checked against that: its numbers must be there, and
-half of its words. One that fails is marked ``doubtful``, not deleted: other turns may bear it out. An owner
-who was taken for the speaker follows the speaker. What a person wrote is theirs.
+The evidence says what the segment says now. A note is checked against that: its numbers must be there,
+and half of its words. One that fails is marked ``doubtful``, not deleted: other turns may bear it out.
+An owner who was taken for the speaker follows the speaker. What a person wrote is theirs.
 """
 
 from __future__ import annotations

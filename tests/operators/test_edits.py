@@ -192,7 +192,7 @@ def test_an_update_changes_nothing_of_a_persons() -> None:
 def test_a_compaction_keeps_what_is_a_persons() -> None:
     """Here the notes are far too long for the model, so that the older half is merged or dropped."""
     mine = noted(1, "Mine, and the oldest of all.", by="person")
-    others = tuple(noted(n, f"Note {n} is about something long.") for n in range(2, 9))
+    others = tuple(noted(n, f"Note {n} is about something long.", "topic") for n in range(2, 9))
     operator = opened(items=(mine, *others), next_item=9)
     words = [
         Segment(stream_id="a", text="word " * 20, segment_id=f"w{number}") for number in range(4)
