@@ -9,7 +9,7 @@ import pytest
 
 from operators.config import OperatorConfig
 from operators.errors import ConfigError
-from operators.events import Segment, Speaker
+from operators.events import Question, Segment, Speaker
 from operators.redaction import KINDS, redact
 from operators.stream_operator import StreamOperator
 from tests.engine import toy_decoder
@@ -59,7 +59,7 @@ def test_nothing_of_it_is_in_state_snapshot_or_events() -> None:
     ana = Speaker(id=secret, name=f"Ana {secret}")
     operator.feed(Segment(stream_id="a", text=f"I am {secret}.", segment_id="1", speaker=ana), 0)
     operator.feed(Segment(stream_id="a", text=f"No: {secret}", segment_id="1", revision=1), 1)
-    operator.ask("a", f"Who is {secret}?", "q")
+    operator.ask(Question(stream_id="a", text=f"Who is {secret}?", question_id="q"))
     emissions = drain(operator)
     written = msgspec.json.encode(emissions)
     assert secret.encode() not in written

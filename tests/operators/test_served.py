@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from operators.config import OperatorConfig
 from operators.errors import ConfigError, DeviceError, SegmentError
-from operators.events import Segment, SummaryEvent
+from operators.events import Question, Segment, SummaryEvent
 from operators.model.served import (
     ASSISTANT,
     SYSTEM,
@@ -196,7 +196,7 @@ def test_an_answer_sees_the_window_as_of_its_fork() -> None:
     while op.has_work():
         op.step()
     for name in ("first", "second"):
-        op.ask("m", "What was said?", name)
+        op.ask(Question(stream_id="m", text=SAID[0][1], question_id=name))
     op.feed(Segment(stream_id="m", text=SAID[1][1]), 1)
     while op.has_work():
         op.step()

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from operators.config import OperatorConfig
+from operators.events import Question
 from operators.model.served import TextModel
 from operators.observer import Observer
 from pipelines import models
@@ -45,7 +46,10 @@ class Served:
         operator = served_operator(self._text, self._config, observer=counted, closes_model=False)
         for stream in job.streams:
             operator.open(stream.stream_id, state=stream.state)
-            operator.ask(stream.stream_id, "What is this about?")
+            question = Question(
+                stream_id=stream.stream_id, question_id="q", text="What is this about?"
+            )
+            operator.ask(question)
         while operator.has_work():
             operator.step()
         counted.counted.clear()
