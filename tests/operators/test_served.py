@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from operators.config import OperatorConfig
 from operators.errors import ConfigError, DeviceError, SegmentError
-from operators.events import Question, Segment, SummaryEvent
+from operators.events import Question, Segment, StreamSettings, SummaryEvent
 from operators.model.served import (
     ASSISTANT,
     SYSTEM,
@@ -30,6 +30,7 @@ from operators.served_operator import ServedOperator
 from operators.state import Emission
 from operators.stream import Stream
 from operators.stream_operator import StreamOperator
+from operators.tasks.base import Outcome, Steps, StreamView, Task
 from tests.engine import toy_decoder
 
 CONFIG = OperatorConfig(
@@ -88,10 +89,22 @@ class Scripted:
         pass
 
 
-def operator(text: Scripted, **changes: object) -> ServedOperator:
-    return ServedOperator(
-        ServedModel(text), OperatorConfig.from_dict({**CONFIG.to_dict(), **changes})
-    )
+def operator(text: Scripted, *tasks: Task, **changes: object) -> ServedOperator:
+    config = OperatorConfig.from_dict({**CONFIG.to_dict(), **changes})
+    return ServedOperator(ServedModel(text), config, tasks=tasks)
+
+
+class Asks(Task):
+    """Asks about the window after every segment."""
+
+    name = "asks"
+
+    def wants(self, segment: Segment, settings: StreamSettings) -> bool:
+        return True
+
+    def run(self, view: StreamView, occasion: object) -> Steps:
+        yield [self.tools.ask("When is it?", max_tokens=8)]
+        return Outcome()
 
 
 def feed(stream: Stream, rounds: int = 1) -> list[object]:
@@ -233,10 +246,10 @@ def test_requests_under_way_are_bounded_by_the_branches() -> None:
 def test_prompts_share_their_beginning() -> None:
     """The window's text begins at another place only once in a quarter of a window."""
     text = Scripted()
-    stream = operator(text, window=256, update_tokens=256, targets=()).open("m")
+    stream = operator(text, Asks(), window=256, update_tokens=256, targets=()).open("m")
     for speaker, said in SAID * 16:
         stream.feed(said, speaker=speaker)
-        stream.ask("When is it?")
+        list(stream.results())
     shown = [r.messages[-1].text for r in text.asked if "When is it?" in r.messages[-1].text]
     beginnings = [prompt[:120] for prompt in shown]
     moved = sum(a != b for a, b in itertools.pairwise(beginnings))
