@@ -46,7 +46,7 @@ from operators.engine.task_run import TaskRun
 from operators.engine.task_runner import TaskRunner
 from operators.engine.update_policy import UpdatePolicy
 from operators.errors import CapacityError, ConfigError
-from operators.events import ModelInfo, Segment
+from operators.events import ModelInfo, Segment, SummaryEvent
 from operators.model.loader import DecoderModel
 from operators.observer import Observer
 from operators.redaction import redact
@@ -110,7 +110,7 @@ class StreamOperator:
 
     def _build_memory(self, draft: DecoderModel | None, store: KvStore | None) -> None:
         encode = self.model.tokenizer.encode
-        offload = Offload(self.config.host_streams, store)
+        offload = Offload(self.config.host_streams, store, self.config.host_bytes)
         self._residency = Residency(
             self.cache, self._make_prefix(), self._draft, offload, encode, self._observer
         )
@@ -137,7 +137,7 @@ class StreamOperator:
             translatable=translation_size(config, self._prompts) <= config.branch_tokens,
         )
         self._policy = UpdatePolicy(config, runs, residency, summary, tasks, *seen_by)
-        self._requests = Requests(answers, translation, info)
+        self._requests = Requests(answers, translation, info, self._observer)
         self._scheduler = self._new_scheduler(costs)
         self._runner = self._new_runner()
 
@@ -275,6 +275,11 @@ class StreamOperator:
         """Ask for an update at the next place where one is possible."""
         self._sessions[stream_id].requested = "request"
 
+    def standing_summary(self, stream_id: str) -> SummaryEvent | None:
+        """The stream's last summary as its state has it: what was published under that revision, without
+        what the update cost. None before the first."""
+        return self._policy.standing(self._sessions[stream_id])
+
     def ask(self, stream_id: str, question: str, question_id: str = "") -> None:
         """Ask about the stream as it is now; an AnswerEvent comes with a later emission.
 
@@ -297,6 +302,11 @@ class StreamOperator:
         """
         wanted = TextToTranslate(redact(text, self.config.redact), language, previous)
         return self._requests.translate(self._sessions[stream_id], wanted)
+
+    def end(self, stream_id: str) -> None:
+        """End a stream that nobody else will end, as a ``session_end`` would behind all that was fed.
+        No ticket comes back for it. Without effect on one that has ended or is about to."""
+        self._intake.end(self._sessions[stream_id])
 
     def feed(self, segment: Segment, ticket: int, waited: float = 0.0) -> None:
         """Queue one segment of an open stream; its ``ticket`` comes back in an emission. ``waited``:
@@ -421,6 +431,8 @@ class StreamOperator:
         self._observer.gauge("resident_streams", used)
         self._observer.gauge("host_streams", self._residency.offload.in_host)
         self._observer.gauge("stored_streams", self._residency.offload.on_disk)
+        self._observer.gauge("host_kv_bytes", self._residency.offload.nbytes)
+        self._observer.gauge("host_kv_limit_bytes", self.config.host_bytes)
         self._observer.gauge("kv_slots_used", used)
         waiting = sum(s.slot is None and not s.idle for s in self._sessions.values())
         self._observer.gauge("streams_waiting_for_slot", waiting)

@@ -10,8 +10,9 @@ from operators.engine.session import Session
 from operators.engine.task_run import TaskRun
 from operators.errors import SegmentError
 from operators.events import AnswerEvent, ModelInfo
+from operators.observer import Observer
 from operators.tasks.answer import AnswerTask, Question
-from operators.tasks.base import Asked
+from operators.tasks.base import EMPTY, Asked
 from operators.tasks.translation import TextToTranslate, TranslationTask
 
 
@@ -26,8 +27,15 @@ class PendingTranslation:
 class Requests:
     """Queues requests at a session; they are forked at the next place where that is possible."""
 
-    def __init__(self, answers: AnswerTask, translation: TranslationTask, model: ModelInfo) -> None:
+    def __init__(
+        self,
+        answers: AnswerTask,
+        translation: TranslationTask,
+        model: ModelInfo,
+        observer: Observer,
+    ) -> None:
         self._answers, self._translation, self._model = answers, translation, model
+        self._observer = observer
         self._pending: dict[TaskRun, PendingTranslation] = {}
 
     def ask(self, session: Session, question: Question) -> None:
@@ -50,6 +58,9 @@ class Requests:
         outcome = run.outcome
         assert outcome is not None
         assert isinstance(run.occasion, Asked)
+        reasons = [outcome.failed, *(r for e in outcome.events for r in e.degraded if r == EMPTY)]
+        for reason in filter(None, reasons):
+            self._observer.count("failed_runs", task=run.task.name, reason=reason)
         if (pending := self._pending.pop(run, None)) is not None:
             pending.text, pending.failed = (
                 (None if outcome.failed else outcome.text),

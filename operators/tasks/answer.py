@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from operators.errors import SegmentError
 from operators.events import AnswerEvent, LedgerItem
 from operators.tasks import ledger
-from operators.tasks.base import Answer, Ask, Asked, Outcome, Steps, StreamView, Task
+from operators.tasks.base import Answer, Ask, Asked, Outcome, Steps, StreamView, Task, flags
 
 TASK = "answer"
 SHORTEST_ANSWER = 8
@@ -55,7 +55,6 @@ class AnswerTask(Task):
         return self.tools.prompts.render("answer", ledger=notes, question=question.text)
 
     def _event(self, view: StreamView, question: Question, answer: Answer) -> AnswerEvent:
-        cut = answer.finish_reason
         text = answer.text.strip()
         seen = [(segment.evidence, segment.text) for segment in view.segments]
         return AnswerEvent(
@@ -69,5 +68,5 @@ class AnswerTask(Task):
             model=self.tools.model,
             usage=answer.usage,
             kv=view.kv,
-            degraded=() if cut == "stop" else (f"cut_by_{cut}",),
+            degraded=flags([answer]),
         )

@@ -42,6 +42,7 @@ from operators.stream_settings import ANY_LANGUAGE
 from operators.tasks import translation_checks as checks
 from operators.tasks.alignment import span_of
 from operators.tasks.base import (
+    EMPTY,
     Answer,
     Ask,
     Asked,
@@ -353,6 +354,9 @@ class TranslationTask(Task):
         """All but the text and how far it goes. ``new``: clauses whose tokens are to be counted."""
         deleted, erasure = normalized_erasure(shown, text)
         reasons = sorted({clause.usage.finish_reason for clause in new} - {"stop"})
+        flags = {flag for clause in new for flag in clause.flags}
+        if "empty" in flags:
+            flags.add(EMPTY)  # as every task says it
         return TranslationEvent(
             stream_id=segment.stream_id,
             epoch=0,
@@ -366,7 +370,7 @@ class TranslationTask(Task):
             model=self.tools.model,
             usage=total([clause.usage for clause in new], reasons[0] if reasons else "stop"),
             stability=Stability(deleted, round(erasure, 4)),
-            degraded=tuple(sorted({flag for clause in new for flag in clause.flags})),
+            degraded=tuple(sorted(flags)),
         )
 
 

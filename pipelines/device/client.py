@@ -121,6 +121,10 @@ class DeviceClient:
         ``read_at``: monotonic seconds; who has waited longest goes first."""
         self._send(protocol.Feed(ticket, segment, read_at))
 
+    def end(self, stream_id: str) -> None:
+        """End an open stream that nobody else ends, behind all that was fed."""
+        self._send(protocol.End(stream_id))
+
     def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]:
         """Let go of a stream. When the result is done, no emission of it is left on the way.
 

@@ -62,6 +62,13 @@ class Feed(msgspec.Struct, tag="feed"):
     """When the worker read it, on this machine's monotonic clock; 0 = just now."""
 
 
+class End(msgspec.Struct, tag="end"):
+    """End an open stream that nobody else ends, behind all that was fed. Its state says that it ended;
+    no ticket comes back."""
+
+    stream_id: str
+
+
 class Drop(msgspec.Struct, tag="drop"):
     """Let go of the stream at once (partition revoked); no further emission about it is wanted.
 
@@ -84,7 +91,7 @@ class Stop(msgspec.Struct, tag="stop"):
     """Finish nothing, leave in order."""
 
 
-Command = Load | Open | Feed | Drop | Probe | Stop
+Command = Load | Open | Feed | End | Drop | Probe | Stop
 
 
 # --- from the device -------------------------------------------------------------------------

@@ -462,7 +462,7 @@ def test_nothing_grows_along_a_long_stream() -> None:
             assert len(session.window) <= CONFIG.window
             assert state <= CONFIG.window
             assert len(session.works) == len(session.queue) == 0
-            assert len(session.recent) <= 1024
+            assert len(session.known) <= 1024
     assert sizes[0] == sizes[1]
     assert session.evicted_total > 5 * CONFIG.window
 

@@ -16,7 +16,7 @@ from operators.events import Segment, Source, SummaryEvent, TranslationEvent
 from operators.state import Emission, Failure, SessionState
 from pipelines.config.load import Settings
 from pipelines.observability.metrics import Metrics
-from pipelines.wire.messages import Message
+from pipelines.wire.messages import Message, MessageLimit
 from pipelines.worker.context import StreamOwner, WorkerContext
 from pipelines.worker.partition.partition import Partition
 from pipelines.worker.partition.quotas import TenantLimits
@@ -31,6 +31,7 @@ class FakeDevice:
         self.opened: dict[str, SessionState | None] = {}
         self.fed: list[tuple[str, int]] = []
         self.read_at: dict[int, float] = {}
+        self.ended: list[str] = []
         self.dropped: list[str] = []
         self.erased: list[str] = []
         self.faults: list[Exception] = []
@@ -42,6 +43,9 @@ class FakeDevice:
     def feed(self, segment: Segment, ticket: int, read_at: float = 0.0) -> None:
         self.fed.append((segment.stream_id, ticket))
         self.read_at[ticket] = read_at
+
+    def end(self, stream_id: str) -> None:
+        self.ended.append(stream_id)
 
     def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]:
         self.dropped.append(stream_id)
@@ -97,6 +101,7 @@ class World:
             release=lambda number: self.held.append(False),
             recover=self._recover,
             make_publisher=lambda number: self.publisher,
+            limit=MessageLimit(self.settings.max_message_bytes),
         )
         self.partition = Partition(0, self.context)
 

@@ -98,6 +98,9 @@ class Echo:
         assert ticket > self._states[segment.stream_id].cursor, "fed below the cursor"
         self._queue.append((segment, ticket))
 
+    def end(self, stream_id: str) -> None:
+        self._queue.append((Segment(stream_id=stream_id, type="session_end"), -1))
+
     def drop(self, stream_id: str) -> None:
         del self._states[stream_id]
         self._due.pop(stream_id, None)
@@ -137,7 +140,7 @@ class Echo:
         if state.ended and not ends:
             state = SessionState(stream_id=state.stream_id, epoch=state.epoch + 1)
         over = state.ended  # the end of what has ended says nothing new
-        state = msgspec.structs.replace(state, cursor=ticket, ended=ends)
+        state = msgspec.structs.replace(state, cursor=max(state.cursor, ticket), ended=ends)
         events: list[Event] = []
         if not ends:
             state = _append(state, segment, ticket)
@@ -147,7 +150,8 @@ class Echo:
         if (ends and not over) or state.next_seq - 1 - state.covered_seq >= SUMMARY_EVERY:
             state, summary = _summarise(state, "session_end" if ends else "tokens")
             events.append(summary)
-        return Emission(stream_id=state.stream_id, state=state, events=events, done=[ticket])
+        done = [ticket] if ticket >= 0 else []
+        return Emission(stream_id=state.stream_id, state=state, events=events, done=done)
 
 
 def _append(state: SessionState, segment: Segment, ticket: int) -> SessionState:

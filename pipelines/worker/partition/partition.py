@@ -22,7 +22,7 @@ import logging
 import time
 from typing import Any
 
-from operators.errors import LongstreamError, SegmentError
+from operators.errors import ConfigError, LongstreamError, SegmentError
 from operators.events import Event, Segment
 from operators.state import Emission, SessionState
 from pipelines.wire import codec
@@ -38,9 +38,19 @@ from pipelines.worker.partition.queues import StreamQueue
 from pipelines.worker.partition.quotas import Pacing
 from pipelines.worker.partition.rejections import Rejections
 from pipelines.worker.partition.state import Recovered, SessionTable
-from pipelines.worker.partition.takeover import Takeover, publish_outboxes
+from pipelines.worker.partition.takeover import Takeover, least_uncovered, publish_outboxes
 
 log = logging.getLogger(__name__)
+
+
+REWOUND_TIMES = 4
+CALM_SECONDS = 300.0
+"""After a takeover or an outage producers have so long to come back before their streams are ended."""
+TOO_LARGE = "state_too_large"
+STOPPED = (
+    "the stream's state does not fit max.message.bytes of its topic, whatever is left out: raise that "
+    "(and max_message_bytes), then replay these records"
+)
 
 
 class Partition:
@@ -59,7 +69,9 @@ class Partition:
         self._queues: dict[str, StreamQueue] = {}
         self._tracing = context.tracing
         self._sessions = SessionTable()
-        self._floor = 0
+        self._floor = self._rewound = 0
+        self._calm_since = time.monotonic()
+        """Since when Kafka has answered without a pause, and the partition is ours."""
         self._backlog: list[int] = []
         self._recovered = False
         self._closed = False
@@ -77,6 +89,7 @@ class Partition:
             ),
             patience_s=self._settings.broker_patience_s,
             on_retry=lambda: self._metrics.retry("commit"),
+            on_too_large=context.limit.learn,
         )
         self._pacing = Pacing(context.tenants, self._wake)
         self._rejections = Rejections(number, context, self._records, self.committer)
@@ -107,7 +120,7 @@ class Partition:
             return
         self.committer.start()
         # 3. results that the previous owner may not have published, before anything newer.
-        await publish_outboxes(self._sessions, self.committer)
+        await publish_outboxes(self._sessions, self.committer, self._rejections)
         if self._closed:
             return
         # 4. the records that arrived meanwhile; then streams with text that no summary covers.
@@ -119,6 +132,8 @@ class Partition:
         self._records.release()
         if not self._records:
             self.broken_since = None
+        self._calm_since = time.monotonic()
+        self._metrics.recovered(time.monotonic() - started)
         log.info(
             "partition %d: ready in %.2f s, %d streams known, committed offset %d",
             self.number,
@@ -206,6 +221,9 @@ class Partition:
         if offset <= queue.cursor:
             self._rejections.skip(offset)
             return
+        if queue.stopped and segment.type != "forget":
+            self._rejections.reject(offset, "publish", TOO_LARGE, STOPPED)
+            return
         if segment.type == "forget":
             self._deletion.request(queue.stream_id, offset)
             self.pump(queue)
@@ -236,6 +254,7 @@ class Partition:
         """The queue of the segment's stream; a new one if the stream is new or was closed."""
         stream_id = segment.stream_id
         if queue := self._queues.get(stream_id):
+            queue.heard()
             if queue.silent:
                 self._context.tenants.admit(segment, live=True)
                 queue.silent = False
@@ -264,16 +283,16 @@ class Partition:
         del self._queues[stream_id]
         self._context.owners.pop(stream_id, None)
 
-    def _open_silent(self, stream_id: str) -> StreamQueue | None:
+    def _open_silent(self, stream_id: str, *, ending: bool = False) -> StreamQueue | None:
         """Open a stream without a record of it; None if it is open or has ended, or if its state cannot
-        be read, which its next record reports."""
+        be read, which its next record reports. ``ending``: to end it."""
         if stream_id in self._context.owners or not self._sessions.is_live(stream_id):
             return None
         try:
             queue = self._new_queue(stream_id)
         except SegmentError:
             return None
-        queue.silent = True
+        queue.silent, queue.ending = True, ending
         self.pump(queue)
         return queue
 
@@ -283,6 +302,12 @@ class Partition:
     def pump(self, queue: Queue) -> None:
         """Step 4: open the stream on the device and feed it up to its bound, if the device admits it."""
         if self._draining or not self._context.admits(queue):
+            return
+        if queue.stopped:
+            self._erase_if_due(queue)
+            return
+        if not queue.open and not queue.has_work(least_uncovered(self._settings)):
+            self._erase_if_due(queue)
             return
         if not queue.open:
             self._context.device.open(queue.stream_id, queue.state)
@@ -295,6 +320,12 @@ class Partition:
             segment, offset = next_
             self._tracing.fed((self.number, offset))
             self._context.device.feed(segment, offset, self._records[offset].read_at)
+        if queue.ending and queue.idle and not queue.end_given:
+            queue.end_given = True
+            self._context.device.end(queue.stream_id)
+        self._erase_if_due(queue)
+
+    def _erase_if_due(self, queue: Queue) -> None:
         if self._deletion.due(queue):
             self._remove_queue(queue.stream_id)
             self._deletion.erase(queue, self._sessions)
@@ -308,12 +339,20 @@ class Partition:
     def on_emission(self, emission: Emission) -> None:
         """Step 5: what the device computed for one of the partition's streams."""
         queue = self._queues[emission.stream_id]
+        if queue.stopped:
+            return
         self._reported.set()
         finished = [*emission.done, *(failure.ticket for failure in emission.failed)]
         for offset in finished:
             queue.finish(offset)
-        queue.cursor = max(queue.cursor, emission.state.cursor)
-        queue.state = emission.state
+        state = self._rejections.fit_state(emission.state)
+        if state is None:
+            self._stop(queue, finished)
+            return
+        queue.cursor = max(queue.cursor, state.cursor)
+        queue.state = state
+        if state.ended:
+            queue.ending = queue.end_given = False
         topic = self._settings.topic_segments
         events: list[Event] = [complete(event, topic, self.number) for event in emission.events]
         messages = messages_of(events, self._settings, self._traceparent(finished))
@@ -323,14 +362,31 @@ class Partition:
             for failed in emission.failed
         ]
         self._own_metrics.note_coverage(queue, finished)
-        self.committer.add(Entry(messages, emission.state, finished, events=events))
+        self.committer.add(Entry(messages, state, finished, events=events))
         self._context.on_report(bool(finished))
         self.pump(queue)
+        self._takeover.on_report(queue.stream_id)
+
+    def _stop(self, queue: StreamQueue, finished: list[int]) -> None:
+        """The stream's state does not fit its topic: without it, results that were published would be
+        made a second time, in other words. So nothing more is, and its records are dead letters."""
+        log.error("partition %d: a stream is stopped: %s", self.number, STOPPED)
+        queue.stopped = True
+        if queue.open:
+            self._context.device.drop(queue.stream_id)
+            queue.open = False
+        for offset in sorted({*finished, *queue.given, *(at for _, at in queue.waiting)}):
+            self._rejections.reject(offset, "publish", TOO_LARGE, STOPPED)
+        queue.given.clear()
+        queue.waiting.clear()
+        self._context.on_report(True)
         self._takeover.on_report(queue.stream_id)
 
     def on_refused(self, stream_id: str, offset: int, reason: str, text: str) -> None:
         """The engine refused a segment: it becomes a dead letter and the queue continues."""
         queue = self._queues[stream_id]
+        if queue.stopped:
+            return
         queue.finish(offset)
         self._reported.set()
         self._rejections.reject(offset, "operator", reason, text)
@@ -382,6 +438,41 @@ class Partition:
         if self.recovered:
             self._deletion.expire(self._sessions)
 
+    def end_idle(self) -> None:
+        """End the streams of which no record came for ``stream_idle_timeout_s``, some at a time. Call
+        it only when all that the topic holds has been read: what waits there may be theirs."""
+        timeout, now = self._settings.stream_idle_timeout_s, time.monotonic()
+        if not timeout or not self.recovered or self._draining:
+            return
+        if now - self._calm_since < min(timeout, CALM_SECONDS):
+            return
+        room = self._settings.in_flight_per_partition
+        room -= sum(queue.ending for queue in self._queues.values())
+        for queue in self.queues():
+            over = not queue.ending and queue.idle and now - queue.heard_at > timeout
+            if queue.end_failures >= self._settings.device_attempts:
+                log.warning("a stream was not ended: the device failed with it; tried again later")
+                queue.heard_at, queue.end_failures, queue.ending = now, 0, False
+            elif over and queue.state is None:  # nothing of it was ever finished
+                self._remove_queue(queue.stream_id)
+                if queue.open:
+                    self._context.device.drop(queue.stream_id)
+            elif over and room > 0 and queue.state is not None and not queue.state.ended:
+                room -= 1
+                self._metrics.stream_ended_idle()
+                queue.ending = True
+                self.pump(queue)
+        for stream_id in self._sessions.live_before(now_ms() - int(timeout * 1000)):
+            if room > 0 and self._open_silent(stream_id, ending=True) is not None:
+                room -= 1
+                self._metrics.stream_ended_idle()
+
+    def note_outage(self) -> None:
+        """Kafka did not answer: that nothing came says nothing about the streams."""
+        self._calm_since = time.monotonic()
+        for queue in self._queues.values():
+            queue.heard_at = self._calm_since
+
     @property
     def in_flight(self) -> int:
         return len(self._records)
@@ -390,9 +481,31 @@ class Partition:
     def recovered(self) -> bool:
         return self._recovered and not self._closed
 
+    @property
+    def streams(self) -> int:
+        return len(self._queues)
+
+    @property
+    def table_bytes(self) -> int:
+        """Memory of the closed streams' states."""
+        return self._sessions.nbytes
+
     def coverage_lag(self, now: float) -> float:
         """Seconds since the oldest uncovered segment of any queue was read (monotonic ``now``)."""
         return self._own_metrics.coverage_lag(self._queues.values(), now)
+
+    def check_input(self, highwater: int | None) -> None:
+        """Raises ConfigError when the input ends below what was read of it: the topic was made anew
+        under this worker, which would skip its records as duplicates. Called twice a second; once may
+        be a broker that has just taken over."""
+        read = max(self._floor, self._records.offsets.read_to)
+        self._rewound = self._rewound + 1 if highwater is not None and highwater < read else 0
+        if self._rewound >= REWOUND_TIMES:
+            raise ConfigError(
+                f"{self._settings.topic_segments}[{self.number}] ends at offset {highwater}, and was "
+                f"read to offset {read}: it was made anew or truncated. Start the worker again, which "
+                "says what to do"
+            )
 
     def measure(self, highwater: int | None) -> None:
         """Export this partition's lag and commit gap."""
