@@ -242,7 +242,7 @@ class Intake:
                 events = task.join(work.segment, done[:count], work.held, count - 1, whole)
                 made += [session.stamp(self._timed(e, work), work.ticket) for e in events]
         for event in made:
-            if EMPTY in event.degraded:
+            if EMPTY in event.degraded or "empty" in event.degraded:
                 self._observer.count("failed_runs", task=task_of(event), reason=EMPTY)
         return made
 

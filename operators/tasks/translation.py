@@ -42,7 +42,6 @@ from operators.stream_settings import ANY_LANGUAGE
 from operators.tasks import translation_checks as checks
 from operators.tasks.alignment import span_of
 from operators.tasks.base import (
-    EMPTY,
     Answer,
     Ask,
     Asked,
@@ -355,8 +354,6 @@ class TranslationTask(Task):
         deleted, erasure = normalized_erasure(shown, text)
         reasons = sorted({clause.usage.finish_reason for clause in new} - {"stop"})
         flags = {flag for clause in new for flag in clause.flags}
-        if "empty" in flags:
-            flags.add(EMPTY)  # as every task says it
         return TranslationEvent(
             stream_id=segment.stream_id,
             epoch=0,
