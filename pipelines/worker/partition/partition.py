@@ -508,5 +508,6 @@ class Partition:
             )
 
     def measure(self, highwater: int | None) -> None:
-        """Export this partition's lag and commit gap."""
-        self._own_metrics.lag(highwater, self._floor)
+        """Export this partition's lag and commit gap; no lag before it is known where it stands, for
+        all of the partition would seem to wait."""
+        self._own_metrics.lag(highwater if self._recovered else None, self._floor)
