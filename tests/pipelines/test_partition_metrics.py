@@ -123,7 +123,7 @@ def test_input_times_are_bounded_and_dropped_once_covered() -> None:
 
 
 def test_no_lag_is_reported_before_it_is_known_where_the_partition_stands() -> None:
-    """For a moment after each takeover the whole partition seemed to wait, found by looking at the board."""
+    """For a moment after each takeover all of the partition seemed to wait."""
 
     async def test(world: World) -> None:
         labels = {"topic": world.settings.topic_segments, "partition": "0"}
