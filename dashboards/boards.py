@@ -438,7 +438,10 @@ KAFKA = Board(
                     "Partitions by worker",
                     "short",
                     "Partitions each worker owns and reports. None: a standby.",
-                    _one(f"count by (worker) ({series('consumer_lag_messages', partition=True)})"),
+                    _one(
+                        f"count by (worker) ({series('consumer_lag_messages', partition=True)})",
+                        "{{worker}}",
+                    ),
                     stacked=True,
                 ),
             ),

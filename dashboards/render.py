@@ -138,7 +138,9 @@ def _panel(axis: Any, panel: dict[str, Any], lines: list[Any]) -> None:
         return
     divisor, unit = scale(defaults.get("unit", ""), max(map(abs, values)))
     if panel["type"] == "stat":
-        last = [vs[-1] for _, _, vs in lines][-1] / divisor
+        last = lines[-1][2][-1]
+        divisor, unit = scale(defaults.get("unit", ""), abs(last))
+        last /= divisor
         axis.text(
             0.5, 0.35, f"{last:.3g} {unit}", ha="center", transform=axis.transAxes, fontsize=13
         )

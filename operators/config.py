@@ -72,6 +72,10 @@ class OperatorConfig:
     host_streams: int = 64
     """Streams without work that stay in host memory when others need their slots; where there is a
     store, more go there, least recently used first."""
+    host_bytes: int = 4 << 30
+    """Host memory for the KV of streams without work, all together. Beyond it the store takes them,
+    least recently used first; without one their KV is let go, and they go on from their window's text
+    (``restored: replay``). 0: no bound."""
     branches: int = 8
     """Scratch regions: answers in progress at once, over all streams."""
     prefill_budget: int = 256
@@ -189,6 +193,7 @@ class OperatorConfig:
         need(self.branch_tokens >= 8, "branch_tokens", "at least 8 tokens")
         need(self.slots >= 1, "slots", "at least one stream")
         need(self.host_streams >= 0, "host_streams", "0 sends every idle stream to the store")
+        need(self.host_bytes >= 0, "host_bytes", "bytes, 0 for no bound")
         need(self.branches >= 1, "branches", "at least one branch")
         need(self.prefill_budget >= 1, "prefill_budget", "at least 1 token per step")
         need(1 <= self.update_tokens <= self.window, "update_tokens", "between 1 and the window")

@@ -113,6 +113,8 @@ class Evidence(msgspec.Struct, frozen=True):
     speaker: str | None = None
     correction: str | None = None
     """What a later revision of the segment says, if one came after it was taken (cut if long)."""
+    revision: int = 0
+    """The segment's newest revision that was seen."""
 
 
 class LedgerItem(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,9 @@ import msgspec
 
 from operators.events import NO_SETTINGS, AnswerEvent, Event, LedgerItem, StreamSettings
 
+STATE_FORMAT = 1
+"""Raised when a reader of an older version would misunderstand a state; such a reader refuses it."""
+
 
 class WindowSegment(msgspec.Struct, frozen=True, kw_only=True):
     """A final segment (or part of a long one) whose tokens may still be inside the window."""
@@ -26,6 +29,7 @@ class WindowSegment(msgspec.Struct, frozen=True, kw_only=True):
     end_ms: int | None = None
     correction: str | None = None
     """See :class:`Evidence`."""
+    revision: int = 0
 
 
 class SessionState(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +43,9 @@ class SessionState(msgspec.Struct, frozen=True, kw_only=True):
 
     stream_id: str
     schema: Literal["insight.session.v1"] = "insight.session.v1"
+    format: int = STATE_FORMAT
+    app_id: str = ""
+    """Whose it is: the application that wrote it; filled in by ``pipelines``."""
     epoch: int = 0
     ended: bool = False
     cursor: int = -1

@@ -31,6 +31,7 @@ class Operator(Protocol):
     def has_work(self) -> bool: ...
     def serves(self, stream: Stream) -> bool: ...
     def request_summary(self, stream_id: str) -> None: ...
+    def standing_summary(self, stream_id: str) -> SummaryEvent | None: ...
     def ask(self, question: Question, ticket: int | None = None) -> None: ...
     def translate(
         self, stream_id: str, text: str, language: str, previous: str = ""
@@ -84,11 +85,11 @@ class Stream:
             self._operator.advance()
 
     def summarize(self) -> SummaryEvent | None:
-        """The summary of everything fed so far; None if nothing was."""
+        """The summary of everything fed so far, in this process or before; None if nothing was."""
         self._settle()
         self._operator.request_summary(self.id)
         self._settle()
-        return self._latest
+        return self._latest or self._operator.standing_summary(self.id)
 
     def translate(self, text: str, language: str, previous: str = "") -> str:
         """``text`` in the language of a code like ``fr``, with the stream as context. ``previous``:

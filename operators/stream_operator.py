@@ -46,8 +46,9 @@ from operators.engine.snapshot import draft_identity, identity, settings_hash
 from operators.engine.task_run import TaskRun
 from operators.engine.task_runner import TaskRunner
 from operators.engine.update_policy import UpdatePolicy
+from operators.engine.wakeful import Wakeful
 from operators.errors import CapacityError, ConfigError
-from operators.events import ModelInfo, Question, Segment
+from operators.events import ModelInfo, Question, Segment, SummaryEvent
 from operators.model.loader import DecoderModel
 from operators.observer import Observer
 from operators.redaction import redact
@@ -104,6 +105,7 @@ class StreamOperator:
         self.cache = model.new_cache(self.layout, slots=config.slots, branches=config.branches)
         self._draft = self._new_draft(draft)
         self._sessions: dict[str, Session] = {}
+        self._wakeful = Wakeful(clock)
         self._streams: dict[str, Stream] = {}
         self._build_memory(draft, store)
         self._build_step(
@@ -112,7 +114,7 @@ class StreamOperator:
 
     def _build_memory(self, draft: DecoderModel | None, store: KvStore | None) -> None:
         encode = self.model.tokenizer.encode
-        offload = Offload(self.config.host_streams, store)
+        offload = Offload(self.config.host_streams, store, self.config.host_bytes)
         self._residency = Residency(
             self.cache, self._make_prefix(), self._draft, offload, encode, self._observer
         )
@@ -220,6 +222,7 @@ class StreamOperator:
             state = found.memory.state
         session = self._new_session(stream_id, state.epoch if state else 0)
         self._sessions[stream_id] = session
+        self._wakeful.add(stream_id)
         if state is not None:
             self._archive.resume(session, state, found)
             if session.restored != "none":
@@ -264,6 +267,7 @@ class StreamOperator:
     def drop(self, stream_id: str) -> None:
         """Drop the stream at once, with its work in progress. Nothing more is emitted for it."""
         session = self._sessions.pop(stream_id, None)
+        self._wakeful.remove(stream_id)
         self._streams.pop(stream_id, None)
         if session is not None:
             self._requests.drop(session)
@@ -278,6 +282,12 @@ class StreamOperator:
     def request_summary(self, stream_id: str) -> None:
         """Ask for an update at the next place where one is possible."""
         self._sessions[stream_id].requested = "request"
+        self._wakeful.wake(stream_id)
+
+    def standing_summary(self, stream_id: str) -> SummaryEvent | None:
+        """The stream's last summary as its state has it: what was published under that revision, without
+        what the update cost. None before the first."""
+        return self._policy.standing(self._sessions[stream_id])
 
     def ask(self, question: Question, ticket: int | None = None) -> None:
         """Ask about the stream as it is now; an AnswerEvent comes with a later emission, and the
@@ -290,6 +300,7 @@ class StreamOperator:
         """
         question = replace(question, text=redact(question.text, self.config.redact))
         self._requests.ask(self._sessions[question.stream_id], question, ticket)
+        self._wakeful.wake(question.stream_id)
 
     def translate(
         self, stream_id: str, text: str, language: str, previous: str = ""
@@ -303,7 +314,14 @@ class StreamOperator:
         Raises SegmentError when the stream has ended, ConfigError for an unknown language.
         """
         wanted = TextToTranslate(redact(text, self.config.redact), language, previous)
+        self._wakeful.wake(stream_id)
         return self._requests.translate(self._sessions[stream_id], wanted)
+
+    def end(self, stream_id: str) -> None:
+        """End a stream that nobody else will end, as a ``session_end`` would behind all that was fed.
+        No ticket comes back for it. Without effect on one that has ended or is about to."""
+        self._wakeful.wake(stream_id)
+        self._intake.end(self._sessions[stream_id])
 
     def feed(self, segment: Segment, ticket: int, waited: float = 0.0) -> None:
         """Queue one segment of an open stream; its ``ticket`` comes back in an emission. ``waited``:
@@ -319,6 +337,7 @@ class StreamOperator:
         self._submit(session, segment, ticket, waited)
 
     def _submit(self, session: Session, segment: Segment, ticket: int, waited: float = 0.0) -> None:
+        self._wakeful.wake(session.stream_id)
         if session.closing:
             session.later.append((segment, ticket))
             return
@@ -343,7 +362,12 @@ class StreamOperator:
 
     def has_work(self) -> bool:
         """Whether a step would do anything now."""
-        return any(self.busy(stream_id) for stream_id in self._sessions)
+        return any(self.busy(name) or self._rest(name) for name in self._wakeful.names())
+
+    def _rest(self, stream_id: str) -> bool:
+        """Let a stream without work sleep; False."""
+        self._wakeful.sleep(stream_id, self._policy.due_at(self._sessions[stream_id]))
+        return False
 
     def busy(self, stream_id: str) -> bool:
         """Whether anything of the stream is still to be done or handed out."""
@@ -354,7 +378,8 @@ class StreamOperator:
 
     def idle_until(self) -> float | None:
         """Clock time of the next update that is due by time alone, or None."""
-        times = (self._policy.due_at(session) for session in self._sessions.values())
+        awake = (self._policy.due_at(self._sessions[name]) for name in self._wakeful.names())
+        times = (*awake, self._wakeful.next_alarm())
         return min((at for at in times if at is not None), default=None)
 
     def step(self) -> list[Emission]:
@@ -363,7 +388,8 @@ class StreamOperator:
         Raises DeviceError when the model fails for good; whatever was not returned is not done.
         """
         began = self._clock()
-        sessions = [s for name, s in self._sessions.items() if self.busy(name)]
+        names = self._wakeful.names()
+        sessions = [self._sessions[name] for name in names if self.busy(name) or self._rest(name)]
         # 1. Receive: runs of tasks start where their streams' rules or callers ask for them.
         for session in sessions:
             self._policy.start_due(session)
@@ -434,8 +460,11 @@ class StreamOperator:
         self._observer.gauge("resident_streams", used)
         self._observer.gauge("host_streams", self._residency.offload.in_host)
         self._observer.gauge("stored_streams", self._residency.offload.on_disk)
+        self._observer.gauge("host_kv_bytes", self._residency.offload.nbytes)
+        self._observer.gauge("host_kv_limit_bytes", self.config.host_bytes)
         self._observer.gauge("kv_slots_used", used)
-        waiting = sum(s.slot is None and not s.idle for s in self._sessions.values())
+        awake = (self._sessions[name] for name in self._wakeful.names())
+        waiting = sum(s.slot is None and not s.idle for s in awake)
         self._observer.gauge("streams_waiting_for_slot", waiting)
         self._observer.gauge("kv_slots", self.config.slots)
         drafts = self._draft.cache.nbytes if self._draft is not None else 0

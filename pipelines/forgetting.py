@@ -88,7 +88,7 @@ def forget_stream(
             "stays on the topic and is obeyed when one does; then forget the stream again to "
             "delete its records"
         )
-    for url in filter(None, {settings.snapshot_url, settings.offload_url}):
+    for url in filter(None, {settings.own_snapshot_url, settings.offload_url}):
         SnapshotStore(url).erase(stream)
     return _finish(settings, stream, marks)
 

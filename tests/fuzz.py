@@ -32,6 +32,7 @@ from operators.errors import LongstreamError, SegmentError
 from operators.events import Segment
 from operators.state import SessionState
 from pipelines.wire import codec
+from pipelines.wire.adapters import detect
 from pipelines.wire.dead_letters import CUT, HEADER_BYTES
 from pipelines.wire.messages import DEAD_LETTER_ROOM
 
@@ -237,9 +238,49 @@ def _twice(rng: random.Random, stream: str) -> bytes:
     return ("\ufeff \n\t{" + " ,\n".join(fields) + '\r\n, "text": "a"}').encode()
 
 
+def _framed(rng: random.Random, stream: str) -> bytes:
+    """Behind a schema registry's frame, whole or cut: JSON, Avro or anything."""
+    body = rng.choice((_fair_json(rng, stream), _mutated(rng, stream), rng.randbytes(9), b"{", b""))
+    frame = b"\x00" + rng.choice((0, 12, 127, 128, 200, 2**32 - 1)).to_bytes(4)
+    return frame[: rng.choice((1, 4, 5, 5, 5, 5))] + body
+
+
+def _formats(rng: random.Random, stream: str) -> bytes:
+    """What is no speech, by its first bytes, and what only begins like it."""
+    beginning = rng.choice(
+        (
+            b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"PK\x03\x04", b"Obj\x01",
+            b"\xc3\x01", b"PAR1\x00", b"OggS\x00", b"\xff\xfe", b"\xfe\xff", b"\x83\xa4text",
+            b"WEBVTT\n\n", b"1\n00:00:01,000 --> 00:00:02,000\n", b"<?xml ", b"eyJ0ZXh0IjoiYSJ9",
+            b"[laughs] ", b"{laughs} ", b"{'text': 'a'}", b"{text: 'a'}", b'"{\\"text\\":1}"',
+            b"\x0a\x05hello", b'["a"]', b"null",
+        )
+    )  # fmt: skip
+    return beginning + rng.choice((b"", _says(rng).encode(), rng.randbytes(9)))
+
+
+def _events(rng: random.Random, stream: str) -> bytes:
+    """Recognisers' events, with some of their fields of another type."""
+    said = _says(rng)
+    best = [{"transcript": said, "confidence": 0.9, "words": []}]
+    event: dict[str, Any] = rng.choice(
+        (
+            {"type": "Results", "is_final": True, "start": 1.5, "channel": {"alternatives": best}},
+            {"type": "Turn", "turn_order": 3, "end_of_turn": True, "transcript": said, "words": []},
+            {"results": [{"is_final": True, "alternatives": best}]},
+            {"RecognitionStatus": "Success", "DisplayText": said, "Offset": 10, "Duration": 5},
+            {"uid": "u", "segments": [{"start": "0.0", "end": "1.0", "text": said}]},
+        )
+    )
+    for name in list(event):
+        if rng.random() < 0.15:
+            event[name] = _any_json(rng, 4)
+    return json.dumps(event).encode()
+
+
 MAKERS: tuple[Callable[[random.Random, str], bytes | None], ...] = (
     *(_fair_json, _plain, _shapes, _wrong_fields, _numbers, _escapes),
-    *(_deep, _mutated, _mutated, _raw, _twice),
+    *(_deep, _mutated, _mutated, _raw, _twice, _framed, _formats, _events),
 )
 
 
@@ -450,13 +491,22 @@ def _account(
 
 
 def _is_mark(record: Any) -> bool:
-    """Whether the record ends a stream: the echo operator answers that with a summary only."""
+    """Whether the record ends a stream, which the echo operator answers with a summary only, or is a
+    recogniser's event: one without words, or that repeats others, gives nothing."""
     options = {"partition": record.partition, "offset": record.offset, "max_text_bytes": MAX_TEXT}
     try:
         segment = codec.decode_segment(record.key, record.value, record.headers, **options)
-    except SegmentError:
+    except SegmentError as error:
+        return error.reason == "unknown_event"
+    return segment.type == "session_end" or _is_event(record.value)
+
+
+def _is_event(value: bytes) -> bool:
+    try:
+        event = json.loads(value)
+    except (ValueError, RecursionError):
         return False
-    return segment.type == "session_end"
+    return isinstance(event, dict) and detect(event) is not None
 
 
 def _source(letter: Any) -> tuple[int, int]:

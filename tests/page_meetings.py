@@ -84,16 +84,21 @@ ARABIC_NOTES: list[dict[str, Any]] = [
 MODEL = ModelInfo(name="qwen2.5-coder-1.5b", draft="combined")
 
 
-def release(stream: str = "release-weekly", now: int | None = None) -> list[tuple[str, Any]]:
-    """The English meeting with French: (source, event) in the order of the topics."""
+def release(
+    stream: str = "release-weekly", now: int | None = None, epoch: int = 0
+) -> list[tuple[str, Any]]:
+    """The English meeting with French: (source, event) in the order of the topics. ``epoch``: a late one
+    is kept beside what a worker makes of the same segments."""
     said = [(name, text) for name, text, _ in RELEASE]
     french = [text for _, _, text in RELEASE]
-    return meeting(stream, "Release meeting", said, NOTES, now, "en", {"fr": french})
+    return meeting(stream, "Release meeting", said, NOTES, now, "en", {"fr": french}, epoch)
 
 
-def opening(stream: str = "opening", now: int | None = None) -> list[tuple[str, Any]]:
+def opening(
+    stream: str = "opening", now: int | None = None, epoch: int = 0
+) -> list[tuple[str, Any]]:
     """The Arabic one."""
-    return meeting(stream, "اجتماع التحضير للافتتاح", ARABIC, ARABIC_NOTES, now, "ar", {})
+    return meeting(stream, "اجتماع التحضير للافتتاح", ARABIC, ARABIC_NOTES, now, "ar", {}, epoch)
 
 
 def meeting(
@@ -104,6 +109,7 @@ def meeting(
     now: int | None,
     language: str,
     translations: dict[str, list[str]],
+    epoch: int = 0,
 ) -> list[tuple[str, Any]]:
     now = now or time.time_ns() // 1_000_000
     starts, at = [], 4_000
@@ -131,10 +137,12 @@ def meeting(
         events.append(("segments", segment))
         for code, texts in translations.items():
             if texts[number]:
-                events.append(("translations", _translation(segment, code, texts[number], spoken)))
+                unit = _translation(segment, code, texts[number], spoken)
+                events.append(("translations", msgspec.structs.replace(unit, epoch=epoch)))
         due = (number + 1) * updates // len(said)
         if due > number * updates // len(said):
-            events.append(("summaries", _summary(stream, due, notes, segment, starts, said)))
+            notes_now = _summary(stream, due, notes, segment, starts, said)
+            events.append(("summaries", msgspec.structs.replace(notes_now, epoch=epoch)))
     return events
 
 

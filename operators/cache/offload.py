@@ -1,6 +1,7 @@
 """The KV of streams without a slot: in host memory, beyond a limit in a disk tier.
 
-Least recently used first; they return bit for bit. Streams are known by name only.
+Least recently used first; they return bit for bit. Host memory is bounded: what a disk tier does not
+take is let go, and its stream's text has to be prefilled again. Streams are known by name only.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ class OffloadedKv:
     draft: Tensor | None = None
     draft_origin: int = 0
 
+    @property
+    def nbytes(self) -> int:
+        return self.kv.nbytes + (self.draft.nbytes if self.draft is not None else 0)
+
 
 @dataclass(frozen=True)
 class _OnDisk:
@@ -42,14 +47,20 @@ class _OnDisk:
 
 
 class Offload:
-    """``limit``: streams kept in host memory where there is a ``store``; without one, all are."""
+    """``limit``: streams kept in host memory where there is a ``store``. ``max_bytes``: of host memory,
+    in any case; 0 is no bound."""
 
-    def __init__(self, limit: int, store: KvStore | None = None) -> None:
-        self._limit, self._store = limit, store
+    def __init__(self, limit: int, store: KvStore | None = None, max_bytes: int = 0) -> None:
+        self._limit, self._store, self._max_bytes = limit, store, max_bytes
         self._in_host: dict[str, OffloadedKv] = {}  # least recently used first
         self._on_disk: dict[str, _OnDisk] = {}
+        self._let_go: dict[str, None] = {}
+        self.nbytes = 0
+        """Of host memory in use."""
         self.failures = 0
         """Calls to the store that failed without loss."""
+        self.losses = 0
+        """Streams whose KV was let go for want of memory."""
 
     @property
     def in_host(self) -> int:
@@ -66,15 +77,29 @@ class Offload:
         return name in self._on_disk
 
     def put(self, name: str, memory: OffloadedKv) -> None:
-        """Take a stream's KV; what exceeds the limit goes to the store, where there is one."""
+        """Take a stream's KV; what exceeds the limits goes to the store, or is let go."""
+        self._take_out(name)
         self._in_host[name] = memory
+        self.nbytes += memory.nbytes
         while self._store is not None and len(self._in_host) > self._limit:
             if not self._to_disk(next(iter(self._in_host)), self._store):
-                return  # tried again with the next stream
+                break  # tried again with the next stream
+        while self._max_bytes and self.nbytes > self._max_bytes:
+            oldest = next(iter(self._in_host))
+            if self._store is None or not self._to_disk(oldest, self._store):
+                self._take_out(oldest)
+                self._let_go[oldest] = None
+                self.losses += 1
+
+    def _take_out(self, name: str) -> None:
+        if (memory := self._in_host.pop(name, None)) is not None:
+            self.nbytes -= memory.nbytes
 
     def get(self, name: str) -> OffloadedKv | None:
         """A stream's KV, None if there is none. Changes nothing. Raises OSError or SnapshotError when
-        the store has lost it."""
+        the store has lost it, or it was let go."""
+        if name in self._let_go:
+            raise SnapshotError(f"the KV of stream {name} was let go: host memory was full")
         if (stored := self._on_disk.get(name)) is None:
             return self._in_host.get(name)
         assert self._store is not None
@@ -86,7 +111,8 @@ class Offload:
 
     def drop(self, name: str) -> None:
         """Delete a stream's KV, also in the store. Idempotent."""
-        self._in_host.pop(name, None)
+        self._take_out(name)
+        self._let_go.pop(name, None)
         if self._on_disk.pop(name, None) is not None and self._store is not None:
             try:
                 self._store.delete(_file(name))
@@ -105,7 +131,7 @@ class Offload:
             self.failures += 1
             return False
         self._on_disk[name] = _OnDisk(_digest(data), memory.length, memory.draft_origin)
-        del self._in_host[name]
+        self._take_out(name)
         return True
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from operators.cache.offload import OffloadedKv
 from operators.engine import restore
+from operators.engine.known_segments import Known
 from operators.engine.residency import Residency
 from operators.engine.session import Part, Session
 from operators.engine.snapshot import DraftRecord, StreamMemory, from_bytes, to_bytes
@@ -63,10 +64,15 @@ class Archive:
             self._residency.keep(session, found.kv)
             if memory.settings != self._settings:
                 session.add_degraded("settings_changed")
-            known = [*memory.recent, *(info.segment_id for info in since)]
+            known, again = memory.known, since
         else:
             restore.from_text(session, state, self._encode)
-            known = [part.info.segment_id for part in session.queue if isinstance(part, Part)]
-        cited = (e.segment_id for item in state.items for e in item.evidence)
-        for segment_id in (*cited, *known):
-            session.remember(segment_id)
+            parts = [part for part in session.queue if isinstance(part, Part)]
+            known, again = [], [part.info for part in parts]
+        for item in state.items:
+            for cited in item.evidence:
+                name, start = cited.segment_id, cited.start_ms
+                session.known.remember_name(Known(name, name, cited.revision, start_ms=start))
+        for segment in known:
+            session.known.remember(segment)
+        session.known.restore(again, restore.said_in)

@@ -10,23 +10,26 @@ from msgspec.structs import replace
 from operators import languages
 from operators.cache.kv_cache import KvCache
 from operators.config import OperatorConfig
+from operators.engine.known_segments import Known
 from operators.engine.partials import Partials
-from operators.engine.session import Known, Part, Session, Work
+from operators.engine.session import Part, Session, Work
 from operators.engine.task_run import TaskRun
 from operators.engine.task_runner import TaskRunner, view_of
 from operators.errors import CapacityError, SegmentError
-from operators.events import Event, Segment, Speaker, TranslationEvent
+from operators.events import Event, Segment, Speaker, TranslationEvent, task_of
 from operators.model.tokenizer import Tokenizer
 from operators.observer import Observer
 from operators.redaction import redact
 from operators.state import Failure, WindowSegment
 from operators.stream_settings import bounded
-from operators.tasks.base import Spoken, Task
+from operators.tasks.base import EMPTY, Spoken, Task
 from operators.tasks.edits import edited
 from operators.tasks.summary import SummaryTask
 
 SHIFT_TOKENS = 16
 """Least tokens of the turns that are compared for a shift of topic."""
+NO_TICKET = -1
+"""Of an end mark that comes from no input."""
 SETTING_DROPPED = "setting_dropped"
 """In ``degraded``, with a colon and the field: something the stream asked for was left out."""
 
@@ -88,9 +91,10 @@ class Intake:
 
     def submit(self, session: Session, segment: Segment, ticket: int, waited: float = 0.0) -> None:
         """Queue a checked segment. Mutates the session."""
+        given_id = segment.segment_id
+        segment, relation = session.known.named(segment)
         work = Work(ticket, segment, accepted_at=self._clock(), waited=waited)
         session.works.append(work)
-        known = session.recent.get(segment.segment_id) if segment.segment_id else None
         if is_final_text(segment):
             work.held = session.partials.drop(segment.segment_id, self._cache)
         if segment.type == "session_end" and not session.ended:
@@ -103,25 +107,42 @@ class Intake:
             self._enqueue_settings(session, work)
         elif segment.type == "speaker_revision":
             self._correct(work)
-        elif segment.type == "edit" and known is not None:
+        elif segment.type == "edit" and relation != "new":
             self._observer.count("duplicate_inputs")
         elif segment.type == "edit":
             work.edits = True
-            if segment.segment_id:
-                session.remember(segment.segment_id)
-        elif is_final_text(segment) and known is None:
+            if given_id:
+                session.known.remember(Known(given_id, given_id, segment.revision))
+        elif is_final_text(segment) and relation == "new":
+            if given_id in session.known:
+                self._observer.count("reused_ids")
+            session.known.take(given_id, segment)
             self._enqueue(session, work)
-        elif is_final_text(segment) and known is not None:
+        elif is_final_text(segment) and relation == "repeat":
+            self._observer.count("duplicate_inputs")
+        elif is_final_text(segment):
             # A corrected final is not ingested either: the cache keeps the first version.
-            if is_repeat(segment, known):
-                self._observer.count("duplicate_inputs")
-            else:
-                session.remember(segment.segment_id, segment.revision, segment.text)
-                self._correct(work)
+            session.known.take(given_id, segment)
+            self._correct(work)
         elif segment.type == "segment" and segment.is_final:
             session.partials.drop(segment.segment_id, self._cache)  # blank: withdraws its partials
         elif segment.type == "segment":
-            self._partials.submit(session, segment, ticket)
+            self._partials.submit(session, segment, ticket, late=relation != "new")
+
+    def end(self, session: Session) -> None:
+        """Queue an end mark that nobody fed; without effect where one is queued, or the stream has
+        ended. A stream that was restored from text of which all is covered needs no cache for it: its
+        text is not prefilled again. Mutates the session."""
+        if session.ended or session.closing:
+            return
+        again = [part for part in session.queue if isinstance(part, Part) and part.work is None]
+        if len(again) == len(session.queue) and session.current is None and not session.works:
+            tokens = sum(len(part.tokens) for part in again)
+            if session.frontier + tokens <= session.covered:
+                session.queue.clear()
+                session.tokens_total += tokens
+        end = Segment(stream_id=session.stream_id, type="session_end")
+        self.submit(session, end, NO_TICKET)
 
     def _enqueue_settings(self, session: Session, work: Work) -> None:
         """Queue new settings of the stream: they hold for what is said behind them."""
@@ -144,8 +165,6 @@ class Intake:
         # A number that does not grow (late, or counted anew) would make coverage claim too much.
         seq = max(session.next_seq, -1 if segment.seq is None else segment.seq)
         work.seq, session.next_seq = seq, seq + 1
-        if segment.segment_id:
-            session.remember(segment.segment_id, segment.revision, segment.text)
         name = (segment.speaker.name or segment.speaker.id or "") if segment.speaker else ""
         label = f"{name[:80]}: " if name else ""
         if self._count(label) > self._config.window // 4:
@@ -160,6 +179,7 @@ class Intake:
             tokens = self._tokenizer.encode(text)
             info = WindowSegment(
                 segment_id=segment.segment_id,
+                revision=segment.revision,
                 seq=seq,
                 text=text,
                 tokens=len(tokens),
@@ -221,7 +241,8 @@ class Intake:
                 continue
             session.events.extend(self._events(session, work))
             session.events.extend(work.final)
-            session.finished.append(work.ticket)
+            if work.ticket != NO_TICKET:
+                session.finished.append(work.ticket)
         if session.works and session.works[0].failure is None:
             session.events.extend(self._events(session, session.works[0], complete=False))
 
@@ -260,6 +281,9 @@ class Intake:
                 whole = complete and count == len(runs)
                 events = task.join(work.segment, done[:count], work.held, count - 1, whole)
                 made += [session.stamp(self._timed(e, work), work.ticket) for e in events]
+        for event in made:
+            if EMPTY in event.degraded or "empty" in event.degraded:
+                self._observer.count("failed_runs", task=task_of(event), reason=EMPTY)
         return made
 
     def _timed(self, event: Event, work: Work) -> Event:
@@ -283,17 +307,9 @@ def is_final_text(segment: Segment) -> bool:
     return segment.type == "segment" and segment.is_final and bool(segment.text.strip())
 
 
-def is_repeat(segment: Segment, known: Known) -> bool:
-    """Whether a segment with a known id has no new content: an older revision, or the same text."""
-    if segment.revision != known.revision:
-        return segment.revision < known.revision
-    return known.text is None or known.text == hash(segment.text)
-
-
 def begins_again(session: Session, segment: Segment) -> bool:
     """Whether a segment after a stream's end is the first of a new epoch: a ``session_start``, or
     final text that does not repeat a segment from before the end."""
-    known = session.recent.get(segment.segment_id) if segment.segment_id else None
-    if known is not None and is_repeat(segment, known):
+    if session.known.named(segment)[1] == "repeat":
         return False
     return segment.type == "session_start" or is_final_text(segment)

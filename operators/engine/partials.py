@@ -47,10 +47,9 @@ class Partials:
         self._translation, self._runner = translation, runner
         self._observer, self._clock = observer, clock
 
-    def submit(self, session: Session, segment: Segment, ticket: int) -> None:
+    def submit(self, session: Session, segment: Segment, ticket: int, *, late: bool) -> None:
         """Take a partial; no effect if it has no id, is late or has no new text."""
         wanted = self._config.translate_partials and not session.ended and segment.segment_id
-        late = segment.segment_id in session.recent
         if wanted and not late and self._translation.targets(session.settings):
             session.partials.submit(segment, ticket, self._cache, self._clock())
 

@@ -13,7 +13,7 @@ from operators.errors import SegmentError
 from operators.events import AnswerEvent, ModelInfo, Question
 from operators.observer import Observer
 from operators.tasks.answer import AnswerTask
-from operators.tasks.base import Asked
+from operators.tasks.base import EMPTY, Asked
 from operators.tasks.translation import TextToTranslate, TranslationTask
 
 
@@ -88,6 +88,9 @@ class Requests:
         """Deliver the outcome: to the pending translation, or as the answer to a question."""
         outcome = run.outcome
         assert outcome is not None
+        reasons = [outcome.failed, *(r for e in outcome.events for r in e.degraded if r == EMPTY)]
+        for reason in filter(None, reasons):
+            self._observer.count("failed_runs", task=run.task.name, reason=reason)
         if (pending := self._translations.pop(run, None)) is not None:
             pending.text, pending.failed = (
                 (None if outcome.failed else outcome.text),

@@ -39,7 +39,7 @@ class Residency:
         self._encode, self._observer = encode, observer
         self._resident: dict[str, Session] = {}
         self.offload = offload
-        self._failures = 0
+        self._failures = self._losses = 0
 
     def make_resident(self, session: Session, *, only_spare: bool = False) -> bool:
         """Give the session a slot, an idle stream's if none is free; False if there is none. If the
@@ -116,3 +116,6 @@ class Residency:
         if new := self.offload.failures - self._failures:
             self._failures += new
             self._observer.count("kv_store_failures", new)
+        if lost := self.offload.losses - self._losses:
+            self._losses += lost
+            self._observer.count("idle_kv_let_go", lost)

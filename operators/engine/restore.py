@@ -34,7 +34,7 @@ def memory_of(
         window=[PartRecord(p.start, tuple(p.tokens), p.said, p.info) for p in session.window],
         index=session.index.tokens,
         draft_arms={task: control.memory for task, control in session.draft_controls.items()},
-        recent=list(session.recent),
+        known=session.known.records(),
         draft=draft,
     )
 
@@ -121,8 +121,12 @@ def _take_over(session: Session, state: SessionState) -> None:
 
 
 def _part(info: WindowSegment, encode: Encode) -> Part:
-    """A part to be ingested again; ``said`` is its line without the speaker's name."""
+    """A part to be ingested again."""
+    return Part(info.text, said_in(info), encode(info.text), info)
+
+
+def said_in(info: WindowSegment) -> str:
+    """The part's line without the speaker's name."""
     label = f"{(info.speaker or '')[:80]}: "
     text = info.text.rstrip("\n")
-    said = text[len(label) :] if info.speaker and text.startswith(label) else text
-    return Part(info.text, said, encode(info.text), info)
+    return text[len(label) :] if info.speaker and text.startswith(label) else text

@@ -15,7 +15,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -24,6 +24,7 @@ from operators.commit import Held
 from operators.decoding.acceptance import DraftControl
 from operators.decoding.drafters import NgramIndex
 from operators.decoding.generation import Generation
+from operators.engine.known_segments import KnownSegments
 from operators.engine.partial_hypotheses import PartialHypotheses
 from operators.engine.task_run import TaskRun
 from operators.events import (
@@ -52,15 +53,6 @@ from operators.text import similarity
 E = TypeVar("E", bound=AnyEvent)
 KEPT_ANSWERS, KNOWN_QUESTIONS = 16, 256
 """Answers that are kept in case their question comes again; ids of questions that are known."""
-RECENT_IDS = 1024
-"""Segment ids of a stream that are known as already taken."""
-
-
-class Known(NamedTuple):
-    """A segment that was taken. ``text``: a hash of its text, None if it is not known."""
-
-    revision: int
-    text: int | None
 
 
 @dataclass(eq=False)
@@ -182,8 +174,7 @@ class Session:
     update_failures: int = 0
     requested: Trigger | None = None
 
-    recent: dict[str, Known] = field(default_factory=dict)
-    """Segments taken lately by their id, oldest first."""
+    known: KnownSegments = field(default_factory=KnownSegments)
     closing: bool = False
     """An end mark has been fed and its final summary is not out yet."""
     later: deque[tuple[Segment, int]] = field(default_factory=deque)
@@ -349,12 +340,6 @@ class Session:
         newest, before = (" ".join(block) for block in blocks)
         return 1.0 - similarity(newest, before)
 
-    def remember(self, segment_id: str, revision: int = 0, text: str | None = None) -> None:
-        """Record the segment as taken, so that a repeat is recognised."""
-        self.recent[segment_id] = Known(revision, None if text is None else hash(text))
-        while len(self.recent) > RECENT_IDS:
-            del self.recent[next(iter(self.recent))]
-
     def correct(self, segment: Segment) -> None:
         """Put a later revision (text, speaker) where the segment is cited, now or from now on. The
         cache keeps the first version. Mutates the ledger's evidence and the window's records."""
@@ -367,8 +352,11 @@ class Session:
                     part.info,
                     correction=text or part.info.correction,
                     speaker=name or part.info.speaker,
+                    revision=max(segment.revision, part.info.revision),
                 )
-        self.ledger.items = corrections.corrected(self.ledger.items, segment.segment_id, text, name)
+        self.ledger.items = corrections.corrected(
+            self.ledger.items, segment.segment_id, text, name, segment.revision
+        )
 
     def cite_corrections(self) -> None:
         """Corrections that came while an update was running, for what it cites."""
@@ -376,7 +364,7 @@ class Session:
             info = part.info
             if info.correction is not None:
                 self.ledger.items = corrections.corrected(
-                    self.ledger.items, info.segment_id, info.correction, info.speaker
+                    self.ledger.items, info.segment_id, info.correction, info.speaker, info.revision
                 )
 
     def apply(self, outcome: Outcome, fork: int | None = None) -> None:
@@ -538,4 +526,6 @@ class Session:
 
 def evidence(info: WindowSegment) -> Evidence:
     """A segment of the window as the ledger cites it."""
-    return Evidence(info.segment_id, info.start_ms, info.end_ms, info.speaker, info.correction)
+    return Evidence(
+        info.segment_id, info.start_ms, info.end_ms, info.speaker, info.correction, info.revision
+    )

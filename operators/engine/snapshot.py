@@ -19,11 +19,12 @@ from torch import Tensor
 
 from operators.cache.kv_cache import KvLayout
 from operators.config import OperatorConfig
+from operators.engine.known_segments import Known
 from operators.errors import SnapshotError
 from operators.model.loader import DecoderModel
 from operators.state import SessionState, WindowSegment
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Of the tensors ``[2, layers, kv_heads, used, head_dim]`` and of :class:`StreamMemory`."""
 _KEY, _CHECKSUM_CHARS = "longstream", 64
 _PROBE = "Guten Tag, 12:30 \u2014 \u4f60\u597d <|im_end|>"
@@ -75,8 +76,8 @@ class StreamMemory(msgspec.Struct, kw_only=True):
     """Tokens of the draft index, oldest first."""
     draft_arms: dict[str, dict[str, tuple[float, float, float]]]
     """Per kind of answer what is known of each way to draft."""
-    recent: list[str]
-    """Segment ids taken lately, oldest first."""
+    known: list[Known]
+    """Segments taken lately, oldest first."""
     draft: DraftRecord | None = None
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from operators.cache.kv_cache import Branch, KvCache, StreamSlot
 from operators.decoding.generation import Generation
-from operators.tasks.base import Answer, Ask, Occasion, Outcome, Steps, Task
+from operators.tasks.base import TOO_LONG, Answer, Ask, Occasion, Outcome, Steps, Task
 
 MIN_SHARED = 8
 """Fewer common tokens are run again rather than copied."""
+CUT = ("length", "repetition")
+"""Reasons to finish that may come in the middle of a character."""
 MakeGeneration = Callable[[Ask], Generation]
 
 
@@ -31,6 +34,8 @@ class TaskRun:
     steps: Steps | None = None
     make: MakeGeneration | None = None
     decode: Callable[[Sequence[int]], str] = lambda tokens: ""
+    room: int = sys.maxsize
+    """Tokens of a branch: prompt and answer together."""
     asked: list[Generation] = field(default_factory=list)
     """Of the generator's last step, in the order of its asks."""
     waiting: deque[Generation] = field(default_factory=deque)
@@ -112,6 +117,9 @@ class TaskRun:
             return
         if len({ask.alone for ask in asks} | {g.alone for g in self.asked}) > 1:
             raise ValueError(f"task {self.task.name}: asks of one run are all alone, or none is")
+        if any(len(ask.prompt) >= self.room for ask in asks):
+            self._fail(TOO_LONG, "a prompt has no room in a branch")
+            return
         self.asked = [self.make(ask) for ask in asks]
         self.shared = shared_tokens([ask.prompt for ask in asks])
         self.waiting.extend(self.asked)
@@ -149,9 +157,12 @@ class TaskRun:
         )
 
     def _answer(self, generation: Generation) -> Answer:
+        text = self.decode(generation.output)
+        if generation.finish_reason in CUT:
+            text = text.rstrip("\ufffd")  # the last character is not complete
         return Answer(
             tokens=tuple(generation.output),
-            text=self.decode(generation.output),
+            text=text,
             finish_reason=generation.finish_reason,
             usage=generation.usage(),
             weights=generation.weights,

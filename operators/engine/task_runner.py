@@ -63,7 +63,7 @@ class TaskRunner:
         run.fork = session.frontier
         run.steps = run.task.run(view_of(session, run.task), run.occasion)
         run.make = self._maker(session, run.task.name)
-        run.decode = self._tokenizer.decode
+        run.decode, run.room = self._tokenizer.decode, self._config.branch_tokens
         run.start()
 
     def _maker(self, session: Session, name: str) -> MakeGeneration:
@@ -77,7 +77,7 @@ class TaskRunner:
         return Generation(
             task=kind,
             prompt=ask.prompt,
-            max_tokens=ask.max_tokens,
+            max_tokens=max(1, min(ask.max_tokens, self._config.branch_tokens - len(ask.prompt))),
             eos_ids=self._tokenizer.eos_ids,
             decoding=Decoding(
                 control=session.draft_controls.setdefault(kind, DraftControl()),

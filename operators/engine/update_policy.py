@@ -15,17 +15,21 @@ from operators.engine.residency import Residency
 from operators.engine.scheduler import Block
 from operators.engine.session import Part, Session, Work
 from operators.engine.task_run import TaskRun
-from operators.engine.task_runner import TaskRunner
+from operators.engine.task_runner import TaskRunner, view_of
 from operators.errors import DeviceError
-from operators.events import NO_SETTINGS, AnswerEvent, Event, SummaryEvent, Trigger
+from operators.events import NO_SETTINGS, AnswerEvent, Event, SummaryEvent, Trigger, event_id
 from operators.observer import Observer
 from operators.stream_settings import merged
-from operators.tasks.base import Due, Outcome, Progress, Task
+from operators.tasks.base import EMPTY, TOO_LONG, Due, Outcome, Progress, Task
 from operators.tasks.summary import SummaryTask
 
 MAX_UPDATE_FAILURES = 3
 MAX_FACTOR = 4
 """Times ``update_tokens`` that an update is due after at most (``update_adaptive``)."""
+UNANSWERED = (EMPTY, TOO_LONG)
+"""Failures that are no fault: the model works."""
+FAILED = "update_failed"
+"""In ``degraded``: an update came to nothing; the reason stands beside it."""
 SKIPPED = "updates_skipped"
 """In ``degraded``: the stream was behind, and this update stands for several."""
 
@@ -59,8 +63,7 @@ class UpdatePolicy:
             return "session_end"
         if session.requested is not None:
             return session.requested
-        head = session.queue[0] if session.queue else None
-        if isinstance(head, Part) and not session.fits(head):
+        if self._forced(session):
             return "tokens"
         return None if self._behind(session) else self._summary.due(self._progress(session))
 
@@ -77,6 +80,11 @@ class UpdatePolicy:
         if isinstance(head, Work) or not session.fits(head):
             return None
         return None if self.wanted(session) else head  # else an update is to be forked here first
+
+    def _forced(self, session: Session) -> bool:
+        """Whether the next text would push uncovered text out of the window."""
+        head = session.queue[0] if session.queue else None
+        return isinstance(head, Part) and not session.fits(head)
 
     def _behind(self, session: Session) -> bool:
         """Whether so much waits that only updates the window needs are made (``skip_behind``)."""
@@ -106,7 +114,7 @@ class UpdatePolicy:
         self._note_end_mark(session)
         if not session.between_parts or session.due:
             return
-        while session.requests and session.ending is None:
+        while session.requests and not self._is_ending(session):
             self._runner.start_run(session, session.requests.popleft())
         if session.due:
             return
@@ -116,6 +124,11 @@ class UpdatePolicy:
             if task.name not in running and (trigger := task.due(self._progress_of(session, task))):
                 session.forks[task.name] = (session.frontier, self._clock())
                 self._runner.start(session, task, Due(trigger))
+
+    def _is_ending(self, session: Session) -> bool:
+        """Whether the final update runs: what is asked from then on is asked of the ended stream."""
+        final = any(run.task is self._summary for run in session.runs)
+        return final and session.ending is not None
 
     def _take_settings(self, session: Session) -> None:
         """Settings at the head of the queue hold from this frontier on."""
@@ -148,9 +161,8 @@ class UpdatePolicy:
             return  # the end frees the slot: whatever is under way is finished first
         session.requested = None
         rule = self._rule(session, trigger)
-        if (
-            self._config.update_adaptive
-        ):  # by the update before this one, which has concluded: not by load
+        if self._config.update_adaptive:
+            # By the update before this one, which has concluded: not by load.
             again = min(MAX_FACTOR, 2 * session.update_factor)
             session.update_factor = 1 if session.update_changed else again
         session.shift = 0.0
@@ -192,9 +204,13 @@ class UpdatePolicy:
         assert isinstance(run.occasion, Due)
         if outcome.failed:
             self._observer.count("failed_runs", task=run.task.name, reason=outcome.failed)
-            if summary:
-                self._failed(session, outcome)
-            return
+            if not summary:
+                return
+            self._failed(session, outcome)
+            if not self._last_try(session, outcome.failed):
+                return
+            event = self._summary.standing(view_of(session, self._summary), run.occasion.trigger)
+            outcome = Outcome((event,), covers=True)
         events = [event for event in outcome.events if not isinstance(event, AnswerEvent)]
         if summary:
             session.update_failures = 0
@@ -220,15 +236,43 @@ class UpdatePolicy:
             self._observer.count("refused_notes", count, reason=reason)
         return made
 
+    def standing(self, session: Session) -> SummaryEvent | None:
+        """The event of the stream's last summary revision, from its state."""
+        revision = session.revisions.get(self._summary.name, 0)
+        if not revision:
+            return None
+        trigger: Trigger = "session_end" if session.ended else "request"
+        event = self._summary.standing(view_of(session, self._summary), trigger)
+        name, epoch = session.stream_id, session.epoch
+        return replace(
+            event,
+            revision=revision,
+            event_id=event_id(name, self._summary.name, epoch, revision),
+            covers=session.covers_with_lag(),
+        )
+
     def _failed(self, session: Session, outcome: Outcome) -> None:
+        """An update came to nothing: ledger and coverage stay. Its words are seen again by the next
+        one: at once after a fault, else with more words. Raises DeviceError when faults go on."""
         session.update_failures += 1
-        session.degraded = ("update_failed", outcome.failed)
+        session.add_degraded(FAILED)
+        session.add_degraded(outcome.failed)
+        if outcome.failed in UNANSWERED:
+            return
         session.last_fork = session.covered
         if session.ending is not None or session.update_failures >= MAX_UPDATE_FAILURES:
             raise DeviceError(
                 f"{session.update_failures} summary updates of one stream came to nothing: "
                 f"{outcome.text}"
             )
+
+    def _last_try(self, session: Session, reason: str) -> bool:
+        """Whether an update that came to nothing must stand: nothing else would come of trying again.
+        The text may then leave the window, and the event says why nothing was written."""
+        if reason not in UNANSWERED:
+            return False
+        often = session.update_failures >= MAX_UPDATE_FAILURES
+        return often or session.ending is not None or self._forced(session)
 
     def _end(self, session: Session, events: Sequence[Event]) -> None:
         """The final revision is there; the stream's end mark is then done and its memory free."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import re
 from collections.abc import Sequence
 from typing import Any, Protocol
+
+from operators.errors import ModelError
 
 
 class Tokenizer(Protocol):
@@ -29,6 +32,8 @@ class Tokenizer(Protocol):
         ...
 
 
+A_DAY = datetime.datetime(2024, 7, 26, tzinfo=datetime.UTC)
+"""What a chat template is told when it asks for the date (the one in Llama 3's own template)."""
 _MARK = "\N{SYMBOL FOR NULL}WINDOW\N{SYMBOL FOR NULL}"
 
 
@@ -77,16 +82,41 @@ class HubTokenizer:
         return ids
 
     def chat(self, system: str, user: str) -> tuple[list[int], list[int]]:
-        messages = [
-            {"role": "system", "content": system},
-            {"role": "user", "content": user.replace("{window}", _MARK)},
-        ]
-        if self._tokenizer.chat_template:
-            text: str = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        else:
-            text = f"{system}\n\n{messages[1]['content']}\n"
-        before, after = text.split(_MARK)
+        before, after = self._framed(system, user.replace("{window}", _MARK)).split(_MARK)
         encode = self._tokenizer.encode
         return encode(before, add_special_tokens=False), encode(after, add_special_tokens=False)
+
+    def _framed(self, system: str, user: str) -> str:
+        """The conversation as the model's template writes it. Where that refuses a system message, or
+        leaves it out, the system's words begin the user's. Raises ModelError."""
+        together = f"{system}\n\n{user}"
+        if not self._tokenizer.chat_template:
+            return f"{together}\n"
+        try:
+            text = self._apply([("system", system), ("user", user)])
+        except Exception:  # whatever a template raises: jinja2's own errors, TypeError …
+            text = ""
+        if system in text and text.count(_MARK) == 1:
+            return text
+        try:
+            text = self._apply([("user", together)])
+        except Exception as error:
+            raise ModelError(
+                "the model's chat template takes neither a system message nor a plain user message "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        if system not in text or text.count(_MARK) != 1:
+            raise ModelError("the model's chat template does not write the user's message as given")
+        return text
+
+    def _apply(self, messages: Sequence[tuple[str, str]]) -> str:
+        """The same text on every day: some templates write the date, and a prefix that changes with it
+        would make yesterday's snapshots those of another prompt."""
+        text: str = self._tokenizer.apply_chat_template(
+            [{"role": role, "content": content} for role, content in messages],
+            tokenize=False,
+            add_generation_prompt=True,
+            strftime_now=A_DAY.strftime,
+            date_string=A_DAY.strftime("%d %b %Y"),
+        )
+        return text

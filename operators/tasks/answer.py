@@ -15,7 +15,17 @@ from operators import languages
 from operators.errors import SegmentError
 from operators.events import AnswerEvent, Evidence, LedgerItem, Question, Usage
 from operators.render import GONE, grouped, listing
-from operators.tasks.base import Answer, Ask, Asked, Outcome, Steps, StreamView, Task
+from operators.tasks.base import (
+    EMPTY,
+    Answer,
+    Ask,
+    Asked,
+    Outcome,
+    Steps,
+    StreamView,
+    Task,
+    flags,
+)
 from operators.tasks.retrieval import Found, Passage, search
 from operators.text import numbers, script, similarity, support, units
 
@@ -125,8 +135,9 @@ class AnswerTask(Task):
         sources = [question.text, *(passage.line for passage in shown)]
         translated = self._language(view, question) is not None
         quoted = not borne_out(text, sources, translated)
-        cut = answer.finish_reason != "stop" and not quoted
+        told = flags([answer])
         if quoted:
+            told = ("quoted", *(flag for flag in told if flag == EMPTY))
             text, used = shown[0].line, shown[:1]
         else:
             used = sorted(shown, key=lambda p: -similarity(p.line, text))[:3]
@@ -137,10 +148,7 @@ class AnswerTask(Task):
             items=[p.item for p in used if p.item is not None],
             evidence=tuple(e for p in used for e in p.evidence),
             usage=answer.usage,
-            degraded=(
-                *(("quoted",) if quoted else ()),
-                *((f"cut_by_{answer.finish_reason}",) if cut else ()),
-            ),
+            degraded=told,
         )
 
     def _event(

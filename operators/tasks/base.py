@@ -230,7 +230,6 @@ class Tools:
 
     def result(self, task: str, view: StreamView, answer: Answer) -> ResultEvent:
         """A plain event with the answer's text."""
-        cut = () if answer.finish_reason == "stop" else (f"cut_by_{answer.finish_reason}",)
         return ResultEvent(
             stream_id=view.stream_id,
             epoch=view.epoch,
@@ -241,7 +240,7 @@ class Tools:
             model=self.model,
             usage=answer.usage,
             kv=view.kv,
-            degraded=cut,
+            degraded=flags([answer]),
         )
 
 
@@ -290,6 +289,17 @@ class Task(ABC):
         first pieces are done (not ``complete``), ``published`` of which were joined before."""
         events = (event for outcome in outcomes for event in outcome.events)
         return [event for event in events if not isinstance(event, AnswerEvent)]
+
+
+EMPTY, TOO_LONG = "empty_answer", "prompt_too_long"
+"""In ``degraded`` and as reasons: the model wrote nothing; a prompt does not fit a branch."""
+
+
+def flags(answers: Sequence[Answer]) -> tuple[str, ...]:
+    """What is not as it should be with the answers of one text, for ``degraded``."""
+    cut = sorted({answer.finish_reason for answer in answers} - {"stop"})
+    empty = answers and not any(answer.text.strip() for answer in answers)
+    return (*((EMPTY,) if empty else ()), *(f"cut_by_{reason}" for reason in cut))
 
 
 def total(usages: Sequence[Usage], finish_reason: str = "stop") -> Usage:

@@ -21,12 +21,16 @@ MIN_SUPPORT = 0.5
 
 
 def corrected(
-    items: Sequence[LedgerItem], segment_id: str, text: str | None, speaker: str | None
+    items: Sequence[LedgerItem],
+    segment_id: str,
+    text: str | None,
+    speaker: str | None,
+    revision: int,
 ) -> tuple[LedgerItem, ...]:
     """The items with a correction wherever they cite the segment, checked against it; the others are the
-    same objects. ``text``, ``speaker``: as they are now, None for unchanged."""
+    same objects. ``text``, ``speaker``: as they are now, None for unchanged; ``revision``: its own."""
     return tuple(
-        _corrected(item, segment_id, text, speaker)
+        _corrected(item, segment_id, text, speaker, revision)
         if any(cited.segment_id == segment_id for cited in item.evidence)
         else item
         for item in items
@@ -34,12 +38,17 @@ def corrected(
 
 
 def _corrected(
-    item: LedgerItem, segment_id: str, text: str | None, speaker: str | None
+    item: LedgerItem, segment_id: str, text: str | None, speaker: str | None, revision: int
 ) -> LedgerItem:
     def cite(cited: Evidence) -> Evidence:
         if cited.segment_id != segment_id:
             return cited
-        return replace(cited, correction=text or cited.correction, speaker=speaker or cited.speaker)
+        return replace(
+            cited,
+            correction=text or cited.correction,
+            speaker=speaker or cited.speaker,
+            revision=max(revision, cited.revision),
+        )
 
     before = {cited.speaker for cited in item.evidence if cited.segment_id == segment_id}
     found = replace(item, evidence=tuple(map(cite, item.evidence)))

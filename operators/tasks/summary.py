@@ -8,12 +8,14 @@ the oldest items. All asks are of one run, so what they see does not depend on l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from operators.events import LedgerItem, Stability, SummaryEvent, Trigger, Usage
 from operators.tasks import ledger
 from operators.tasks.base import (
+    EMPTY,
     Answer,
     Ask,
     Due,
@@ -22,6 +24,7 @@ from operators.tasks.base import (
     Steps,
     StreamView,
     Task,
+    flags,
     total,
 )
 from operators.tasks.minutes import MinuteTaker, item_of
@@ -31,6 +34,13 @@ TASK = "summary"
 COMPACTION = "compaction"
 MAX_NOTES = 4
 SINCE_WORDS, SINCE_CHARS = 8, 80
+
+
+class Merge(NamedTuple):
+    """Notes that stand for the oldest items of the ledger, whose ids are ``old``."""
+
+    old: tuple[str, ...]
+    notes: list[ledger.Note]
 
 
 class SummaryTask(Task):
@@ -66,11 +76,20 @@ class SummaryTask(Task):
             return self._outcome(view, occasion.trigger, None)  # a final event with nothing new
         if self.tools.config.summary_method == "select":
             return (yield from self._select(view, occasion.trigger))
+        merge: Merge | None = None
         if self._too_long(view.ledger.items):
-            (merged,) = yield [self._compaction(view.ledger.items)]
-            self._compact(view, merged)
-        (answer,) = yield [self._update(view)]
-        return self._outcome(view, occasion.trigger, answer)
+            ask, count = self._compaction(view.ledger.items)
+            if len(ask.prompt) < self._branch:
+                (merged,) = yield [ask]
+                merge = self._merge(view, merged, count)
+        (answer,) = yield [self._update(view, *self._merged(view, merge))]
+        if not answer.text.strip():
+            return Outcome(failed=EMPTY)
+        return self._outcome(view, occasion.trigger, answer, merge)
+
+    def standing(self, view: StreamView, trigger: Trigger) -> SummaryEvent:
+        """The notes as they are, without an update."""
+        return self._event(view, trigger, view.ledger.items, ())
 
     def after_edit(self, view: StreamView, ended: bool) -> SummaryEvent:
         """The notes as they are now, for an edit: a revision of its own, without the model."""
@@ -105,17 +124,27 @@ class SummaryTask(Task):
         tokens = self.tools.tokenizer.encode(ledger.render(items))
         return len(tokens) > self.tools.config.ledger_tokens
 
-    def _compaction(self, items: tuple[LedgerItem, ...]) -> Ask:
-        """An ask that merges the older half of the ledger."""
-        old = items[: _half(items)]
-        text = ledger.render(old)
-        limit = str(max(1, len(old) // 2))
-        prompt = self.tools.prompts.render("compact", ledger=text, limit=limit)
-        return self._ask(COMPACTION, prompt, text)
+    def _compaction(self, items: tuple[LedgerItem, ...]) -> tuple[Ask, int]:
+        """An ask that merges the older half of the ledger, or as much of it as a branch has room for (a
+        ledger may come from larger settings); and how many items that are."""
+        count = _half(items)
+        while True:
+            text = ledger.render(items[:count])
+            limit = str(max(1, count // 2))
+            prompt = self.tools.prompts.render("compact", ledger=text, limit=limit)
+            if count <= 2 or len(prompt) + self.tools.config.summary_tokens <= self._branch:
+                break
+            count = max(2, count // 2)
+        opening = self.tools.prompts.opening("compact")
+        return self._ask(COMPACTION, prompt, text.removeprefix(opening)), count
 
-    def _update(self, view: StreamView) -> Ask:
-        """An ask for what is new."""
-        shown = view.ledger.items
+    @property
+    def _branch(self) -> int:
+        return self.tools.config.branch_tokens
+
+    def _update(self, view: StreamView, items: tuple[LedgerItem, ...], next_item: int) -> Ask:
+        """An ask for what is new, with the ledger's items."""
+        shown = items
         while self._too_long(shown):
             shown = shown[1:]  # the newest items that fit
         new = [segment.text for segment in view.segments if segment.new]
@@ -123,7 +152,8 @@ class SummaryTask(Task):
         prompt = self.tools.prompts.render(
             "summary", ledger=ledger.render(shown), limit=str(MAX_NOTES), since=since
         )
-        return self._ask(TASK, prompt, view.last_output.get(TASK, ""))
+        opening = self.tools.prompts.opening("summary")
+        return self._ask(TASK, prompt, view.last_output.get(TASK, "").removeprefix(opening))
 
     def _ask(self, kind: str, prompt: list[int], previous: str) -> Ask:
         config, tokenizer = self.tools.config, self.tools.tokenizer
@@ -137,30 +167,36 @@ class SummaryTask(Task):
 
     # --- lines: outcomes ----------------------------------------------------------------------------
 
-    def _compact(self, view: StreamView, answer: Answer) -> None:
-        """Put the merged items in place of the older half. Mutates the view's ledger."""
-        persons = tuple(item for item in view.ledger.items if item.by == "person")
-        items = tuple(item for item in view.ledger.items if item.by != "person")
-        old = _half(items)
+    def _merge(self, view: StreamView, answer: Answer, old: int) -> Merge | None:
+        """The merged notes in place of the ``old`` oldest; None where the model wrote nothing."""
+        if not answer.text.strip():
+            return None
         text = self.tools.prompts.opening("compact") + answer.text
         notes = ledger.parse_notes(text, max(1, old // 2))
-        merged = ledger.merge_notes(
-            items, old, notes, revision=view.revision, next_id=view.ledger.next_item
-        )
-        view.ledger.items = persons + merged
-        view.ledger.next_item += len(notes)
+        return Merge(tuple(item.id for item in view.ledger.items[:old]), notes)
 
-    def _outcome(self, view: StreamView, trigger: Trigger, answer: Answer | None) -> Outcome:
+    def _merged(self, view: StreamView, merge: Merge | None) -> tuple[tuple[LedgerItem, ...], int]:
+        """The ledger as it is now, after the merge, and the number of its next item. Nothing changes
+        before the whole run has succeeded."""
         items, next_item = view.ledger.items, view.ledger.next_item
+        if merge is None or tuple(i.id for i in items[: len(merge.old)]) != merge.old:
+            return items, next_item
+        old, notes, revision = len(merge.old), merge.notes, view.revision
+        made = ledger.merge_notes(items, old, notes, revision=revision, next_id=next_item)
+        return made, next_item + len(notes)
+
+    def _outcome(
+        self, view: StreamView, trigger: Trigger, answer: Answer | None, merge: Merge | None = None
+    ) -> Outcome:
+        items, next_item = self._merged(view, merge)
         remember: dict[str, str] = {}
         degraded: list[str] = []
         if answer is not None:
             text = self.tools.prompts.opening("summary") + answer.text
             notes = ledger.parse_notes(text, MAX_NOTES)
+            degraded += flags([answer])
             if not notes and "NONE" not in text.upper():
                 degraded.append("unparsed_update")
-            if answer.finish_reason in ("length", "repetition"):
-                degraded.append(f"cut_by_{answer.finish_reason}")
             seen = [(segment.evidence, segment.text) for segment in view.segments]
             update = ledger.add_notes(items, notes, seen, revision=view.revision, next_id=next_item)
             items, next_item = update.items, next_item + update.added

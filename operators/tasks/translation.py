@@ -353,6 +353,7 @@ class TranslationTask(Task):
         """All but the text and how far it goes. ``new``: clauses whose tokens are to be counted."""
         deleted, erasure = normalized_erasure(shown, text)
         reasons = sorted({clause.usage.finish_reason for clause in new} - {"stop"})
+        flags = {flag for clause in new for flag in clause.flags}
         return TranslationEvent(
             stream_id=segment.stream_id,
             epoch=0,
@@ -366,7 +367,7 @@ class TranslationTask(Task):
             model=self.tools.model,
             usage=total([clause.usage for clause in new], reasons[0] if reasons else "stop"),
             stability=Stability(deleted, round(erasure, 4)),
-            degraded=tuple(sorted({flag for clause in new for flag in clause.flags})),
+            degraded=tuple(sorted(flags)),
         )
 
 

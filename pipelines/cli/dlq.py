@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -18,7 +20,7 @@ from pipelines.cli.output import Bootstrap, Config, Json, complaints, emit, prin
 from pipelines.cli.output import show as print_table
 from pipelines.config.fields import Settings
 from pipelines.config.load import load_settings
-from pipelines.kafka.clients import client_options
+from pipelines.kafka.clients import client_options, compression
 from pipelines.kafka.tools import Reader
 from pipelines.wire.dead_letters import CUT, header, original_headers, pairs
 
@@ -26,6 +28,8 @@ MARK = "longstream.dlq.replayed"
 """Header of a record on the dead-letter topic that says which letter was put back."""
 SHOWN_CHARS = 4000
 REQUEST_ROOM = 1 << 20
+PAGE_ROWS = 500
+TRANSACTION_TIMEOUT_MS = 600_000
 SINCE_HELP = "Only those refused since then: 15m, 2h, 3d (ago), or a time in ISO form."
 
 app = typer.Typer(help="Dead letters: list, show, put back.", no_args_is_help=True)
@@ -87,18 +91,24 @@ def list_letters(
     config: Config = None,
     bootstrap: Bootstrap = None,
 ) -> None:
-    """List all dead letters, oldest first."""
+    """List all dead letters, those of each partition oldest first. They are read and shown a page at a
+    time, however many there are."""
     with complaints("dlq"):
         settings = load_settings(config, bootstrap=bootstrap)
-        rows = [x.row() for x in chosen(read_letters(settings), reason, since)]
-    if as_json:
-        for row in rows:
-            emit(row)
-        return
-    shown = table("id", "when", "reason", "stage", "stream", "bytes", "source", "replayed")
-    for row in rows:
-        shown.add_row(*(str(value) for value in row.values()))
-    print_table(shown if rows else f"no dead letters on {settings.topic_dlq}")
+        rows = (x.row() for x in chosen(read_letters(settings), reason, since))
+        if as_json:
+            for row in rows:
+                emit(row)
+            return
+        count = 0
+        while page := list(itertools.islice(rows, PAGE_ROWS)):
+            shown = table("id", "when", "reason", "stage", "stream", "bytes", "source", "replayed")
+            for row in page:
+                shown.add_row(*(str(value) for value in row.values()))
+            print_table(shown)
+            count += len(page)
+        if not count:
+            print_table(f"no dead letters on {settings.topic_dlq}")
 
 
 @app.command()
@@ -110,7 +120,7 @@ def show(
 ) -> None:
     """Show a dead letter: why it was refused, its headers, its value."""
     with complaints("dlq"):
-        (found,) = choose(read_letters(load_settings(config, bootstrap=bootstrap)), [letter])
+        (found,) = list(choose(read_letters(load_settings(config, bootstrap=bootstrap)), [letter]))
     headers = [
         (name, (raw or b"").decode(errors="replace"))
         for name, raw in original_headers(found.record.headers)
@@ -153,83 +163,141 @@ def replay(
         if sum((bool(letters), reason is not None or since is not None, every)) != 1:
             raise ConfigError("say which: ids, or --reason and --since, or --all")
         settings = load_settings(config, bootstrap=bootstrap)
-        found = list(read_letters(settings))
+        found = read_letters(settings)
         found = choose(found, letters) if letters else chosen(found, reason, since)
-        wanted = [x for x in found if again or not x.replayed]
-        cut = [x for x in wanted if x.cut]
-        wanted = [x for x in wanted if x not in cut]
-        if not dry_run:
+        done = Replay([], [], 0)
+        wanted = done.wanted(found, again=again)
+        if dry_run:
+            for _ in wanted:
+                pass
+        else:
             put_back(wanted, settings)
     if as_json:
-        emit({"put_back": [x.id for x in wanted], "dry_run": dry_run, "cut": [x.id for x in cut],
-              "before": len(found) - len(wanted) - len(cut)})  # fmt: skip
+        emit({"put_back": done.put_back, "dry_run": dry_run, "cut": [x for x, _ in done.cut],
+              "before": done.before})  # fmt: skip
         return
-    for x in cut:
-        typer.echo(f"{x.id}: not put back, it was cut; the whole is at {x.row()['source']}")
+    for place, source in done.cut:
+        typer.echo(f"{place}: not put back, it was cut; the whole is at {source}")
     verb = "would be put back" if dry_run else "put back"
-    typer.echo(f"{len(wanted)} {verb}, {len(found) - len(wanted) - len(cut)} were before")
+    typer.echo(f"{len(done.put_back)} {verb}, {done.before} were before")
 
 
-def read_letters(settings: Settings) -> Iterable[Letter]:
-    """All dead letters the topic holds now. Raises LongstreamError without a broker or topic."""
+@dataclass
+class Replay:
+    """What became of the chosen letters, by their ids."""
+
+    put_back: list[str]
+    cut: list[tuple[str, str]]
+    """With the place of the whole record."""
+    before: int
+
+    def wanted(self, letters: Iterable[Letter], *, again: bool) -> Iterator[Letter]:
+        """Those to be put back, as they come; the others are noted."""
+        for letter in letters:
+            if letter.replayed and not again:
+                self.before += 1
+            elif letter.cut:
+                self.cut.append((letter.id, str(letter.row()["source"])))
+            else:
+                self.put_back.append(letter.id)
+                yield letter
+
+
+def read_letters(settings: Settings) -> Iterator[Letter]:
+    """All dead letters the topic holds now, as they are read: the topic is read twice, first for the
+    marks of those that were put back. Raises LongstreamError without a broker or topic."""
+    marks = {
+        mark.decode()
+        for record in _records(settings)
+        if (mark := header(record.headers, MARK)) is not None
+    }
+    for record in _records(settings):
+        if header(record.headers, MARK) is None:
+            yield Letter(record, place_of(record) in marks)
+
+
+def _records(settings: Settings) -> Iterator[Any]:
     reader = Reader(settings, [settings.topic_dlq], [settings.topic_dlq])
     try:
-        records = list(reader.read_to_end())
+        yield from reader.read_to_end()
     finally:
         reader.close()
-    marks = {mark.decode() for r in records if (mark := header(r.headers, MARK)) is not None}
-    plain = [r for r in records if header(r.headers, MARK) is None]
-    plain.sort(key=lambda r: (r.timestamp, r.partition, r.offset))
-    return [Letter(r, place_of(r) in marks) for r in plain]
 
 
-def put_back(letters: Iterable[Letter], settings: Settings) -> None:
-    """Send each record, and behind it its mark. A crash in between sends it once more next time,
-    which a stream takes as the repetition it is if it has an id. Raises LongstreamError.
+def put_back(letters: Iterator[Letter], settings: Settings) -> None:
+    """Send each record and its mark, all in one transaction: after an error or a crash none was put
+    back. Two at once do not mix: the later one ends the earlier. Brokers without transactions
+    (delivery = at_least_once) get one after the other; a crash in between then sends a record once more
+    next time. Raises LongstreamError.
 
     By aiokafka: kafka-python refuses headers without a value, which a record may well have."""
     asyncio.run(_put_back(letters, settings))
 
 
-async def _put_back(letters: Iterable[Letter], settings: Settings) -> None:
+async def _put_back(letters: Iterator[Letter], settings: Settings) -> None:
+    whole = settings.delivery == "exactly_once"
+    options: dict[str, Any] = {"enable_idempotence": True}
+    if whole:
+        options["transactional_id"] = f"{settings.app_id}-dlq-replay"
+        options["transaction_timeout_ms"] = TRANSACTION_TIMEOUT_MS
     client = aiokafka.AIOKafkaProducer(
         **client_options(settings),
-        enable_idempotence=True,
+        **options,
         max_request_size=settings.max_message_bytes + REQUEST_ROOM,
+        compression_type=compression(settings),
     )
     place = "the first"
     try:
         await client.start()
-        for letter in letters:
-            place = letter.id
-            await client.send_and_wait(
-                letter.said("__streams.errors.topic"),
-                key=letter.record.key,
-                value=letter.record.value,
-                headers=original_headers(letter.record.headers),
-                partition=int(letter.said("__streams.errors.partition")),
-            )
-            await client.send_and_wait(
-                settings.topic_dlq,
-                key=letter.record.key,
-                value=b"",
-                headers=[(MARK, letter.id.encode())],
-                partition=letter.record.partition,
-            )
+        if whole:
+            await client.begin_transaction()
+        try:
+            # In a thread: reading waits for the broker, and so does what is sent.
+            while (letter := await asyncio.to_thread(next, letters, None)) is not None:
+                place = letter.id
+                await _send(client, letter, settings)
+        except BaseException:
+            if whole:
+                with suppress(KafkaError, AssertionError):
+                    await client.abort_transaction()
+            raise
+        if whole:
+            await client.commit_transaction()
     except (KafkaError, ValueError, AssertionError) as error:
-        raise LongstreamError(f"dead letter {place} was not put back: {error}") from error
+        rest = "nothing was put back" if whole else "it and those behind it were not"
+        raise LongstreamError(
+            f"dead letter {place} could not be put back, {rest}: {error}"
+        ) from error
     finally:
         await client.stop()
 
 
-def chosen(letters: Iterable[Letter], reason: str | None, since: str | None) -> list[Letter]:
+async def _send(client: aiokafka.AIOKafkaProducer, letter: Letter, settings: Settings) -> None:
+    """A record, and behind it its mark."""
+    await client.send_and_wait(
+        letter.said("__streams.errors.topic"),
+        key=letter.record.key,
+        value=letter.record.value,
+        headers=original_headers(letter.record.headers),
+        partition=int(letter.said("__streams.errors.partition")),
+    )
+    await client.send_and_wait(
+        settings.topic_dlq,
+        key=letter.record.key,
+        value=b"",
+        headers=[(MARK, letter.id.encode())],
+        partition=letter.record.partition,
+    )
+
+
+def chosen(letters: Iterable[Letter], reason: str | None, since: str | None) -> Iterator[Letter]:
     """Those refused for ``reason`` and not before ``since``. Raises ConfigError."""
     after = moment(since) if since is not None else 0.0
-    return [
+    return (
         x
         for x in letters
         if x.failed_at / 1000 >= after and reason in (None, x.said("longstream.dlq.reason"))
-    ]
+    )
 
 
 def moment(text: str) -> float:
@@ -246,12 +314,15 @@ def moment(text: str) -> float:
     return (when if when.tzinfo else when.replace(tzinfo=datetime.UTC)).timestamp()
 
 
-def choose(letters: Iterable[Letter], ids: list[str]) -> list[Letter]:
-    """Those with the ids. Raises ConfigError for one that does not exist."""
-    by_id = {letter.id: letter for letter in letters}
-    if missing := [name for name in ids if name not in by_id]:
+def choose(letters: Iterable[Letter], ids: list[str]) -> Iterator[Letter]:
+    """Those with the ids, as they come. Raises ConfigError at the end if one does not exist."""
+    missing = dict.fromkeys(ids)
+    for letter in letters:
+        if letter.id in missing:
+            del missing[letter.id]
+            yield letter
+    if missing:
         raise ConfigError(f"no dead letter {', '.join(missing)}; see `longstream dlq ls`")
-    return [by_id[name] for name in ids]
 
 
 def place_of(record: Any) -> str:

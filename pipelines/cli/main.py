@@ -17,6 +17,7 @@ from pipelines.worker import exit_codes
 COMMANDS = {
     "demo": "pipelines.dev.demo.command",
     "run": "pipelines.cli.run",
+    "decode": "pipelines.cli.decode",
     "convert": "pipelines.cli.convert",
     "listen": "pipelines.cli.listen",
     "init": "pipelines.cli.init",

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import msgspec
 import typer
+from pydantic import ValidationError
 
+from operators.config import OperatorConfig
 from operators.errors import ConfigError
 from operators.events import Segment
 from operators.state import Failure
 from pipelines.cli.convert import Bad, From
 from pipelines.cli.output import complaints
+from pipelines.config.fields import Settings
 from pipelines.wire.codec import read_transcript
 from pipelines.wire.questions import question_fields
 
@@ -72,7 +77,22 @@ def run(
     Input is read as it comes, so a pipe without end works: `tail -f talk.txt | longstream run -`.
     """
     reader = Bad("run")
+    options: dict[str, Any] = {
+        "window": window,
+        "update_tokens": min(update_tokens, window),
+        "targets": tuple(code.strip() for code in translate.split(",") if code.strip()),
+    }
     with complaints("run"):
+        # What can be wrong without the model is said before minutes are spent on loading it.
+        OperatorConfig.from_dict(dict(options))
+        _check(device=device, model=model, model_sha256=model_sha256)
+        resumed = resume.read_bytes() if resume is not None else None
+        if snapshot is not None and not snapshot.absolute().parent.is_dir():
+            raise ConfigError(f"--snapshot {snapshot}: no such folder")
+        found = read_transcript(
+            file, stream, file_format=file_format, on_bad=reader.bad, on_note=reader.note
+        )
+        segments = begun(file, found)
         from pipelines.local import load_operator  # imports torch
         from pipelines.served.options import chosen_server
 
@@ -84,16 +104,32 @@ def run(
             device=device,
             backend=backend,
             server=server,
-            window=window,
-            update_tokens=min(update_tokens, window),
-            targets=tuple(code for code in translate.split(",") if code),
-        )
-        resumed = resume.read_bytes() if resume is not None else None
-        segments = read_transcript(
-            file, stream, file_format=file_format, on_bad=reader.bad, on_note=reader.note
+            **options,
         )
         follow(operator, segments, sys.stdout, ask or [], resumed, snapshot)
     reader.leave()
+
+
+def _check(**given: Any) -> None:
+    """Raises ConfigError for values that a worker's settings would refuse."""
+    try:
+        Settings(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        name = str(first["loc"][-1])
+        told = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"--{name.replace('_', '-')} {given.get(name, '')}: {told}") from None
+
+
+def begun(file: str, segments: Iterator[Segment]) -> Iterator[Segment]:
+    """The same segments, of a file with the first one read: a format that is not known is told now. A
+    pipe is not waited for. Raises SegmentError, OSError; ConfigError for a file without a segment."""
+    if file == "-" or stat.S_ISFIFO(Path(file).stat().st_mode):
+        return segments
+    first = next(segments, None)
+    if first is None:
+        raise ConfigError(f"{file}: there is no segment in it")
+    return itertools.chain([first], segments)
 
 
 def follow(

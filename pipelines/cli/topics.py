@@ -13,17 +13,18 @@ from pipelines.config.fields import Settings
 from pipelines.config.load import load_settings
 from pipelines.kafka.clients import turned_away
 from pipelines.kafka.errors import BrokerUnavailable, TopicError
+from pipelines.kafka.growth import grow as grow_topics
 from pipelines.kafka.tools import connection
 from pipelines.kafka.topic_check import check_topics
 from pipelines.kafka.topics import create_topics, topic_specs, wrong_policies
 from pipelines.worker import exit_codes
 
-app = typer.Typer(help="Kafka topics: create, check.", no_args_is_help=True)
+app = typer.Typer(help="Kafka topics: create, grow, check.", no_args_is_help=True)
 
 
 @app.callback()
 def topics() -> None:
-    """Kafka topics: create, check."""
+    """Kafka topics: create, grow, check."""
 
 
 @app.command()
@@ -60,6 +61,27 @@ def _create(settings: Settings) -> list[str]:
         if (refusal := asyncio.run(turned_away(settings))) is not None:
             raise refusal from refusal.__cause__  # which tells a refused login from a wrong setting
         raise
+
+
+@app.command()
+def grow(
+    partitions: Annotated[int, typer.Argument(help="Partitions of every topic from then on.")],
+    config: Config = None,
+    bootstrap: Bootstrap = None,
+    as_json: Json = False,
+) -> None:
+    """Add partitions and move what is kept of each stream to where its input goes then.
+
+    Producers and workers have to be stopped, with nothing left unprocessed; otherwise it refuses.
+    """
+    with complaints("topics"):
+        settings = load_settings(config, bootstrap=bootstrap)
+        before, moved = grow_topics(settings, partitions)
+    if as_json:
+        emit({"before": before, "partitions": partitions, "moved": moved})
+        return
+    typer.echo(f"{before} partitions before, {partitions} now; {moved} streams moved")
+    typer.echo(f"set partitions = {partitions}, then start the workers and the producers")
 
 
 @app.command()

@@ -129,17 +129,25 @@ class Settings(GatewaySettings, BaseSettings):
     """Results and offsets are committed after this many seconds…"""
     commit_max_events: int = Field(256, ge=1)
     """…or after this many segments, at most half of in_flight_per_partition."""
-    compression: Literal["gzip", "none"] = "gzip"
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "gzip"
     """How batches of results and states are compressed. Every Kafka client reads gzip without further
-    libraries."""
+    libraries; lz4 and zstd cost a third to a seventh of its processor time."""
     in_flight_per_partition: int = Field(512, ge=1)
     """Segments of one partition under way at once; beyond it the consumer pauses."""
     in_flight_per_key: int = Field(8, ge=1)
     """Segments of one stream under way at once."""
+    stream_idle_timeout_s: float = Field(21_600.0, ge=0)
+    """A stream of which no record came for so many seconds is ended, with its final summary; what comes
+    later begins its next epoch. 0: never."""
     session_timeout_s: float = Field(10.0, ge=6, le=1800)
     """A worker silent for so many seconds loses its partitions (brokers want 6 at least)."""
     broker_patience_s: float = Field(300.0, gt=0)
     """How long a worker waits for Kafka to come back, or to take what it refused, before it ends."""
+    recovery_timeout_s: float = Field(120.0, gt=0)
+    """Longest time for reading the states of a partition that was taken over."""
+    states_max_bytes: int = Field(512 << 20, ge=1 << 20)
+    """Memory for the states of the closed streams of one partition, compressed; a worker whose streams
+    need more ends and says so."""
     stop_deadline_s: float = Field(30.0, gt=0)
     """Seconds a stopping worker may take to finish what is under way."""
     broker_max_poll_records: int = Field(100, ge=1)
@@ -322,7 +330,15 @@ class Settings(GatewaySettings, BaseSettings):
     def _expand_home(cls, value: Path | None) -> Path | None:
         return value and value.expanduser()
 
-    @field_validator("log_level", mode="before")
+    @field_validator("security_protocol", "sasl_mechanism", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator(
+        *("log_level", "log_format", "delivery", "compression", "input_format", "tenant_excess"),
+        mode="before",
+    )
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
@@ -411,6 +427,11 @@ class Settings(GatewaySettings, BaseSettings):
     def operator_config(self) -> OperatorConfig:
         """The engine's own settings."""
         return self.operator
+
+    @property
+    def own_snapshot_url(self) -> str:
+        """Where this application's snapshots are: a folder of its own under ``snapshot_url``."""
+        return f"{self.snapshot_url.rstrip('/')}/app-{self.app_id}" if self.snapshot_url else ""
 
     @property
     def cautions(self) -> tuple[str, ...]:

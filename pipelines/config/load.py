@@ -14,6 +14,7 @@ import difflib
 import inspect
 import itertools
 import os
+import re
 import textwrap
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -47,6 +48,8 @@ _UNSHOWN = (
     *("input_schema_registry", "input_schema_registry_password"),
     *("server_url", "server_key", "server_extra"),
 )
+_LINK_NAME = re.compile(r"_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?$")
+_LINK_URL = re.compile(r"(tcp|udp|sctp)://.+")
 _MISSING = object()
 
 
@@ -161,11 +164,26 @@ def environment_name(*names: str) -> str:
 
 def _environment() -> dict[str, Any]:
     """The settings in the environment, as strings. Raises ``ConfigError`` for unknown names."""
-    _refuse_unknown_names(os.environ)
+    links = {name for name, value in os.environ.items() if is_service_link(name, value)}
+    _refuse_unknown_names(name for name in os.environ if name not in links)
+    source = EnvSettingsSource(Settings)
+    lowered = {name.lower() for name in links}
+    source.env_vars = {n: v for n, v in source.env_vars.items() if n.lower() not in lowered}
     try:
-        return EnvSettingsSource(Settings)()
+        return source()
     except SettingsError as error:
         raise ConfigError(f"environment: {error}") from None
+
+
+def is_service_link(name: str, value: str) -> bool:
+    """Whether a variable describes a service of Kubernetes (or a container that Docker links): every pod
+    is given those of all services of its namespace, and one named longstream… has our prefix."""
+    name = name.upper()
+    if not name.startswith(PREFIX):
+        return False
+    return bool(_LINK_NAME.search(name)) or bool(
+        name.endswith("_PORT") and _LINK_URL.fullmatch(value)
+    )
 
 
 def _refuse_unknown_names(environ: Iterable[str]) -> None:

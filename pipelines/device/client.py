@@ -125,6 +125,10 @@ class DeviceClient:
         """Hand over a question about an open stream. The caller bounds how many are under way."""
         self._send(protocol.Ask(ticket, question))
 
+    def end(self, stream_id: str) -> None:
+        """End an open stream that nobody else ends, behind all that was fed."""
+        self._send(protocol.End(stream_id))
+
     def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]:
         """Let go of a stream. When the result is done, no emission of it is left on the way.
 

@@ -69,6 +69,13 @@ class Ask(msgspec.Struct, tag="ask"):
     question: Question
 
 
+class End(msgspec.Struct, tag="end"):
+    """End an open stream that nobody else ends, behind all that was fed. Its state says that it ended;
+    no ticket comes back."""
+
+    stream_id: str
+
+
 class Drop(msgspec.Struct, tag="drop"):
     """Let go of the stream at once (partition revoked); no further emission about it is wanted.
 
@@ -91,7 +98,7 @@ class Stop(msgspec.Struct, tag="stop"):
     """Finish nothing, leave in order."""
 
 
-Command = Load | Open | Feed | Ask | Drop | Probe | Stop
+Command = Load | Open | Feed | Ask | End | Drop | Probe | Stop
 
 
 # --- from the device -------------------------------------------------------------------------

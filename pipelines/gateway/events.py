@@ -29,6 +29,13 @@ class Changes:
 
     def __init__(self) -> None:
         self._waiting: dict[str, set[asyncio.Future[None]]] = defaultdict(set)
+        self.closed = False
+        """The gateway ends: readers are to go, and may resume elsewhere."""
+
+    def close(self) -> None:
+        self.closed = True
+        for stream_id in list(self._waiting):
+            self.notify(stream_id)
 
     def notify(self, stream_id: str) -> None:
         for future in self._waiting.pop(stream_id, ()):
@@ -95,6 +102,9 @@ class EventStream:
             await _body(send, b"", more=False)
             return
         while not gone.done():
+            if self._changes.closed:
+                await _body(send, b"", more=False)
+                return
             changed = self._changes.next(self._view.stream_id)
             if self._views.get(self._view.stream_id) is not self._view:
                 changed.cancel()

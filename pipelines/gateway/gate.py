@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -85,6 +86,10 @@ class Gate:
             await self._refuse(
                 scope, answer, 503, "too many at once; try again", {"retry-after": "2"}
             )
+        except Exception as error:
+            # Starlette has answered 500. A traceback with its variables would hold what people said.
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            log.error("%s in %s:%s", type(error).__name__, frame.filename, frame.lineno)
         if scope["type"] == "http":
             seconds = time.monotonic() - started
             log.debug("%s %s in %.3f s", scope["method"], answer.status, seconds)

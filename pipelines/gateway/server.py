@@ -52,6 +52,10 @@ def bounded_protocol(seconds: float) -> type[H11Protocol]:
 class Server(uvicorn.Server):
     """Ends in order; uvicorn's own raises the signal again, which would be its exit code."""
 
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
@@ -59,6 +63,7 @@ class Server(uvicorn.Server):
     def stop(self) -> None:
         self.force_exit = self.should_exit  # asked twice
         self.should_exit = True
+        self._on_stop()
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -83,7 +88,7 @@ async def serve(settings: Settings, on_url: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT. ``on_url`` is told the address. Raises ConfigError."""
     gateway = Gateway(settings)
     with listen(settings) as listener:
-        server = Server(config_of(gateway.app, settings))
+        server = Server(config_of(gateway.app, settings), gateway.changes.close)
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, server.stop)

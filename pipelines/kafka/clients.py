@@ -61,6 +61,11 @@ def login(settings: Settings) -> dict[str, Any]:
     }
 
 
+def compression(settings: Settings) -> str | None:
+    """As clients name it: None for none."""
+    return None if settings.compression == "none" else settings.compression
+
+
 def faust_credentials(settings: Settings) -> Any:
     """The same for Faust, which has classes of its own for it; None for plain text."""
     import faust  # slow to import, and not needed to ask for help or check topics

@@ -21,13 +21,13 @@ DENIALS = (
 )
 """The login, or the access to a resource, was refused."""
 UNKNOWN_TOPIC = kafka.UnknownTopicOrPartitionError
-MISFITS = (
-    kafka.InvalidTopicError,
+TOO_LARGE = (
     kafka.MessageSizeTooLargeError,
     kafka.RecordListTooLargeError,
     kafka.RecordTooLargeError,
-    UNKNOWN_TOPIC,
 )
+"""A message, or the batch it is in, is larger than the topic takes."""
+MISFITS = (kafka.InvalidTopicError, *TOO_LARGE, UNKNOWN_TOPIC)
 """A topic is missing, or too small for what is written to it."""
 
 

@@ -28,6 +28,11 @@ class OffsetTracker:
         return self._highest + 1 if self._highest >= 0 else None
 
     @property
+    def read_to(self) -> int:
+        """One past the highest offset read; 0 before any was."""
+        return self._highest + 1
+
+    @property
     def gap(self) -> int:
         """Messages between the highest finished and the committable offset; 0: none."""
         return max(0, self._highest_finished + 1 - (self.committable or 0))

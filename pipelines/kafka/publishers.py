@@ -22,10 +22,10 @@ from aiokafka.errors import IllegalOperation, KafkaError, ProducerFenced
 from operators.errors import LongstreamError
 from operators.state import SessionState
 from pipelines.config.load import Settings
-from pipelines.kafka.clients import client_options, disconnect
-from pipelines.kafka.errors import explain
+from pipelines.kafka.clients import client_options, compression, disconnect
+from pipelines.kafka.errors import TOO_LARGE, explain
 from pipelines.wire.codec import encode_state
-from pipelines.wire.messages import MESSAGE_ROOM, Message, state_message
+from pipelines.wire.messages import Message, MessageLimit, state_message
 
 TRANSACTION_TIMEOUT_MS = 20_000
 """How long readers wait for a transaction whose worker vanished and that nobody takes over."""
@@ -39,6 +39,16 @@ class Fenced(LongstreamError):
 
 class Retriable(LongstreamError):
     """The group was not published; publishing the same group again is safe."""
+
+
+class TooLarge(LongstreamError):
+    """A topic does not take a message of ``size`` bytes (None: a batch of several). The publisher is of
+    no more use: the numbers by which the broker knows its batches have a gap. Another one may publish
+    less, after it has read what counts."""
+
+    def __init__(self, text: str, size: int | None) -> None:
+        super().__init__(text)
+        self.size = size
 
 
 @dataclass
@@ -83,11 +93,14 @@ class TransactionalPublisher:
     a worker that was presumed dead cannot write any more.
     """
 
-    def __init__(self, settings: Settings, partition: int) -> None:
+    def __init__(
+        self, settings: Settings, partition: int, limit: MessageLimit | None = None
+    ) -> None:
         self._settings = settings
         self._partition = partition
         self._producer: aiokafka.AIOKafkaProducer | None = None
         self._in_transaction = False
+        self._limit = limit or MessageLimit(settings.max_message_bytes)
 
     async def open(self) -> None:
         settings = self._settings
@@ -97,7 +110,7 @@ class TransactionalPublisher:
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
             max_request_size=settings.max_message_bytes + REQUEST_ROOM,
             max_batch_size=BATCH_BYTES,
-            compression_type=codec(settings),
+            compression_type=compression(settings),
         )
         await self._producer.start()  # returns when the producer id is ours: others are fenced
 
@@ -157,7 +170,7 @@ class TransactionalPublisher:
             *group.messages,
             *(state_message(self._settings, name, s) for name, s in group.states.items()),
         ]
-        await _send_all(self._producer, records, self._partition)
+        await _send(self._producer, records, self._partition, self._limit)
 
     async def _abort(self) -> None:
         assert self._producer is not None
@@ -185,9 +198,12 @@ class OutboxPublisher:
     network before may still arrive, so this is not claimed.
     """
 
-    def __init__(self, settings: Settings, partition: int) -> None:
+    def __init__(
+        self, settings: Settings, partition: int, limit: MessageLimit | None = None
+    ) -> None:
         self._settings = settings
         self._partition = partition
+        self._limit = limit or MessageLimit(settings.max_message_bytes)
         self._producer: aiokafka.AIOKafkaProducer | None = None
         self._pulse = Pulse(settings.session_timeout_s)
 
@@ -198,17 +214,21 @@ class OutboxPublisher:
             acks="all",
             max_request_size=self._settings.max_message_bytes + REQUEST_ROOM,
             max_batch_size=BATCH_BYTES,
-            compression_type=codec(self._settings),
+            compression_type=compression(self._settings),
         )
         await self._producer.start()
 
     def fits(self, group: Group) -> bool:
-        limit = self._settings.max_message_bytes - MESSAGE_ROOM
+        limit = self._limit.content
         for name, state in group.states.items():
             outbox = group.outbox.get(name)
             if state is None or not outbox:
                 continue
-            size = len(encode_state(state)) + len(msgspec.json.encode(outbox)) + len(name.encode())
+            size = (
+                len(encode_state(state, self._settings.app_id))
+                + len(msgspec.json.encode(outbox))
+                + len(name.encode())
+            )
             if size > limit:
                 return False
         return True
@@ -226,8 +246,8 @@ class OutboxPublisher:
         ]
         first, second = (states, group.messages) if whole else (group.messages, states)
         try:
-            await _send_all(self._producer, first, self._partition)  # 1.
-            await _send_all(self._producer, second, self._partition)  # 2.
+            await _send(self._producer, first, self._partition, self._limit)  # 1.
+            await _send(self._producer, second, self._partition, self._limit)  # 2.
         except KafkaError as error:
             raise Retriable(explain(error)) from error
 
@@ -269,15 +289,27 @@ class Pulse:
             self.missed()
 
 
-def codec(settings: Settings) -> str | None:
-    """How batches are compressed, as the client takes it."""
-    return None if settings.compression == "none" else settings.compression
+def make_publisher(settings: Settings, partition: int, limit: MessageLimit) -> Publisher:
+    kind = TransactionalPublisher if settings.delivery == "exactly_once" else OutboxPublisher
+    return kind(settings, partition, limit)
 
 
-def make_publisher(settings: Settings, partition: int) -> Publisher:
-    if settings.delivery == "exactly_once":
-        return TransactionalPublisher(settings, partition)
-    return OutboxPublisher(settings, partition)
+async def _send(
+    producer: aiokafka.AIOKafkaProducer,
+    messages: list[Message],
+    partition: int,
+    limit: MessageLimit,
+) -> None:
+    """In batches, or each message alone where a topic refused a batch before. Raises as
+    :func:`_send_all`; TooLarge for a message or batch larger than its topic takes."""
+    for part in [[message] for message in messages] if limit.singly else [messages]:
+        try:
+            await _send_all(producer, part, partition)
+        except Retriable as error:
+            if isinstance(error.__cause__, TOO_LARGE):
+                size = part[0].size if len(part) == 1 else None
+                raise TooLarge(str(error), size) from None
+            raise
 
 
 async def _send_all(

@@ -67,7 +67,8 @@ def _check_partitions(settings: Settings, answer: list[dict[str, Any]]) -> None:
         raise ConfigError(
             f"{settings.topic_segments} has {wanted} partitions, but "
             + ", ".join(f"{name} has {count}" for name, count in other.items())
-            + ": all must have the same number"
+            + ": all must have the same number. To make more of them stop the producers and call "
+            "`longstream topics grow`"
         )
 
 

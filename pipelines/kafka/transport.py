@@ -194,6 +194,18 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         fetched: int | None = super().highwater(tp)
         return max((end for end in (fetched, self._ends.get(tp)) if end is not None), default=None)
 
+    def at_end(self, tp: TP) -> bool:
+        """Whether everything the partition holds, as far as we were told, has been fetched."""
+        consumer = self._thread._consumer if self._thread else None
+        if consumer is None or tp in self._held:
+            return False
+        try:
+            state = consumer._subscription.subscription.assignment.state_value(tp)
+            end = self.highwater(tp)
+            return bool(state.has_valid_position and end is not None and state.position >= end)
+        except (AttributeError, KeyError):  # during a rebalance
+            return False
+
     @Service.task  # type: ignore[untyped-decorator]
     async def _ask_for_ends(self) -> None:
         """Once a second, while partitions are held. In the client's own thread, past the queue of calls

@@ -152,6 +152,10 @@ class Metrics:
         """A segment was delayed or refused by its tenant's limit of streams, segments or bytes."""
         self._record("tenant_limited", 1, limit)
 
+    def stream_ended_idle(self) -> None:
+        """A stream is ended of which no record came for ``stream_idle_timeout_s``."""
+        self._record("streams_ended_idle", 1)
+
     def retry(self, stage: str) -> None:
         self._record("retries", 1, stage)
 
@@ -177,10 +181,27 @@ class Metrics:
         """Age of the oldest final segment read and not yet covered, over all streams; 0 if none."""
         self._record("coverage_lag_seconds", max(0.0, seconds))
 
+    def state_written(self, size: int) -> None:
+        """A stream's state of so many bytes goes to its topic."""
+        self._record("state_bytes", size)
+
+    def state_shrunk(self) -> None:
+        self._record("states_shrunk", 1)
+
     # --- partitions --------------------------------------------------------------------------
 
     def rebalance(self) -> None:
         self._record("rebalances", 1)
+
+    def streams(self, opened: int, table_bytes: int, limit: int) -> None:
+        """Streams in memory, and the states of those that are closed."""
+        self._record("open_streams", opened)
+        self._record("states_table_bytes", table_bytes)
+        self._record("states_table_limit_bytes", limit)
+
+    def recovered(self, seconds: float) -> None:
+        """A partition's states were read, its owner before fenced."""
+        self._record("recovery_seconds", seconds)
 
     def commit(self, seconds: float) -> None:
         """One commit succeeded after ``seconds``."""

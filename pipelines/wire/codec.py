@@ -13,7 +13,7 @@ import msgspec
 
 from operators.errors import LongstreamError, SegmentError
 from operators.events import AnyEvent, Segment
-from operators.state import SessionState
+from operators.state import STATE_FORMAT, SessionState
 from pipelines.wire.dead_letters import Header, dead_letter, header, original_headers
 from pipelines.wire.decoding import decode_segment
 from pipelines.wire.segments import REASONS, SEGMENT_SCHEMA, STREAM_ID_BYTES
@@ -121,7 +121,10 @@ def cloud_event_headers(event: AnyEvent, source: str) -> list[Header]:
     return [(f"ce_{name}", value.encode()) for name, value in attributes.items()]
 
 
-def encode_state(state: SessionState) -> bytes:
+def encode_state(state: SessionState, app_id: str | None = None) -> bytes:
+    """The JSON value of a state record. ``app_id``: of the application that writes it, if it does."""
+    if app_id is not None:
+        state = msgspec.structs.replace(state, format=STATE_FORMAT, app_id=app_id)
     return msgspec.json.encode(state)
 
 
@@ -134,6 +137,9 @@ def decode_state(value: bytes | None) -> tuple[SessionState | None, str | None]:
     if value is None:
         return None, "tombstone"
     try:
-        return _state_decoder.decode(value), None
+        state = _state_decoder.decode(value)
+        if state.format > STATE_FORMAT:
+            return None, f"of format {state.format}, and this version reads {STATE_FORMAT}"
+        return state, None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return None, f"not an {STATE_SCHEMA} record: {error}"

@@ -14,6 +14,8 @@ HEADER_BYTES = 10
 """What a header takes on the wire besides its name and value, at most: the lengths of both."""
 CUT = "longstream.dlq.truncated"
 """Begins the names of the headers that say what was cut."""
+TOLD_BYTES = 512
+"""For the headers that say what was cut."""
 _OWN_HEADERS = ("__streams.errors.", "longstream.dlq.")
 
 
@@ -84,6 +86,23 @@ def dead_letter(
     }
     headers.extend((name, text.encode()) for name, text in ours.items())
     return key, value, headers
+
+
+def cut_again(
+    key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes | None]], max_bytes: int
+) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]:
+    """A dead letter that is too large after all, with less of its record in it. What was cut before is
+    told as it was then."""
+    ours = [(name, content) for name, content in headers if name.startswith(_OWN_HEADERS)]
+    told = {name for name, _ in ours}
+    key, value, kept, cut = _fit(
+        key,
+        value,
+        original_headers(headers),
+        max(0, max_bytes - size_of(None, None, ours) - TOLD_BYTES),
+    )
+    ours += [(name, text.encode()) for name, text in cut.items() if name not in told]
+    return key, value, [*kept, *ours]
 
 
 def _fit(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
+from operators.errors import ConfigError
 from operators.events import (
     AnswerEvent,
     AnyEvent,
@@ -20,10 +22,12 @@ from operators.events import (
     event_id,
     task_of,
 )
-from operators.state import SessionState
+from operators.state import STATE_FORMAT, SessionState
 from pipelines.config.load import Settings
 from pipelines.wire import codec
 from pipelines.wire.dead_letters import Headers, dead_letter, size_of
+
+log = logging.getLogger(__name__)
 
 E = TypeVar("E", bound=AnyEvent)
 QUESTION_CHARS = 280
@@ -33,6 +37,44 @@ FORGOTTEN_SCHEMA = "insight.forgotten.v1"
 MESSAGE_ROOM = 1 << 10
 """For what Kafka puts around a batch of one message (a topic's limit is one on batches), and for the
 headers of a state."""
+
+
+LEARNED = 0.9
+"""Of the size of a message that was refused: what is tried next."""
+LEAST_BYTES = 2 << 10
+
+
+class MessageLimit:
+    """The largest message the topics take, for all partitions of a worker. A broker that may not be
+    asked for it tells it by what it refuses."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.bytes = max_bytes
+        self.singly = False
+        """Every message is sent as a batch of its own: a batch was refused."""
+
+    @property
+    def content(self) -> int:
+        """Bytes a message itself may have (:attr:`Message.size`)."""
+        return self.bytes - MESSAGE_ROOM
+
+    def learn(self, refused: int | None) -> None:
+        """A message of ``refused`` bytes was too large; None: a batch of several was. Raises ConfigError
+        for a message that nobody can do without."""
+        if refused is None:
+            self.singly = True
+            log.warning("a topic refuses a batch: each message is sent alone from now on")
+            return
+        self.bytes = min(self.bytes, int(refused * LEARNED) + MESSAGE_ROOM)
+        if self.bytes < LEAST_BYTES:
+            raise ConfigError(
+                f"a topic refuses a message of {refused} bytes: raise its max.message.bytes"
+            )
+        log.warning(
+            "a topic refuses a message of %d bytes: this worker writes none above %d from now on",
+            refused,
+            self.content,
+        )
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -131,8 +173,11 @@ def dead_letter_of(
     text: str,
     attempts: int = 1,
     retryable: bool = False,
+    max_bytes: int | None = None,
 ) -> Message:
-    """The dead letter for one Faust/aiokafka input message."""
+    """The dead letter for one Faust/aiokafka input message, of at most ``max_bytes`` (default: the
+    setting)."""
+    most = settings.max_message_bytes if max_bytes is None else max_bytes
     headers: Headers = message.headers
     key, value, all_headers = dead_letter(
         message.key,
@@ -147,12 +192,33 @@ def dead_letter_of(
         attempts=attempts,
         retryable=retryable,
         failed_at_ms=now_ms(),
-        max_bytes=settings.max_message_bytes - DEAD_LETTER_ROOM,
+        max_bytes=max(most - DEAD_LETTER_ROOM, most // 4),
     )
     if key is None and value is None:
         # A record of neither key nor value cannot be written; an empty value says the same.
         value = b""
     return Message(settings.topic_dlq, key, value, all_headers)
+
+
+def letter_of_result(message: Message, settings: Settings, limit: MessageLimit) -> Message:
+    """The dead letter for a result that fits no topic and follows from no record: as much of the result
+    as there is room for."""
+    key, value, headers = dead_letter(
+        message.key,
+        message.value,
+        message.headers,
+        topic=message.topic,
+        partition=-1,
+        offset=-1,
+        stage="publish",
+        reason="result_too_large",
+        message=f"a result of {message.size} bytes, and a message may have {limit.content}",
+        attempts=1,
+        retryable=False,
+        failed_at_ms=now_ms(),
+        max_bytes=max(limit.content - DEAD_LETTER_ROOM, limit.content // 4),
+    )
+    return Message(settings.topic_dlq, key, value, headers)
 
 
 # --- the session topic -------------------------------------------------------------------------
@@ -166,7 +232,7 @@ def state_message(
 ) -> Message:
     if state is None:
         return Message(settings.topic_sessions, stream_id.encode(), None)
-    value = codec.encode_state(state)
+    value = codec.encode_state(state, settings.app_id)
     if outbox:
         # The reader of a state skips fields it does not know, so the outbox can ride along.
         fields = msgspec.json.decode(value)
@@ -190,6 +256,8 @@ def pending_results(raw_state: bytes) -> list[Message]:
 class _Forgotten(msgspec.Struct):
     epoch: int
     schema: str = FORGOTTEN_SCHEMA
+    format: int = STATE_FORMAT
+    app_id: str = ""
 
 
 def forgotten_key(stream_id: str) -> str:
@@ -206,9 +274,9 @@ def is_forgotten_key(key: str) -> bool:
     return key.startswith("\x00")
 
 
-def forgotten_value(epoch: int) -> bytes:
+def forgotten_value(epoch: int, app_id: str = "") -> bytes:
     """The value of that record; ``epoch``: the one the stream starts in next time."""
-    return msgspec.json.encode(_Forgotten(epoch))
+    return msgspec.json.encode(_Forgotten(epoch, app_id=app_id))
 
 
 def forgotten_epoch(value: bytes) -> int:
@@ -222,5 +290,5 @@ def deletion_messages(settings: Settings, stream_id: str, epoch: int) -> list[Me
     key = forgotten_key(stream_id).encode()
     return [
         Message(settings.topic_summaries_latest, stream_id.encode(), None),
-        Message(settings.topic_sessions, key, forgotten_value(epoch)),
+        Message(settings.topic_sessions, key, forgotten_value(epoch, settings.app_id)),
     ]

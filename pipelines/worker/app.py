@@ -17,9 +17,10 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from aiokafka.errors import KafkaError
 from faust.types import TP
 
-from operators.errors import LongstreamError
+from operators.errors import ConfigError, LongstreamError
 from operators.state import Emission
 from pipelines.config.load import Settings
 from pipelines.device import protocol
@@ -34,9 +35,11 @@ from pipelines.observability.telemetry import Beat, decode_key
 from pipelines.observability.tracing import make_tracing
 from pipelines.served.options import server_settings
 from pipelines.wire.decoding import prepare, schemas_of
+from pipelines.wire.messages import MessageLimit
 from pipelines.worker import exit_codes
 from pipelines.worker.assignment import Assignment
 from pipelines.worker.context import StreamOwner, WorkerContext
+from pipelines.worker.partition.partition import Partition
 from pipelines.worker.partition.quotas import TenantLimits
 from pipelines.worker.partition.state import recover
 from pipelines.worker.supervisor import DeviceSupervisor
@@ -45,7 +48,6 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
 EXPIRY_SECONDS = 10.0
-RECOVERY_SECONDS = 120.0
 
 
 class Worker:
@@ -62,6 +64,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._http: HttpServer | None = None
         self._faulty = False
+        self._partition_count: int | None = None
         self._schemas = schemas_of(settings)
 
     async def run(self, stop: asyncio.Event) -> int:
@@ -98,7 +101,8 @@ class Worker:
 
     def _make_context(self) -> WorkerContext:
         settings = self._settings
-        recovery_s = min(RECOVERY_SECONDS, settings.broker_patience_s)
+        recovery_s = min(settings.recovery_timeout_s, settings.broker_patience_s)
+        limit = MessageLimit(settings.max_message_bytes)
         return WorkerContext(
             settings=settings,
             metrics=self._metrics,
@@ -110,7 +114,8 @@ class Worker:
             hold_questions=lambda number: self._app.consumer.hold(self._question_tp(number)),
             release_questions=lambda number: self._app.consumer.release(self._question_tp(number)),
             recover=lambda number: recover(settings, number, recovery_s),
-            make_publisher=lambda number: make_publisher(settings, number),
+            make_publisher=lambda number: make_publisher(settings, number, limit),
+            limit=limit,
             on_progress=self._on_progress,
             schemas=self._schemas,
             tracing=self._tracing,
@@ -130,7 +135,7 @@ class Worker:
             gguf_dir=str(settings.gguf_dir) if settings.gguf_dir else None,
             model_sha256=settings.model_sha256,
             draft_model_sha256=settings.draft_model_sha256,
-            snapshot_url=settings.snapshot_url,
+            snapshot_url=settings.own_snapshot_url,
             snapshot_interval_s=settings.snapshot_interval_s,
             offload_url=settings.offload_url,
             snapshot_retention_h=settings.snapshot_retention_h,
@@ -362,19 +367,49 @@ class Worker:
             bound = len(partitions) * self._settings.in_flight_per_partition
             self._metrics.queue_depth(in_flight, bound)
             self._metrics.event_loop_tasks(len(asyncio.all_tasks()))
+            table = sum(partition.table_bytes for partition in partitions)
+            most = len(partitions) * self._settings.states_max_bytes
+            self._metrics.streams(len(self._owners), table, most)
             now = time.monotonic()
             lags = [partition.coverage_lag(now) for partition in partitions]
             self._metrics.coverage_lag(max(lags, default=0.0))
             if due := now >= expiry:
                 expiry = now + EXPIRY_SECONDS
+            try:
+                self._check_topics(partitions)
+            except ConfigError as error:
+                self._fail(error)
             for partition in partitions:
+                if self._readiness.kafka_away is not None:
+                    partition.note_outage()
                 if due:
                     partition.expire()
+                    if self._app.consumer.at_end(self._tp(partition.number)):
+                        partition.end_idle()
                 with contextlib.suppress(Exception):  # no end offset known during a rebalance
                     partition.measure(
                         self._app.consumer.highwater(self._tp(partition.number)),
                         self._app.consumer.highwater(self._question_tp(partition.number)),
                     )
+
+    def _check_topics(self, partitions: list[Partition]) -> None:
+        """Raises ConfigError when an input topic is not the one it was."""
+        if not partitions:
+            return
+        topic = self._settings.topic_segments
+        count = self._app.consumer.partition_count(topic)
+        self._partition_count = self._partition_count or count
+        if count is not None and count != self._partition_count:
+            raise ConfigError(
+                f"{topic} had {self._partition_count} partitions and has {count}: streams go to others "
+                "now than their states. Stop the producers and call `longstream topics grow`"
+            )
+        for partition in partitions:
+            with contextlib.suppress(KafkaError, AssertionError, KeyError):  # during a rebalance
+                partition.check_input(
+                    self._app.consumer.highwater(self._tp(partition.number)),
+                    self._app.consumer.highwater(self._question_tp(partition.number)),
+                )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start a task and keep a reference until it ends. An exception of the task ends the worker."""

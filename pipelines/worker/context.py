@@ -20,7 +20,7 @@ from pipelines.kafka.publishers import Publisher
 from pipelines.observability.metrics import Metrics
 from pipelines.observability.tracing import Tracing
 from pipelines.wire.decoding import NO_SCHEMAS
-from pipelines.wire.messages import Message
+from pipelines.wire.messages import Message, MessageLimit
 from pipelines.wire.schema_registry import Schemas
 
 
@@ -30,6 +30,7 @@ class Device(Protocol):
     def open(self, stream_id: str, state: SessionState | None = None) -> None: ...
     def feed(self, segment: Segment, ticket: int, read_at: float = 0.0) -> None: ...
     def ask(self, question: Question, ticket: int) -> None: ...
+    def end(self, stream_id: str) -> None: ...
     def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]: ...
 
 
@@ -53,6 +54,9 @@ class Queue(Protocol):
     given: dict[int, Segment]
     open: bool
     tried: bool
+    stopped: bool
+    ending: bool
+    end_given: bool
     uncovered_since: float | None
     input_times: dict[int, float]
     newest_input: float | None
@@ -65,6 +69,7 @@ class Queue(Protocol):
     def idle(self) -> bool: ...
     def next_question(self, bound: int) -> tuple[Question, int] | None: ...
     def finish_question(self, offset: int) -> None: ...
+    def has_work(self, least: int) -> bool: ...
     def next(self, bound: int, suspicious: int) -> tuple[Segment, int] | None: ...
     def suspected(self, strikes: int) -> bool: ...
     def device_lost(self) -> None: ...
@@ -99,6 +104,7 @@ class Sessions(Protocol):
     ) -> None: ...
     def take(self, stream_id: str) -> tuple[SessionState | None, bytes | None]: ...
     def ended_before(self, at_ms: int) -> list[str]: ...
+    def live_before(self, at_ms: int) -> list[str]: ...
     def uncovered(self, least: int) -> Iterable[tuple[str, int]]: ...
     def outboxes(self, most: int) -> list[tuple[SessionState, list[Message]]]: ...
 
@@ -114,7 +120,7 @@ class Tenants(Protocol):
 class Entry:
     """What one emission, dead letter or skipped record adds to a commit."""
 
-    messages: list[Message] = field(default_factory=list)
+    messages: Sequence[Message] = ()
     state: SessionState | None = None
     finished: Sequence[int] = ()
     """Input offsets that are finished once this is committed."""
@@ -131,6 +137,15 @@ class Commits(Protocol):
 
     def add(self, entry: Entry) -> None: ...
     async def flush(self) -> None: ...
+
+
+class Fitting(Protocol):
+    """Makes what is written as small as its topic takes it."""
+
+    def replace_too_large(
+        self, messages: Sequence[Message], finished: Sequence[int]
+    ) -> list[Message]: ...
+    def fit_state(self, state: SessionState) -> SessionState | None: ...
 
 
 @dataclass
@@ -158,6 +173,8 @@ class WorkerContext:
     """Called after each report of the device on a stream; True when a segment is finished."""
     schemas: Schemas = NO_SCHEMAS
     """Avro schemas of the input, shared by the partitions."""
+    limit: MessageLimit = field(default_factory=lambda: MessageLimit(8 << 20))
+    """How large a message may be."""
     partition_count: Callable[[], int | None] = lambda: None
     """How many partitions the input topic has; None: not known."""
     tracing: Tracing = field(default_factory=Tracing)

@@ -166,6 +166,10 @@ class DeviceSupervisor:
         with contextlib.suppress(DeviceError):
             self._client.ask(question, ticket)
 
+    def end(self, stream_id: str) -> None:
+        with contextlib.suppress(DeviceError):
+            self._client.end(stream_id)
+
     def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]:
         with contextlib.suppress(DeviceError):
             if self._up:

@@ -28,6 +28,7 @@ def test_hurried_rules_differ_in_their_times_only() -> None:
 def test_alerts_fire_when_a_worker_stops_and_clear_when_it_is_back(
     kafka: str, topics: Any, tmp_path: Path
 ) -> None:
+    topics.create()
     rules = {
         name: hurried(yaml.safe_load((RULES / name).read_text()), HURRY)
         for name in ("rules.yml", "alerts.yml")

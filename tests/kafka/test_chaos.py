@@ -22,6 +22,7 @@ def test_nothing_is_lost(tmp_path: Path, delivery: str, restarts: int) -> None:
     command = [sys.executable, "-m", "pipelines.cli.main", "chaos", "--model", "echo", *SHORT]
     command += ["--delivery", delivery, "--broker-restarts", str(restarts)]
     command += ["--max-stall", "120"]  # how long anything takes here says nothing
+    command += ["--idle-timeout", "20"]
     done = subprocess.run(
         [*command, "--keep", tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
@@ -33,7 +34,8 @@ def test_nothing_is_lost(tmp_path: Path, delivery: str, restarts: int) -> None:
     summary = json.loads(done.stdout.splitlines()[-1])
     assert (summary["kills"], summary["broker_restarts"]) == (3, restarts)
     assert summary["segments"] > 50
-    assert summary["silent_streams"] == 3
+    assert (summary["silent_streams"], summary["not_ended"]) == (3 + 10, 0)
+    assert (summary["stranger_exit_code"], summary["growth_refused"]) == (2, True)
     # The first assignment, and what the accidents caused: those close together count as one.
     assert summary["rebalances"] > 1
     assert summary["lost"] == summary["reordered"] == summary["duplicates_after_dedupe"] == 0

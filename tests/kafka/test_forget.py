@@ -69,7 +69,8 @@ def first_offset(topics: Any, name: str) -> int:
 
 
 def files_of(kept: Path, stream: str) -> list[Path]:
-    return [path for path in (kept / folder_of(stream)).rglob("*") if path.is_file()]
+    found = kept.glob(f"app-*/{folder_of(stream)}/**/*")
+    return [path for path in found if path.is_file()]
 
 
 def test_marks_wait_for_a_worker_and_ended_streams_expire(topics: Any, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_the_page(topics: Any, tmp_path: Path) -> None:
     """One walk through the page; each step says what it proves."""
     topics.create(2)
     hostile = "<script>document.title='owned'</script><img src=x onerror=alert(1)>"
-    publish(topics, [*opening(), *release()])
+    publish(topics, [*opening(epoch=9), *release(epoch=9)])
     with (
         workers(topics, tmp_path, **ENGINE) as start,
         gateways(topics) as serve,
@@ -209,7 +209,7 @@ def test_the_page(topics: Any, tmp_path: Path) -> None:
 
         # A long absence: what changed since then is marked, and can be marked as read.
         page.evaluate(
-            "localStorage.setItem('seen opening', '0.2'); history.replaceState(0, '', '#/')"
+            "localStorage.setItem('seen opening', '9.2'); history.replaceState(0, '', '#/')"
         )
         page.goto(f"{again.url}/?again#/opening")
         page.get_by_text("notes changed since you looked").wait_for()

@@ -34,6 +34,7 @@ FIELDS = {
     "speculation": {"best_summary_speedup", "retranslation_speedup", "worst_speedup"}
     | {"identical_text", "tasks", "by_drafter", "acceptance_by_position", "cost_curve_ms"},
     "streams": {"ratio_16", "jain", "best", "by_setting", "fairness"},
+    "idle": {"ratio_idle", "step_ms_few", "step_ms_many"},
     "pipeline": {
         "added_latency_p50_ms",
         "write_amplification",

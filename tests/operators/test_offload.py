@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from operators.cache.offload import Offload, OffloadedKv
 from operators.config import OperatorConfig
 from operators.engine.session import Session
 from operators.engine.update_policy import UpdatePolicy
+from operators.errors import SnapshotError
+from operators.events import SummaryEvent
 from operators.state import Emission
 from operators.stream_operator import StreamOperator
 from pipelines.storage.idle import idle_store
@@ -204,3 +207,30 @@ def test_without_a_store_host_memory_holds_them_all() -> None:
         operator.feed(speech(name, 1)[0], at)
         drain(operator)
     assert operator._residency.offload.in_host == 3
+
+
+def test_host_memory_is_bounded_without_a_store_too() -> None:
+    """It held every idle stream of the worker for ever."""
+    free = in_turn(make(slots=1, host_bytes=0), count=6)
+    operator = make(slots=1, host_bytes=1)
+    bounded = in_turn(operator, count=6)
+    assert operator._residency.offload.in_host == 0
+    assert operator._residency.offload.losses > 0
+    done = [[ticket for e in ran for ticket in e.done] for ran in (free, bounded)]
+    assert sorted(done[0]) == sorted(done[1]), "every segment is still done"
+    restored = {e.kv.restored for em in bounded for e in em.events if isinstance(e, SummaryEvent)}
+    assert "replay" in restored
+
+
+def test_bytes_in_host_memory_are_counted() -> None:
+    kept = OffloadedKv(torch.zeros(10), 10)
+    offload = Offload(8, None, max_bytes=100)
+    for name in "abc":
+        offload.put(name, kept)
+    assert (offload.nbytes, offload.in_host, offload.losses) == (80, 2, 1)
+    with pytest.raises(SnapshotError, match="let go"):
+        offload.get("a")
+    for name in "abc":
+        offload.drop(name)
+    assert offload.nbytes == 0
+    assert offload.get("a") is None

@@ -320,7 +320,7 @@ def test_state_continues_in_a_new_operator_without_loss_or_repetition() -> None:
     units = [
         e.unit_id
         for e in events(before + after, "a")
-        if isinstance(e, TranslationEvent) and e.target_lang == "de"
+        if isinstance(e, TranslationEvent) and e.target_lang == "de" and e.is_final
     ]
     assert units == [f"a-{i}" for i in range(40)]
 
@@ -462,7 +462,7 @@ def test_nothing_grows_along_a_long_stream() -> None:
             assert len(session.window) <= CONFIG.window
             assert state <= CONFIG.window
             assert len(session.works) == len(session.queue) == 0
-            assert len(session.recent) <= 1024
+            assert len(session.known) <= 1024
     assert sizes[0] == sizes[1]
     assert session.evicted_total > 5 * CONFIG.window
 

@@ -277,6 +277,16 @@ def test_headers_of_every_answer() -> None:
         assert headers["x-content-type-options"] == "nosniff"
 
 
+def test_a_fault_of_ours_is_logged_without_what_was_said(caplog: pytest.LogCaptureFixture) -> None:
+    gateway, client, _ = one()
+    gateway.views._views = None
+    client = client_of(gateway, raise_server_exceptions=False)
+    assert client.get("/v1/streams/a-secret-name").status_code == 500
+    assert "AttributeError in " in caplog.text
+    assert "a-secret-name" not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
 def test_before_kafka_is_read_nothing_is_answered() -> None:
     gateway, client, _ = one()
     gateway.feed.caught_up.clear()

@@ -110,6 +110,20 @@ def test_a_reader_resumes_where_it_was() -> None:
     asyncio.run(scenario())
 
 
+def test_readers_go_when_the_gateway_ends() -> None:
+    async def scenario() -> None:
+        gateway, _ = made()
+        filled(gateway)
+        async with serving(gateway) as port:
+            reader = await Reader.open(port, "/v1/streams/s/events")
+            assert (await reader.event())[1] == "hello"
+            gateway.changes.close()
+            assert b"event" not in await reader.reader.read()
+            await until(lambda: gateway.api.readers.used == 0)
+
+    asyncio.run(scenario())
+
+
 def test_a_cursor_too_old_is_told_to_start_anew() -> None:
     async def scenario() -> None:
         gateway, _ = made()

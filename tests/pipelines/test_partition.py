@@ -16,7 +16,7 @@ from operators.events import Question, Segment, Source, SummaryEvent, Translatio
 from operators.state import Emission, Failure, SessionState
 from pipelines.config.load import Settings
 from pipelines.observability.metrics import Metrics
-from pipelines.wire.messages import Message
+from pipelines.wire.messages import Message, MessageLimit
 from pipelines.worker.context import StreamOwner, WorkerContext
 from pipelines.worker.partition.partition import Partition
 from pipelines.worker.partition.quotas import TenantLimits
@@ -32,6 +32,7 @@ class FakeDevice:
         self.fed: list[tuple[str, int]] = []
         self.asked: list[tuple[str, int]] = []
         self.read_at: dict[int, float] = {}
+        self.ended: list[str] = []
         self.dropped: list[str] = []
         self.erased: list[str] = []
         self.faults: list[Exception] = []
@@ -46,6 +47,9 @@ class FakeDevice:
 
     def ask(self, question: Question, ticket: int) -> None:
         self.asked.append((question.stream_id, ticket))
+
+    def end(self, stream_id: str) -> None:
+        self.ended.append(stream_id)
 
     def drop(self, stream_id: str, erase: bool = False) -> asyncio.Future[None]:
         self.dropped.append(stream_id)
@@ -101,6 +105,7 @@ class World:
             release=lambda number: self.held.append(False),
             recover=self._recover,
             make_publisher=lambda number: self.publisher,
+            limit=MessageLimit(self.settings.max_message_bytes),
         )
         self.partition = Partition(0, self.context)
 

@@ -120,3 +120,18 @@ def test_input_times_are_bounded_and_dropped_once_covered() -> None:
         assert list(lane.input_times) == [many - 1]
 
     with_world(test, in_flight_per_partition=2000)
+
+
+def test_no_lag_is_reported_before_it_is_known_where_the_partition_stands() -> None:
+    """For a moment after each takeover all of the partition seemed to wait."""
+
+    async def test(world: World) -> None:
+        labels = {"topic": world.settings.topic_segments, "partition": "0"}
+        lag = "longstream_consumer_lag_messages"
+        world.partition.measure(5000)
+        assert value(world.context.metrics, lag, **labels) is None
+        await world.partition.recover()
+        world.partition.measure(5000)
+        assert value(world.context.metrics, lag, **labels) == 5000
+
+    with_world(test, recover=False)

@@ -108,6 +108,56 @@ def test_empty_variable_and_empty_file_mean_not_set(
     assert load_settings(file("x.yaml", "# nothing\n")).partitions == 4
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LONGSTREAM_SERVICE_HOST", "10.0.0.7"),
+        ("LONGSTREAM_SERVICE_PORT", "6066"),
+        ("LONGSTREAM_SERVICE_PORT_METRICS", "6066"),
+        ("LONGSTREAM_PORT", "tcp://10.0.0.7:6066"),
+        ("LONGSTREAM_PORT_6066_TCP", "tcp://10.0.0.7:6066"),
+        ("LONGSTREAM_PORT_6066_TCP_ADDR", "10.0.0.7"),
+        ("LONGSTREAM_WORKER_SERVICE_HOST", "10.0.0.7"),
+        ("LONGSTREAM_WORKER_PORT_53_UDP_PROTO", "udp"),
+        ("LONGSTREAM_HTTP_PORT", "tcp://10.0.0.7:6066"),  # of a service "longstream-http"
+    ],
+)
+def test_service_links_are_no_settings(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """Kubernetes sets them in every pod: a service named longstream ended each worker with exit 2."""
+    monkeypatch.setenv(name, value)
+    assert load_settings() == load_settings(http_port=6066)
+
+
+@pytest.mark.parametrize("name", ["LONGSTREAM_PORTS", "LONGSTREAM_SERVICE", "LONGSTREAM_HTTPPORT"])
+def test_what_is_no_service_link_is_still_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "x")
+    assert refusal().startswith(f"environment: unknown setting {name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "taken"),
+    [
+        ("security_protocol", "ssl", "SSL"),
+        ("delivery", "At_Least_Once", "at_least_once"),
+        ("log_format", "JSON", "json"),
+        ("compression", "ZSTD", "zstd"),
+        ("topic_segments", "a.b_c", "a.b_c"),
+        ("snapshot_url", "abfs://c@account.dfs.core.windows.net/x", None),
+        ("snapshot_url", "az://container/with spaces/x", None),
+        ("offload_url", "s3://bucket_with.dots-and_more/x", None),
+        ("bootstrap", "kafka_1.internal:9092,[::1]:9093", None),
+        ("stream_idle_timeout_s", "0", 0.0),
+    ],
+)
+def test_what_is_valid_is_taken(name: str, given: str, taken: object) -> None:
+    settings = load_settings(None, **{name: given})
+    assert getattr(settings, name) == (given if taken is None else taken)
+
+
 def test_constructor_ignores_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGSTREAM_PARTITIONS", "9")
     assert Settings().partitions == 4

@@ -129,7 +129,7 @@ def _held(operator: StreamOperator, offsets: OffsetTracker) -> dict[str, Any]:
         "window_parts": len(session.window),
         "window_text_bytes": sum(len(p.text.encode()) for p in session.window),
         "queued": len(session.queue) + len(session.works) + len(session.due),
-        "recent_ids": len(session.recent),
+        "recent_ids": len(session.known),
         "ledger_items": len(session.ledger.items),
         "state_bytes": len(msgspec.json.encode(session.state())),
         "draft_controls": len(session.draft_controls),

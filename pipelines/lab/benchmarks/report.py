@@ -27,6 +27,7 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "worst_speedup": (">=", 0.97),
     },
     "streams": {"ratio_16": (">=", 3), "jain": (">=", 0.95)},
+    "idle": {"ratio_idle": ("<=", 1.2)},
     "pipeline": {
         "ratio_plain_faust": (">=", 0.5),
         "added_latency_p50_ms": ("<=", 15),

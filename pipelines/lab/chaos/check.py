@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 EXAMPLES = 20
+FRAME_BYTES = 5
+"""Before the JSON of some input records."""
 STREAMS_ERRORS = "__streams.errors."
 
 
@@ -153,7 +155,8 @@ def read_input(records: Iterable[Record]) -> dict[tuple[str, int], list[Said]]:
     epochs: dict[str, int] = {}
     ended: set[str] = set()
     for record in records:
-        event = json.loads(record.value or b"{}")
+        value = record.value or b"{}"
+        event = json.loads(value[FRAME_BYTES:] if value[:1] == b"\x00" else value)
         stream = event["stream_id"]
         epochs.setdefault(stream, 0)
         if event.get("type") == "session_end":

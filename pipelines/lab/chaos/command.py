@@ -39,6 +39,13 @@ def chaos(
     broker_restarts: Annotated[
         int, typer.Option(min=0, help="Restarts of the broker: by SIGKILL and in order, in turn.")
     ] = 2,
+    idle: Annotated[
+        int, typer.Option(min=0, help="Streams that say one segment and nothing more.")
+    ] = 10,
+    idle_timeout: Annotated[
+        float,
+        typer.Option(min=5, help="Seconds after which a silent stream is ended; above any pause."),
+    ] = 45.0,
     silent: Annotated[
         int,
         typer.Option(
@@ -94,6 +101,8 @@ def chaos(
         most_s=most,
         broker_restarts=broker_restarts,
         silent=silent,
+        idle=idle,
+        idle_timeout_s=idle_timeout,
         max_stall_s=max_stall,
         calm_s=calm,
         keep=keep,

@@ -104,6 +104,9 @@ class Echo:
     def ask(self, question: Question, ticket: int | None = None) -> None:
         self._questions.append((question, ticket))
 
+    def end(self, stream_id: str) -> None:
+        self._queue.append((Segment(stream_id=stream_id, type="session_end"), -1))
+
     def drop(self, stream_id: str) -> None:
         del self._states[stream_id]
         self._due.pop(stream_id, None)
@@ -175,7 +178,7 @@ class Echo:
                 answers=state.answers,
             )
         over = state.ended  # the end of what has ended says nothing new
-        state = msgspec.structs.replace(state, cursor=ticket, ended=ends)
+        state = msgspec.structs.replace(state, cursor=max(state.cursor, ticket), ended=ends)
         events: list[Event] = []
         if not ends:
             state = _append(state, segment, ticket)
@@ -185,7 +188,8 @@ class Echo:
         if (ends and not over) or state.next_seq - 1 - state.covered_seq >= SUMMARY_EVERY:
             state, summary = _summarise(state, "session_end" if ends else "tokens")
             events.append(summary)
-        return Emission(stream_id=state.stream_id, state=state, events=events, done=[ticket])
+        done = [ticket] if ticket >= 0 else []
+        return Emission(stream_id=state.stream_id, state=state, events=events, done=done)
 
 
 def _append(state: SessionState, segment: Segment, ticket: int) -> SessionState:

@@ -31,6 +31,10 @@ HTTP_SECONDS = 1.0
 BROKER_SECONDS = 60.0
 END_EVERY = 60
 """A stream ends, and begins again as another epoch, after about so many segments."""
+ODD_SHARE = 0.1
+"""Of records without a key, and of those in a frame."""
+FRAME = b"\x00" + (200).to_bytes(4)
+"""A schema registry's: a zero byte and the schema's number."""
 WORDS = ("monday", "plan", "ana", "sends", "we", "meet", "to", "talk", "about", "it", "later")
 
 _ASSIGNED = re.compile(r"^(\S+) .*assigned partitions \[([\d, ]*)\]")
@@ -170,6 +174,11 @@ class Fleet:
     def frozen(self) -> list[Process]:
         return [process for process in self.alive if process.frozen_until is not None]
 
+    def stranger(self) -> Process:
+        """A worker of another application on the same topics; not one of those that are kept running."""
+        environment = {**self._environment, "LONGSTREAM_APP_ID": "stranger"}
+        return Process("stranger", environment, self._folder)
+
     def start(self) -> Process:
         process = Process(f"w{len(self.all) + 1}", self._environment, self._folder)
         with self._lock:
@@ -233,7 +242,8 @@ class Speakers(threading.Thread):
     """Everybody speaks: ``rate`` segments a second over all streams, until :meth:`finish`.
 
     Each stream sometimes ends and begins again. Finishing ends them all, but for those of ``silences``:
-    they say so many segments and then nothing more, not even that they end.
+    they say so many segments and then nothing more, not even that they end. Those that fall silent after
+    one segment say it at once. Some records have no key, some a schema registry's frame.
     """
 
     def __init__(
@@ -248,6 +258,7 @@ class Speakers(threading.Thread):
         self._topic, self._rate = settings.topic_segments, rate
         self._partitions = settings.partitions
         self._rng = random.Random(seed)  # noqa: S311  # nosec B311
+        self._forms = random.Random(f"{seed} forms")  # noqa: S311  # nosec B311
         self._talking = list(streams)
         self._silences = silences
         self._said = dict.fromkeys(streams, 0)
@@ -273,6 +284,8 @@ class Speakers(threading.Thread):
             self.failure = error
 
     def _speak(self) -> None:
+        for name in [name for name, count in self._silences.items() if count == 1]:
+            self._say(name)
         due = time.monotonic()
         while not self._stopped.is_set():
             self._say(self._rng.choice(self._talking))
@@ -294,8 +307,11 @@ class Speakers(threading.Thread):
 
     def _send(self, name: str, fields: dict[str, str]) -> None:
         value = json.dumps({"stream_id": name, **fields}).encode()
-        place = partition_for(name, self._partitions)
-        future = self._producer.send(self._topic, key=name.encode(), value=value, partition=place)
+        place, form = partition_for(name, self._partitions), self._forms.random()
+        key = None if form < ODD_SHARE else name.encode()
+        if form > 1 - ODD_SHARE:
+            value = FRAME + value
+        future = self._producer.send(self._topic, key=key, value=value, partition=place)
         if segment_id := fields.get("segment_id"):
             future.add_callback(
                 lambda meta: self.stored.append(

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from operators.errors import LongstreamError
+from operators.errors import ConfigError, LongstreamError
 from pipelines.config.fields import Settings
 from pipelines.dev import broker as brokers
 from pipelines.dev.broker.jvm import FAST_RESTART
+from pipelines.kafka.growth import grow
 from pipelines.kafka.topics import TOPICS, create_topics
 from pipelines.lab.chaos import watching
 from pipelines.lab.chaos.check import Findings, Place, Record, Topics, check, differences
@@ -24,6 +25,7 @@ from pipelines.lab.chaos.models import model_settings
 from pipelines.lab.chaos.plan import BROKER, KILLS, Action, make_plan, make_silences
 from pipelines.lab.chaos.players import Fleet, Process, Speakers, break_broker
 from pipelines.lab.chaos.reading import Progress, read_topics
+from pipelines.worker import exit_codes
 
 TARGET = "fr"
 DRAIN_SECONDS = 180.0
@@ -54,6 +56,8 @@ class Options:
     most_s: float = 15.0
     broker_restarts: int = 2
     silent: int = 3
+    idle: int = 10
+    idle_timeout_s: float = 45.0
     max_stall_s: float = 20.0
     calm_s: float = 5.0
     keep: Path | None = None
@@ -131,6 +135,7 @@ class Chaos:
             speakers.finish()
             committed = self._drain()
             self._wait_for_silent(speakers, watcher)
+            strange, grown = self._meet_stranger(), self._try_to_grow()
             # A zombie has the chance to do harm before the topics are read.
             self._wait(lambda: not self._fleet.frozen, START_SECONDS)
             self._wait(lambda: False, HARM_SECONDS)
@@ -141,7 +146,8 @@ class Chaos:
         finally:
             stopped.set()
             self._fleet.end()
-        return self._judge(speakers, watcher, committed)
+        refusals = {"stranger_exit_code": strange, "growth_refused": grown}
+        return self._judge(speakers, watcher, committed, refusals)
 
     # --- the plan ---------------------------------------------------------------------------
 
@@ -231,21 +237,47 @@ class Chaos:
         names = [f"stream-{number}" for number in range(options.streams)]
         expected = options.rate * seconds / options.streams
         silences = make_silences(options.seed, names, options.silent, expected)
-        return Speakers(self._settings, names, silences, options.rate, options.seed)
+        idle = [f"idle-{number}" for number in range(options.idle)]
+        silences |= dict.fromkeys(idle, 1)
+        return Speakers(self._settings, [*names, *idle], silences, options.rate, options.seed)
 
     def _wait_for_silent(self, speakers: Speakers, watcher: watching.Watcher) -> None:
-        """What a silent stream is owed comes without a word of it, by time: give it that time. Whether
-        it came, the checker says."""
+        """What a silent stream is owed comes without a word of it, by time: give it that time, also to
+        be ended by the workers, since nobody else does. Whether it came, the checker says."""
         owed = speakers.last_words()
         self._wait(
-            lambda: all(watcher.covered.get(name) == last for name, last in owed.items()),
-            SILENCE_SECONDS,
+            lambda: all(
+                watcher.covered.get(name) == last and name in watcher.ended
+                for name, last in owed.items()
+            ),
+            SILENCE_SECONDS + self._options.idle_timeout_s,
         )
+
+    def _meet_stranger(self) -> int | None:
+        """A worker of another app_id comes to the same topics; its exit code, None if it stays."""
+        self._note("a worker of another app_id starts on the same topics")
+        stranger = self._fleet.stranger()
+        self._wait(lambda: stranger.exit_code is not None, START_SECONDS)
+        code = stranger.exit_code
+        stranger.end()
+        return code
+
+    def _try_to_grow(self) -> bool:
+        """Partitions are to grow under running workers; whether that is refused."""
+        try:
+            grow(self._settings, self._options.partitions + 1)
+        except ConfigError:
+            return True
+        return False
 
     # --- the verdict ------------------------------------------------------------------------
 
     def _judge(
-        self, speakers: Speakers, watcher: watching.Watcher, committed: dict[int, int]
+        self,
+        speakers: Speakers,
+        watcher: watching.Watcher,
+        committed: dict[int, int],
+        refusals: dict[str, Any],
     ) -> Outcome:
         settings, options = self._settings, self._options
         self._note("reading all topics from their start")
@@ -277,6 +309,8 @@ class Chaos:
             "broker_restarts": sum(done[kind] for kind in BROKER),
             "segments": findings.segments,
             "silent_streams": len(speakers.last_words()),
+            "not_ended": len(speakers.last_words().keys() - watcher.ended),
+            **refusals,
             "lost": findings.lost,
             "reordered": findings.reordered,
             "conflicting_revisions": findings.conflicting_revisions,
@@ -294,6 +328,7 @@ class Chaos:
         broken = [
             *differences(findings, options.delivery),
             *watching.too_long(worst, options.max_stall_s),
+            *_broken(summary),
         ]
         return Outcome(summary, findings, broken, report)
 
@@ -373,9 +408,22 @@ class Chaos:
             "SNAPSHOT_INTERVAL_S": "2",
             "OPERATOR__TARGETS": TARGET,
             "OPERATOR__UPDATE_INTERVAL_S": str(UPDATE_SECONDS),
+            "STREAM_IDLE_TIMEOUT_S": str(options.idle_timeout_s),
         }
         values |= model_settings(options.model)
         return {f"LONGSTREAM_{name}": value for name, value in values.items()}
 
     def _note(self, words: str) -> None:
         self._say(f"{time.monotonic() - self._began:6.1f} s  {words}")
+
+
+def _broken(summary: dict[str, Any]) -> list[str]:
+    """Promises beside the checker's, in words."""
+    found = []
+    if summary["not_ended"]:
+        found.append(f"{summary['not_ended']} abandoned streams were not ended")
+    if summary["stranger_exit_code"] != exit_codes.CONFIG:
+        found.append("a worker of another app_id was not refused on the same topics")
+    if not summary["growth_refused"]:
+        found.append("partitions grew under running workers")
+    return found

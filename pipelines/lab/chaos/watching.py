@@ -76,6 +76,8 @@ class Watcher(threading.Thread):
         self._stopped = threading.Event()
         self.results: list[Result] = []
         self.covered: dict[str, str] = {}
+        self.ended: set[str] = set()
+        """Streams whose last summary was a final one."""
         """By stream: the last segment that a summary covers."""
         self._reader = Reader(settings, self._topics, from_start=self._topics)
 
@@ -87,7 +89,11 @@ class Watcher(threading.Thread):
                     place = Place(record.partition, event["source"]["last_offset"])
                     self.results.append(Result(time.time(), place))
                     if record.topic == self._settings.topic_summaries:
-                        self.covered[event["stream_id"]] = event["covers"]["to_segment_id"]
+                        name = event["stream_id"]
+                        self.covered[name] = event["covers"]["to_segment_id"]
+                        self.ended.discard(name)
+                        if event["status"] == "final":
+                            self.ended.add(name)
         self._reader.close()
 
     def stop(self) -> None:

@@ -75,7 +75,7 @@ def _plan(
     torch.set_num_threads(settings.threads)
     loaded = _load(settings, operator)
     costs = device_costs(loaded, settings.cache, lambda line: typer.echo(line, err=True))
-    work, source = Work(), "assumed (measured on qwen2.5-coder-1.5b, see docs/deployment.md)"
+    work, source = Work(), "assumed, as measured on smollm2-135m; --check measures this model"
     if check:
         run = run_engine(loaded, operator, streams=1, tokens=2 * operator.update_tokens)
         work, source = run.work, f"measured on {run.transcript} tokens of a meeting"

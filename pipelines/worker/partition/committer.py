@@ -19,9 +19,9 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable
 
-from operators.errors import LongstreamError
+from operators.errors import ConfigError, LongstreamError
 from pipelines.kafka.errors import BrokerUnavailable, is_permanent
-from pipelines.kafka.publishers import Fenced, Group, Publisher, Retriable
+from pipelines.kafka.publishers import Fenced, Group, Publisher, Retriable, TooLarge
 from pipelines.worker.context import Entry
 
 ATTEMPTS = 5
@@ -37,7 +37,8 @@ class Committer:
 
     ``finish`` marks offsets as finished and returns the committable offset, ``finish_questions`` those
     of the topic of questions; ``on_committed`` is called after each commit with its entries and its
-    duration in seconds.
+    duration in seconds. ``on_too_large`` is told the size of a message that a topic refuses (None: of a
+    batch), before the committer fails.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class Committer:
         patience_s: float = 300.0,
         on_retry: Callable[[], None] = lambda: None,
         finish_questions: Callable[[Iterable[int]], int | None] = lambda offsets: None,
+        on_too_large: Callable[[int | None], None] = lambda size: None,
     ) -> None:
         self._publisher = publisher
         self._finish, self._finish_questions = finish, finish_questions
         self._on_committed = on_committed
         self._on_retry = on_retry
+        self._on_too_large = on_too_large
         self._interval_s = interval_s
         self._max_events = max_events
         self._patience_s = patience_s
@@ -200,6 +203,9 @@ class Committer:
             try:
                 await self._publisher.publish(group)
                 return
+            except TooLarge as error:
+                self._on_too_large(error.size)
+                raise CommitError(str(error)) from None
             except Retriable as error:
                 if is_permanent(error):
                     raise CommitError(str(error)) from error
@@ -209,7 +215,7 @@ class Committer:
                 await asyncio.sleep(BACKOFF_SECONDS * 2**attempt)
 
     def _fail(self, error: Exception) -> None:
-        if not isinstance(error, Fenced | CommitError | BrokerUnavailable):
+        if not isinstance(error, Fenced | CommitError | BrokerUnavailable | ConfigError):
             wrapped = CommitError(f"commit failed: {type(error).__name__}: {error}")
             wrapped.__cause__ = error
             error = wrapped

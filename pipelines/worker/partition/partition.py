@@ -22,7 +22,7 @@ import logging
 import time
 from typing import Any
 
-from operators.errors import LongstreamError, SegmentError
+from operators.errors import ConfigError, LongstreamError, SegmentError
 from operators.events import AnyEvent, Question, Segment
 from operators.state import Emission, SessionState
 from pipelines.wire import codec
@@ -45,9 +45,19 @@ from pipelines.worker.partition.queues import StreamQueue
 from pipelines.worker.partition.quotas import Pacing
 from pipelines.worker.partition.rejections import Rejections
 from pipelines.worker.partition.state import Recovered, SessionTable
-from pipelines.worker.partition.takeover import Takeover, publish_outboxes
+from pipelines.worker.partition.takeover import Takeover, least_uncovered, publish_outboxes
 
 log = logging.getLogger(__name__)
+
+
+REWOUND_TIMES = 4
+CALM_SECONDS = 300.0
+"""After a takeover or an outage producers have so long to come back before their streams are ended."""
+TOO_LARGE = "state_too_large"
+STOPPED = (
+    "the stream's state does not fit max.message.bytes of its topic, whatever is left out: raise that "
+    "(and max_message_bytes), then replay these records"
+)
 
 
 class Partition:
@@ -67,6 +77,11 @@ class Partition:
         self._tracing = context.tracing
         self._sessions = SessionTable()
         self._floor = 0
+        self._rewound = dict.fromkeys(
+            (self._settings.topic_segments, self._settings.topic_questions), 0
+        )
+        self._calm_since = time.monotonic()
+        """Since when Kafka has answered without a pause, and the partition is ours."""
         self._backlog: list[int] = []
         self._recovered = False
         self._closed = False
@@ -88,6 +103,7 @@ class Partition:
             patience_s=self._settings.broker_patience_s,
             on_retry=lambda: self._metrics.retry("commit"),
             finish_questions=self._asked.finish,
+            on_too_large=context.limit.learn,
         )
         self._pacing = Pacing(context.tenants, self._wake)
         self._rejections = Rejections(number, context, self._records, self.committer)
@@ -120,7 +136,7 @@ class Partition:
             return
         self.committer.start()
         # 3. results that the previous owner may not have published, before anything newer.
-        await publish_outboxes(self._sessions, self.committer)
+        await publish_outboxes(self._sessions, self.committer, self._rejections)
         if self._closed:
             return
         # 4. the records that arrived meanwhile; then streams with text that no summary covers.
@@ -136,6 +152,8 @@ class Partition:
         self._asked.release()
         if not self._records:
             self.broken_since = None
+        self._calm_since = time.monotonic()
+        self._metrics.recovered(time.monotonic() - started)
         log.info(
             "partition %d: ready in %.2f s, %d streams known, committed offset %d",
             self.number,
@@ -233,6 +251,9 @@ class Partition:
         if offset <= queue.cursor:
             self._rejections.skip(offset)
             return
+        if queue.stopped and segment.type != "forget":
+            self._rejections.reject(offset, "publish", TOO_LARGE, STOPPED)
+            return
         if segment.type == "forget":
             self._deletion.request(queue.stream_id, offset)
             self.pump(queue)
@@ -286,6 +307,8 @@ class Partition:
             self._answer_unknown(question, offset)
         elif offset <= queue.question_cursor:
             self._skip_question(offset)
+        elif queue.stopped:
+            self._reject_question(offset, "publish", TOO_LARGE, STOPPED)
         else:
             queue.questions.append((question, offset))
             self.pump(queue)
@@ -334,6 +357,7 @@ class Partition:
             reason=reason,
             text=text,
             retryable=stage == "device",
+            max_bytes=self._context.limit.bytes,
         )
         self.committer.add(Entry([letter], answered=(offset,)))
 
@@ -373,6 +397,7 @@ class Partition:
         """The queue of the segment's stream; a new one if the stream is new or was closed."""
         stream_id = segment.stream_id
         if queue := self._queues.get(stream_id):
+            queue.heard()
             if queue.silent:
                 live = queue.state is None or not queue.state.ended
                 self._context.tenants.admit(segment, live=live)
@@ -403,16 +428,16 @@ class Partition:
         del self._queues[stream_id]
         self._context.owners.pop(stream_id, None)
 
-    def _open_silent(self, stream_id: str) -> StreamQueue | None:
+    def _open_silent(self, stream_id: str, *, ending: bool = False) -> StreamQueue | None:
         """Open a stream without a record of it; None if it is open or has ended, or if its state cannot
-        be read, which its next record reports."""
+        be read, which its next record reports. ``ending``: to end it."""
         if stream_id in self._context.owners or not self._sessions.is_live(stream_id):
             return None
         try:
             queue = self._new_queue(stream_id)
         except SegmentError:
             return None
-        queue.silent = True
+        queue.silent, queue.ending = True, ending
         self.pump(queue)
         return queue
 
@@ -422,6 +447,12 @@ class Partition:
     def pump(self, queue: Queue) -> None:
         """Step 4: open the stream on the device and feed it up to its bound, if the device admits it."""
         if self._draining or not self._context.admits(queue):
+            return
+        if queue.stopped:
+            self._erase_if_due(queue)
+            return
+        if not queue.open and not queue.has_work(least_uncovered(self._settings)):
+            self._erase_if_due(queue)
             return
         if not queue.open:
             self._context.device.open(queue.stream_id, queue.state)
@@ -435,6 +466,12 @@ class Partition:
             self._tracing.fed((self.number, offset))
             self._context.device.feed(segment, offset, self._records[offset].read_at)
         self._pump_questions(queue)
+        if queue.ending and queue.idle and not queue.end_given:
+            queue.end_given = True
+            self._context.device.end(queue.stream_id)
+        self._erase_if_due(queue)
+
+    def _erase_if_due(self, queue: Queue) -> None:
         if self._deletion.due(queue):
             self._remove_queue(queue.stream_id)
             self._deletion.erase(queue, self._sessions)
@@ -448,15 +485,23 @@ class Partition:
     def on_emission(self, emission: Emission) -> None:
         """Step 5: what the device computed for one of the partition's streams."""
         queue = self._queues[emission.stream_id]
+        if queue.stopped:
+            return
         self._reported.set()
         finished = [*emission.done, *(failure.ticket for failure in emission.failed)]
         for offset in finished:
             queue.finish(offset)
         for offset in emission.answered:
             queue.finish_question(offset)
-        queue.cursor = max(queue.cursor, emission.state.cursor)
-        queue.question_cursor = max(queue.question_cursor, emission.state.question_cursor)
-        queue.state = emission.state
+        state = self._rejections.fit_state(emission.state)
+        if state is None:
+            self._stop(queue, finished, emission.answered)
+            return
+        queue.cursor = max(queue.cursor, state.cursor)
+        queue.question_cursor = max(queue.question_cursor, state.question_cursor)
+        queue.state = state
+        if state.ended:
+            queue.ending = queue.end_given = False
         topic = self._settings.topic_segments
         events: list[AnyEvent] = [complete(event, topic, self.number) for event in emission.events]
         messages = messages_of(events, self._settings, self._traceparent(finished))
@@ -471,10 +516,27 @@ class Partition:
             for failed in emission.failed
         ]
         self._own_metrics.note_coverage(queue, finished)
-        entry = Entry(messages, emission.state, finished, answered=emission.answered, events=events)
+        entry = Entry(messages, state, finished, answered=emission.answered, events=events)
         self.committer.add(entry)
         self._context.on_report(bool(finished or emission.answered))
         self.pump(queue)
+        self._takeover.on_report(queue.stream_id)
+
+    def _stop(self, queue: StreamQueue, finished: list[int], answered: list[int]) -> None:
+        """The stream's state does not fit its topic: without it, results that were published would be
+        made a second time, in other words. So nothing more is, and its records are dead letters."""
+        log.error("partition %d: a stream is stopped: %s", self.number, STOPPED)
+        queue.stopped = True
+        if queue.open:
+            self._context.device.drop(queue.stream_id)
+            queue.open = False
+        for offset in sorted({*finished, *queue.given, *(at for _, at in queue.waiting)}):
+            self._rejections.reject(offset, "publish", TOO_LARGE, STOPPED)
+        for offset in sorted({*answered, *queue.asked, *(at for _, at in queue.questions)}):
+            self._reject_question(offset, "publish", TOO_LARGE, STOPPED)
+        for left in (queue.given, queue.waiting, queue.asked, queue.questions):
+            left.clear()
+        self._context.on_report(True)
         self._takeover.on_report(queue.stream_id)
 
     def on_refused(
@@ -482,6 +544,8 @@ class Partition:
     ) -> None:
         """The engine refused a segment or a question: it becomes a dead letter, the queue continues."""
         queue = self._queues[stream_id]
+        if queue.stopped:
+            return
         self._reported.set()
         if question:
             queue.finish_question(offset)
@@ -542,6 +606,41 @@ class Partition:
         if self.recovered:
             self._deletion.expire(self._sessions)
 
+    def end_idle(self) -> None:
+        """End the streams of which no record came for ``stream_idle_timeout_s``, some at a time. Call
+        it only when all that the topic holds has been read: what waits there may be theirs."""
+        timeout, now = self._settings.stream_idle_timeout_s, time.monotonic()
+        if not timeout or not self.recovered or self._draining:
+            return
+        if now - self._calm_since < min(timeout, CALM_SECONDS):
+            return
+        room = self._settings.in_flight_per_partition
+        room -= sum(queue.ending for queue in self._queues.values())
+        for queue in self.queues():
+            over = not queue.ending and queue.idle and now - queue.heard_at > timeout
+            if queue.end_failures >= self._settings.device_attempts:
+                log.warning("a stream was not ended: the device failed with it; tried again later")
+                queue.heard_at, queue.end_failures, queue.ending = now, 0, False
+            elif over and queue.state is None:  # nothing of it was ever finished
+                self._remove_queue(queue.stream_id)
+                if queue.open:
+                    self._context.device.drop(queue.stream_id)
+            elif over and room > 0 and queue.state is not None and not queue.state.ended:
+                room -= 1
+                self._metrics.stream_ended_idle()
+                queue.ending = True
+                self.pump(queue)
+        for stream_id in self._sessions.live_before(now_ms() - int(timeout * 1000)):
+            if room > 0 and self._open_silent(stream_id, ending=True) is not None:
+                room -= 1
+                self._metrics.stream_ended_idle()
+
+    def note_outage(self) -> None:
+        """Kafka did not answer: that nothing came says nothing about the streams."""
+        self._calm_since = time.monotonic()
+        for queue in self._queues.values():
+            queue.heard_at = self._calm_since
+
     @property
     def in_flight(self) -> int:
         return len(self._records)
@@ -550,11 +649,42 @@ class Partition:
     def recovered(self) -> bool:
         return self._recovered and not self._closed
 
+    @property
+    def streams(self) -> int:
+        return len(self._queues)
+
+    @property
+    def table_bytes(self) -> int:
+        """Memory of the closed streams' states."""
+        return self._sessions.nbytes
+
     def coverage_lag(self, now: float) -> float:
         """Seconds since the oldest uncovered segment of any queue was read (monotonic ``now``)."""
         return self._own_metrics.coverage_lag(self._queues.values(), now)
 
+    def check_input(self, highwater: int | None, questions: int | None = None) -> None:
+        """Raises ConfigError when an input ends below what was read of it: the topic was made anew
+        under this worker, which would skip its records as duplicates. Called twice a second; once may
+        be a broker that has just taken over. ``questions``: the end of the topic of questions."""
+        settings = self._settings
+        inputs = (
+            (settings.topic_segments, highwater, self._floor, self._records),
+            (settings.topic_questions, questions, self._question_floor, self._asked),
+        )
+        for topic, end, floor, records in inputs:
+            read = max(floor, records.offsets.read_to)
+            below = end is not None and end < read
+            self._rewound[topic] = self._rewound[topic] + 1 if below else 0
+            if self._rewound[topic] >= REWOUND_TIMES:
+                raise ConfigError(
+                    f"{topic}[{self.number}] ends at offset {end}, and was read to offset {read}: it "
+                    "was made anew or truncated. Start the worker again, which says what to do"
+                )
+
     def measure(self, highwater: int | None, questions: int | None = None) -> None:
-        """Export this partition's lag and commit gap, of segments and of questions."""
+        """Export this partition's lag and commit gap, of segments and of questions; no lag before it is
+        known where it stands, for all of the partition would seem to wait."""
+        if not self._recovered:
+            highwater = questions = None
         self._own_metrics.lag(highwater, self._floor)
         self._own_metrics.lag(questions, self._question_floor, questions=True)

@@ -7,6 +7,7 @@ fed alone, one at a time, so that the last strike falls on the segment that caus
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -53,10 +54,31 @@ class StreamQueue:
     """The newest of them ever; after a takeover, when the earlier owner wrote the state."""
     silent: bool = False
     """Opened without a record of the stream; its tenant is not known yet."""
+    heard_at: float = field(default_factory=time.monotonic)
+    """When the newest record of the stream was read (monotonic seconds)."""
+    ending: bool = False
+    """No record came for ``stream_idle_timeout_s``: the device is to end the stream…"""
+    end_given: bool = False
+    """…and has been told so."""
+    end_failures: int = 0
+    stopped: bool = False
+    """Its state does not fit its topic: nothing of the stream is processed any more."""
 
     @property
     def idle(self) -> bool:
         return not (self.waiting or self.given or self.questions or self.asked)
+
+    def has_work(self, least: int) -> bool:
+        """Whether the device has anything to do for the stream: a record, a question, an end, or
+        ``least`` tokens that no summary covers."""
+        state = self.state
+        uncovered = state.uncovered_tokens if state is not None and not state.ended else 0
+        return bool(self.waiting or self.questions or self.ending or uncovered >= least)
+
+    def heard(self) -> None:
+        """A record of the stream was read: it is not ended, unless the device does so already."""
+        self.heard_at = time.monotonic()
+        self.ending, self.end_failures = self.end_given, 0
 
     def next(self, bound: int, suspicious: int) -> tuple[Segment, int] | None:
         """Move the next segment to ``given`` and return it, if the device may have it now.
@@ -103,7 +125,8 @@ class StreamQueue:
             self.question_strikes[offset] = self.question_strikes.get(offset, 0) + 1
             self.questions.appendleft((question, offset))
         self.asked.clear()
-        self.open = self.tried = False
+        self.end_failures += self.end_given
+        self.open = self.tried = self.end_given = False
 
     def quarantine(self) -> int:
         """Leave out the first waiting segment and mark the stream degraded. Returns its offset."""

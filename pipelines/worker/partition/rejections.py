@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
-from pipelines.wire.messages import MESSAGE_ROOM, Message, dead_letter_of
+from operators.state import SessionState
+from pipelines.wire.codec import encode_state
+from pipelines.wire.dead_letters import cut_again
+from pipelines.wire.messages import Message, dead_letter_of, letter_of_result
+from pipelines.wire.states import SHRUNK, fit_state
 from pipelines.worker.context import Commits, Entry, Queue, Records, WorkerContext
 
 log = logging.getLogger(__name__)
@@ -46,16 +51,49 @@ class Rejections:
             )
             self._commits.add(Entry([letter], queue.state, (offset,)))
 
-    def replace_too_large(self, messages: list[Message], finished: list[int]) -> list[Message]:
-        """An emission's results without those larger than a topic takes, and a dead letter for its last
-        record instead. Results that follow from no record are returned as they are."""
-        limit = self._context.settings.max_message_bytes - MESSAGE_ROOM
-        large = max((message.size for message in messages), default=0)
-        if large <= limit or not finished:
-            return messages
-        text = f"a result of {large} bytes does not fit into max_message_bytes and was left out"
-        letter = self.letter(finished[-1], "publish", "result_too_large", text)
-        return [*(message for message in messages if message.size <= limit), letter]
+    def replace_too_large(
+        self, messages: Sequence[Message], finished: Sequence[int]
+    ) -> list[Message]:
+        """An entry's messages without results larger than a topic takes, and a dead letter instead: for
+        its last record, or of the result itself where it follows from none. Dead letters that are too
+        large are cut."""
+        limit, dlq = self._context.limit, self._context.settings.topic_dlq
+        large = [m for m in messages if m.size > limit.content]
+        if not large:
+            return list(messages)
+        kept = [m for m in messages if m.size <= limit.content]
+        for message in large:
+            if message.topic == dlq:
+                cut = cut_again(message.key, message.value, message.headers, limit.content)
+                kept.append(Message(dlq, *cut))
+        results = [m for m in large if m.topic != dlq]
+        if results and finished:
+            most = max(m.size for m in results)
+            text = f"a result of {most} bytes does not fit into max_message_bytes and was left out"
+            kept.append(self.letter(finished[-1], "publish", "result_too_large", text))
+        elif results:
+            self._context.metrics.dead_letter("publish", "result_too_large")
+            log.error("partition %d: a result is too large and was left out", self._number)
+            kept.append(letter_of_result(results[0], self._context.settings, limit))
+        return kept
+
+    def fit_state(self, state: SessionState) -> SessionState | None:
+        """The state as its topic takes it; None where it cannot be made to fit."""
+        settings, limit = self._context.settings, self._context.limit.content
+
+        sizes = [0]
+
+        def size(candidate: SessionState) -> int:
+            value = encode_state(candidate, settings.app_id)
+            sizes.append(len(value) + len(state.stream_id.encode()))
+            return sizes[-1]
+
+        fitted = fit_state(state, limit, size)
+        self._context.metrics.state_written(sizes[-1])
+        if fitted is not None and fitted is not state and SHRUNK not in state.degraded:
+            log.warning("partition %d: a state is shrunk to %d bytes", self._number, limit)
+            self._context.metrics.state_shrunk()
+        return fitted
 
     def letter(self, offset: int, stage: str, reason: str, text: str, **details: Any) -> Message:
         """The dead letter for a record; it is counted and logged. ``text`` must not quote the input."""
@@ -63,5 +101,11 @@ class Rejections:
         log.warning("partition %d offset %d refused: %s (%s)", self._number, offset, reason, text)
         message = self._records[offset].message
         return dead_letter_of(
-            message, self._context.settings, stage=stage, reason=reason, text=text, **details
+            message,
+            self._context.settings,
+            stage=stage,
+            reason=reason,
+            text=text,
+            max_bytes=self._context.limit.bytes,
+            **details,
         )

@@ -45,6 +45,7 @@ class _Head(msgspec.Struct):
 
     ended: bool = False
     schema: str = ""
+    app_id: str = ""
     uncovered_tokens: int = 0
     question_cursor: int = -1
     outbox: msgspec.Raw = msgspec.Raw()
@@ -76,6 +77,7 @@ class SessionTable:
         self._records: dict[str, bytes] = {}
         self._cursors: dict[str, int] = {}
         self._ended_ms: dict[str, int] = {}
+        self._live_ms: dict[str, int] = {}
         self._uncovered: dict[str, tuple[int, int]] = {}
         """Tokens that no summary covers, and when the record was written (Unix ms)."""
         self._outboxes: dict[str, None] = {}
@@ -83,9 +85,16 @@ class SessionTable:
         """The highest question answered in any state; -1 for none."""
         self._bytes = 0
         self._max_bytes = max_bytes
+        self.strangers: dict[str, int] = {}
+        """Records of other applications, by their app_id; they are not kept."""
 
     def __len__(self) -> int:
         return len(self._records)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the records in memory."""
+        return self._bytes
 
     def put(
         self, stream_id: str, value: bytes | None, cursor: int | None = None, at_ms: int = 0
@@ -103,6 +112,7 @@ class SessionTable:
             self._cursors.pop(stream_id, None)
         self._bytes -= len(self._records.pop(stream_id, b""))
         self._ended_ms.pop(stream_id, None)
+        self._live_ms.pop(stream_id, None)
         self._uncovered.pop(stream_id, None)
         self._outboxes.pop(stream_id, None)
         if value is None:
@@ -114,14 +124,25 @@ class SessionTable:
         if self._bytes > self._max_bytes:
             raise ConfigError(
                 f"the states of {len(self._records)} streams exceed {self._max_bytes} bytes; "
-                "forget streams that have ended, or spread them over more partitions"
+                "(states_max_bytes): forget streams that have ended, set state_retention_h, or spread "
+                "them over more partitions"
             )
+
+    def read(self, app_id: str, key: bytes, value: bytes | None, at_ms: int) -> None:
+        """Take a record of the session topic, unless another application wrote it."""
+        writer = _head_of(value).app_id if value is not None else ""
+        if writer not in ("", app_id):
+            self.strangers[writer] = self.strangers.get(writer, 0) + 1
+            return
+        self.put(key.decode(errors="replace"), value, cursor_of(value), at_ms)
 
     def _note(self, stream_id: str, head: _Head, at_ms: int) -> None:
         self.newest_question = max(self.newest_question, head.question_cursor)
         if head.over:
             self._ended_ms[stream_id] = at_ms
-        elif head.uncovered_tokens > 0:
+        else:
+            self._live_ms[stream_id] = at_ms
+        if not head.over and head.uncovered_tokens > 0:
             self._uncovered[stream_id] = head.uncovered_tokens, at_ms
         if bytes(head.outbox) not in (b"", b"[]"):
             self._outboxes[stream_id] = None
@@ -154,6 +175,10 @@ class SessionTable:
     def ended_before(self, at_ms: int) -> list[str]:
         """Keys of streams that ended, and of records of forgotten streams written, before ``at_ms``."""
         return [name for name, ended in self._ended_ms.items() if ended < at_ms]
+
+    def live_before(self, at_ms: int) -> list[str]:
+        """Streams that have not ended, and of which nothing was written since ``at_ms``."""
+        return [name for name, written in self._live_ms.items() if written < at_ms]
 
     def uncovered(self, least: int) -> list[tuple[str, int]]:
         """Live streams with at least ``least`` tokens that no summary covers, and when their record was
@@ -247,17 +272,13 @@ async def _read(
     consumer.assign([tp])
     await consumer.seek_to_beginning(tp)
     end = (await consumer.end_offsets([tp]))[tp]
-    table = SessionTable()
+    table = SessionTable(settings.states_max_bytes)
     while await consumer.position(tp) < end:
         batches = await consumer.getmany(tp, timeout_ms=POLL_MS)
         for record in batches.get(tp, ()):
             if record.key is not None and record.offset < end:
-                table.put(
-                    record.key.decode(errors="replace"),
-                    record.value,
-                    cursor_of(record.value),
-                    record.timestamp,
-                )
+                table.read(settings.app_id, record.key, record.value, record.timestamp)
+    check_owner(settings, partition, table)
     # Queried last: an earlier end could be below states that a previous owner still wrote.
     start = (await consumer.beginning_offsets([source]))[source]
     end = (await consumer.end_offsets([source]))[source]
@@ -281,6 +302,30 @@ def check_questions(settings: Settings, partition: int, done: int, end: int) -> 
             f"{topic}[{partition}] ends at offset {end}, but was answered to offset {done}: it was "
             "recreated or truncated, and its questions would be skipped. Use another topic_questions"
         )
+
+
+def check_owner(settings: Settings, partition: int, table: SessionTable) -> None:
+    """Raises ConfigError when the states are another application's: with them this one would skip all
+    input, and its results would carry ids that the other's results have. Where both wrote, which only
+    happens when neither was stopped in time, the others' are left out, and the log says so."""
+    if not table.strangers:
+        return
+    names = ", ".join(f"{name!r}" for name in sorted(table.strangers))
+    place = f"{settings.topic_sessions}[{partition}]"
+    advice = (
+        f"give app_id={settings.app_id!r} a topic_sessions and output topics of its own, or go on with "
+        f"app_id {names}"
+    )
+    if not len(table):
+        raise ConfigError(f"{place} holds the states of app_id {names}: {advice}")
+    log.error(
+        "%s: %d states of app_id %s are ignored. Two applications on one topic delete each other's "
+        "states: %s",
+        place,
+        sum(table.strangers.values()),
+        names,
+        advice,
+    )
 
 
 def compare_with_input(

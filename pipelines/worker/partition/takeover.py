@@ -17,21 +17,29 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
+from pipelines.config.load import Settings
 from pipelines.wire.messages import now_ms
-from pipelines.worker.context import Commits, Entry, Queue, Sessions, WorkerContext
+from pipelines.worker.context import Commits, Entry, Fitting, Queue, Sessions, WorkerContext
 
 OUTBOXES_AT_ONCE = 256
 
 
-async def publish_outboxes(sessions: Sessions, commits: Commits) -> None:
+async def publish_outboxes(sessions: Sessions, commits: Commits, fitting: Fitting) -> None:
     """Publish the results in the states' outboxes, then write these states without them. Returns
     early when a commit fails."""
     while found := sessions.outboxes(OUTBOXES_AT_ONCE):
         for _, results in found:
-            commits.add(Entry(messages=results))
+            commits.add(Entry(messages=fitting.replace_too_large(results, ())))
         await commits.flush()
         for state, _ in found:
-            commits.add(Entry(state=state))
+            commits.add(Entry(state=fitting.fit_state(state)))
+
+
+def least_uncovered(settings: Settings) -> int:
+    """Tokens that no summary covers from which the engine makes an update without new input."""
+    config = settings.operator
+    by_time = config.update_interval_s or config.update_silence_s
+    return 1 if by_time else config.update_tokens
 
 
 class Takeover:
@@ -52,10 +60,7 @@ class Takeover:
 
     def start(self, sessions: Sessions) -> None:
         """Open the first streams whose recovered state has uncovered text."""
-        config = self._settings.operator
-        by_time = config.update_interval_s or config.update_silence_s
-        least = 1 if by_time else config.update_tokens
-        self._due.extend(sessions.uncovered(least))
+        self._due.extend(sessions.uncovered(least_uncovered(self._settings)))
         self._open_more()
 
     def on_report(self, stream_id: str) -> None:
