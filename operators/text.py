@@ -75,6 +75,12 @@ def sentences(text: str) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
+def unspaced(text: str) -> bool:
+    """Whether the text is mostly in a script that is written without spaces."""
+    letters = sum(char.isalnum() for char in text)
+    return 2 * sum(len(run) for run in _UNSPACED.findall(text)) > letters
+
+
 def content(text: str, digits: bool = True) -> dict[str, float]:
     """The text's units with weights; without ``digits`` no numbers. Words of alphabetic scripts lose
     what may be an ending ("moves" and "move" are one), and count the less the shorter they are: short

@@ -32,7 +32,7 @@ class Tokenizer(Protocol):
         ...
 
 
-A_DAY = datetime.datetime(2024, 7, 26, tzinfo=datetime.UTC)
+A_DAY = datetime.date(2024, 7, 26)
 """What a chat template is told when it asks for the date (the one in Llama 3's own template)."""
 _MARK = "\N{SYMBOL FOR NULL}WINDOW\N{SYMBOL FOR NULL}"
 

@@ -31,6 +31,7 @@ from operators.text import (
     sentences,
     support,
     units,
+    unspaced,
 )
 
 LETTERS = "ABCDE"
@@ -226,7 +227,7 @@ class MinuteTaker:
 
     def _note(self, draft: Draft, people: list[str]) -> Ask:
         said, speaker = draft.turn.said, draft.turn.speaker or "the speaker"
-        most = MAX_COPY if len(units(said)) > QUOTE_UNITS else 0
+        most = _in_words(said, MAX_COPY) if _is_long(said) else 0
         form = LINE if draft.owner is None else begins_with(draft.owner)
         limits = {"grammar": form, "max_copy": most, "sources": (said,), "free": tuple(people)}
         return self._text(
@@ -376,7 +377,7 @@ def checked(draft: Draft, refused: Counter[str]) -> bool:
         refused[draft.problem] += 1
         said = draft.turn.said
         telling = draft.importance >= QUOTE_WEIGHT or bool(numbers(said) or draft.turn.changes)
-        if len(units(said)) > QUOTE_UNITS or not telling:
+        if _is_long(said) or not telling:
             return False
         draft.text, draft.quoted = draft.turn.said.strip(), True
     return bool(draft.text)
@@ -396,9 +397,9 @@ def problem_of(draft: Draft, people: Sequence[str]) -> str:
         return "number_lost"
     if support(text, sources) < MIN_SUPPORT:
         return "unsupported"
-    if len(units(said)) <= QUOTE_UNITS and support(said, [text, draft.turn.speaker]) < KEPT:
+    if not _is_long(said) and support(said, [text, draft.turn.speaker]) < KEPT:
         return "content_lost"
-    if longest_copy(text, said) > MAX_COPY and len(units(said)) > QUOTE_UNITS:
+    if longest_copy(text, said) > _in_words(said, MAX_COPY) and _is_long(said):
         return "copied"
     return ""
 
@@ -434,6 +435,16 @@ def owner_in(answer: str, turn: Turn, people: Sequence[str], names: Names) -> st
     if text and text.casefold() in turn.said.casefold() and names.may_be(text):
         return text
     return turn.speaker or None
+
+
+def _is_long(said: str) -> bool:
+    return len(units(said)) > _in_words(said, QUOTE_UNITS)
+
+
+def _in_words(text: str, count: int) -> int:
+    """How many units of the text so many words are: a word is two pairs of characters, about, in scripts
+    without spaces."""
+    return 2 * count if unspaced(text) else count
 
 
 def due_in(answer: str, said: str) -> str | None:

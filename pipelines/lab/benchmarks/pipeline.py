@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import signal
 import statistics
 import subprocess
@@ -90,7 +89,7 @@ class Bench:
             [sys.executable, "-m", f"{__package__}.pipeline_sides", name, settings.delivery,
              self.bootstrap, settings.topic_segments, settings.topic_translations,
              settings.app_id, str(COMMIT_S)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
             yield
