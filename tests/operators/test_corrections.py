@@ -33,34 +33,34 @@ def note(text: str, *segments: str, **fields: Any) -> LedgerItem:
 def test_a_note_is_checked_against_what_the_turn_says_now(
     text: str, correction: str, check: str
 ) -> None:
-    (item,) = corrected([note(text)], "s1", correction, None)
+    (item,) = corrected([note(text)], "s1", correction, None, 1)
     assert (item.check, item.evidence[0].correction) == (check, correction)
 
 
 def test_nothing_is_doubted_while_a_part_of_the_turn_is_unknown() -> None:
-    (item,) = corrected([note("The beta costs 15 euros.", "s1", "s2")], "s1", "Something.", None)
+    (item,) = corrected([note("The beta costs 15 euros.", "s1", "s2")], "s1", "Something.", None, 1)
     assert item.check == ""
-    (item,) = corrected([item], "s2", "The beta costs 50 euros.", None)
+    (item,) = corrected([item], "s2", "The beta costs 50 euros.", None, 1)
     assert item.check == "doubtful"
-    (item,) = corrected([note("The beta costs 15 euros.")], "s1", "x" * CHARS, None)
+    (item,) = corrected([note("The beta costs 15 euros.")], "s1", "x" * CHARS, None, 1)
     assert item.check == ""
 
 
 def test_the_owner_follows_the_speaker_and_only_if_that_was_the_speaker() -> None:
     own, other = note("Call.", owner="Ana"), note("Call.", owner="Ben")
-    found = corrected([own, other], "s1", None, "Dee")
+    found = corrected([own, other], "s1", None, "Dee", 1)
     assert [item.owner for item in found] == ["Dee", "Ben"]
     assert [item.evidence[0].speaker for item in found] == ["Dee", "Dee"]
 
 
 def test_what_a_person_wrote_is_theirs() -> None:
-    (item,) = corrected([note("It costs 15.", owner="Ana", by="person")], "s1", "Nothing.", "Dee")
+    (item,) = corrected([note("It costs 15.", owner="Ana", by="person")], "s1", "Nothing.", "Dee", 1)
     assert (item.check, item.owner, item.evidence[0].correction) == ("", "Ana", "Nothing.")
 
 
 def test_other_notes_are_the_same_objects() -> None:
     items = (note("A."), note("B.", "s2"))
-    found = corrected(items, "s1", "C.", None)
+    found = corrected(items, "s1", "C.", None, 1)
     assert found[1] is items[1]
 
 

@@ -207,7 +207,8 @@ def test_run_writes_what_comes_and_ends_every_stream() -> None:
         mine = [e for e in found if e["stream_id"] == stream]
         assert sum(e["schema"] == "insight.answer.v1" for e in mine) == 1
         assert [e["status"] for e in mine if e["schema"] == "insight.summary.v1"][-1] == "final"
-        assert sum(e["schema"] == "insight.translation.v1" for e in mine) == 6
+        made = [e for e in mine if e["schema"] == "insight.translation.v1"]
+        assert sum(e["is_final"] for e in made) == 6
 
 
 def test_run_stops_and_goes_on(tmp_path: Path) -> None:
@@ -236,7 +237,9 @@ def test_run_saves_one_stream_only(tmp_path: Path) -> None:
 
 
 def test_run_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipelines.cli.main", "run", str(tmp_path / "none.txt")]
+    talk = tmp_path / "talk.txt"
+    talk.write_text("Ana: We ship on Friday.\n")
+    command = [sys.executable, "-m", "pipelines.cli.main", "run", str(talk)]
     done = subprocess.run(
         [*command, "--model", str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False
     )
