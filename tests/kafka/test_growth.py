@@ -60,6 +60,16 @@ def test_topics_grow_and_streams_move_with_them(topics: Any) -> None:
         grow(settings, 3)
     ends = member.end_offsets(places)
     member.commit({place: OffsetAndMetadata(end, "", -1) for place, end in ends.items()})
+    asked = [TopicPartition(settings.topic_questions, number) for number in range(2)]
+    with KafkaProducer(bootstrap_servers=topics.bootstrap) as made:
+        for name in NAMES:
+            place = partition_of(name, 2)
+            made.send(asked[place].topic, key=name.encode(), value=b"{}", partition=place)
+        made.flush()
+    with pytest.raises(ConfigError, match=r"questions.* not processed yet"):
+        grow(settings, 3)
+    ends = member.end_offsets(asked)
+    member.commit({place: OffsetAndMetadata(end, "", -1) for place, end in ends.items()})
     member.close()
     movers = {name for name in NAMES if partition_of(name, 2) != partition_of(name, 3)}
     assert grow(settings, 3) == (2, len(movers))

@@ -26,6 +26,8 @@ def settings_of(topics: Any, **others: Any) -> Settings:
         topic_summaries=topics.summaries,
         topic_summaries_latest=topics.latest,
         topic_translations=topics.translations,
+        topic_questions=topics.questions,
+        topic_answers=topics.answers,
         topic_sessions=topics.sessions,
         topic_dlq=topics.dlq,
         **others,

@@ -35,6 +35,7 @@ def test_a_note_is_checked_against_what_the_turn_says_now(
 ) -> None:
     (item,) = corrected([note(text)], "s1", correction, None, 1)
     assert (item.check, item.evidence[0].correction) == (check, correction)
+    assert item.evidence[0].revision == 1
 
 
 def test_nothing_is_doubted_while_a_part_of_the_turn_is_unknown() -> None:
@@ -54,7 +55,9 @@ def test_the_owner_follows_the_speaker_and_only_if_that_was_the_speaker() -> Non
 
 
 def test_what_a_person_wrote_is_theirs() -> None:
-    (item,) = corrected([note("It costs 15.", owner="Ana", by="person")], "s1", "Nothing.", "Dee", 1)
+    (item,) = corrected(
+        [note("It costs 15.", owner="Ana", by="person")], "s1", "Nothing.", "Dee", 1
+    )
     assert (item.check, item.owner, item.evidence[0].correction) == ("", "Ana", "Nothing.")
 
 

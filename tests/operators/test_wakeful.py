@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from operators.config import OperatorConfig
 from operators.engine.wakeful import Wakeful
-from operators.events import Segment, SummaryEvent
+from operators.events import ItemEdit, Question, Segment, SummaryEvent
+from operators.state import Emission
 from operators.stream_operator import StreamOperator
 from pipelines.lab.benchmarks.toy import toy_decoder
 
@@ -80,3 +81,34 @@ def test_an_update_by_time_wakes_its_stream() -> None:
     ]
     assert any(isinstance(event, SummaryEvent) for event in events)
     assert operator.idle_until() is None
+
+
+def test_the_end_of_a_stream_that_sleeps_is_done() -> None:
+    """It is ended after hours without a record: it was asleep, and slept on."""
+    operator = make(Clock())
+    operator.open("a")
+    operator.feed(Segment(stream_id="a", text="We meet on Friday.", segment_id="0"), ticket=0)
+    while operator.has_work():
+        operator.step()
+    operator.end("a")
+    assert [emission.state.ended for emission in work(operator)] == [True]
+
+
+def test_a_question_and_an_edit_wake_their_stream() -> None:
+    operator = make(Clock())
+    operator.open("a")
+    assert not operator.has_work()
+    operator.ask(Question(stream_id="a", kind="decisions", question_id="q"), ticket=0)
+    (asked,) = work(operator)
+    assert asked.answered == [0]
+    edit = ItemEdit(op="add", kind="decision", text="We ship on Friday.")
+    operator.feed(Segment(stream_id="a", type="edit", segment_id="e", edit=edit), ticket=0)
+    (edited,) = work(operator)
+    assert [item.text for item in edited.state.items] == ["We ship on Friday."]
+
+
+def work(operator: StreamOperator) -> list[Emission]:
+    found = []
+    while operator.has_work():
+        found += operator.step()
+    return found

@@ -13,6 +13,7 @@ from pipelines.wire.codec import decode_state, encode_state
 from pipelines.wire.messages import forgotten_key, forgotten_value
 from pipelines.wire.partitioning import partition_of
 from tests.pipelines.test_partition import World, with_world
+from tests.pipelines.test_partition_questions import ask
 
 SETTINGS = Settings()
 NAMES = [f"meeting-{number}" for number in range(40)]
@@ -20,7 +21,9 @@ NAMES = [f"meeting-{number}" for number in range(40)]
 
 def state(name: str) -> SessionState:
     part = WindowSegment(segment_id="s", seq=0, text="Yes.\n", tokens=2, offset=70)
-    return SessionState(stream_id=name, cursor=70, window=(part,), snapshot="x/0-70")
+    return SessionState(
+        stream_id=name, cursor=70, question_cursor=7, window=(part,), snapshot="x/0-70"
+    )
 
 
 def kept(name: str, partitions: int) -> Kept:
@@ -44,6 +47,7 @@ def test_every_stream_moves_to_where_its_key_belongs_and_nothing_else_does() -> 
         assert problem is None
         assert moved is not None
         assert (moved.cursor, moved.snapshot, moved.window[0].offset) == (-1, None, -1)
+        assert moved.question_cursor == -1
         assert moved.window[0].text == "Yes.\n"
     after = [kept(name, 6) for name in NAMES]
     assert list(plan(after, SETTINGS, 6)) == [], "a second call has nothing to do"
@@ -79,5 +83,12 @@ def test_a_topic_that_is_made_anew_under_a_worker_is_noticed() -> None:
             check(highwater)
         with pytest.raises(ConfigError, match="made anew or truncated"):
             check(2)
+        ask(world, 6, "a")
+        for _ in range(3):
+            check(5, 6)
+        with pytest.raises(
+            ConfigError, match=r"questions.*ends at offset 6, and was read to offset 7"
+        ):
+            check(5, 6)
 
     with_world(test)

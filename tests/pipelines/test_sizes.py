@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from operators.errors import ConfigError
-from operators.events import Evidence, LedgerItem, SummaryEvent
+from operators.events import AnswerEvent, Evidence, LedgerItem, SummaryEvent
 from operators.state import Emission, SessionState, WindowSegment
 from pipelines.kafka.errors import is_permanent
 from pipelines.kafka.publishers import TooLarge
@@ -17,6 +18,7 @@ from pipelines.wire.states import SHRUNK, fit_state
 from pipelines.worker.partition.committer import CommitError
 from pipelines.worker.partition.partition import Partition
 from tests.pipelines.test_partition import World, with_world
+from tests.pipelines.test_partition_questions import ask
 
 FULL = SessionState(
     stream_id="a",
@@ -66,6 +68,25 @@ def test_a_state_is_shrunk_in_its_order_and_keeps_what_was_promised() -> None:
     assert not with_all_topics, "the covered window goes before the topics"
 
 
+def test_kept_answers_go_early_and_what_is_a_persons_never() -> None:
+    """The ids stay: a question that was answered is not answered a second time, in other words."""
+    answer = AnswerEvent(stream_id="a", epoch=0, revision=1, question_id="q2", text="x" * 400)
+    persons = tuple(
+        LedgerItem(id=f"p{state}", kind="topic", text="p " * 50, state=state, by="person")
+        for state in ("open", "done", "withdrawn")
+    )
+    full = replace(FULL, items=FULL.items + persons, answers=(answer,), answered=("q1",))
+    state = fit_state(full, size(replace(full, last_output={})) - 200, size)
+    assert state is not None
+    assert (state.answers, state.answered) == ((), ("q1", "q2"))
+    assert state.items == full.items
+    smallest, limit = state, size(state)
+    while (state := fit_state(full, limit := limit - 200, size)) is not None:
+        smallest = state
+    assert {item.id for item in persons} <= {item.id for item in smallest.items}
+    assert len(smallest.items) < len(full.items)
+
+
 def test_a_stream_whose_state_cannot_fit_is_stopped_with_dead_letters() -> None:
     """The worker ended with the first such state, and at every restart again."""
 
@@ -73,20 +94,22 @@ def test_a_stream_whose_state_cannot_fit_is_stopped_with_dead_letters() -> None:
         world.context.limit.bytes = 3000
         events = [world.say(offset, "big") for offset in range(4)]
         other = world.say(4, "small")
+        asked = [ask(world, offset, "big") for offset in range(3)]
         decisions = tuple(
             LedgerItem(id=f"i{n}", kind="decision", text="d" * 200) for n in range(12)
         )
         big = SessionState(stream_id="big", cursor=0, items=decisions)
-        world.partition.on_emission(Emission(stream_id="big", state=big, done=[0]))
+        world.partition.on_emission(Emission(stream_id="big", state=big, done=[0], answered=[0]))
         world.partition.on_emission(Emission(stream_id="big", state=big, done=[1]))
         world.done("small", 4)
         late = world.say(5, "big")
+        asked.append(ask(world, 3, "big"))
         await world.settle()
         assert world.device.dropped == ["big"]
-        assert all(event.acked for event in (*events, other, late))
+        assert all(event.acked for event in (*events, *asked, other, late))
         letters = [m for g in world.publisher.groups for m in g.messages]
         reasons = [header(m.headers, "longstream.dlq.reason") for m in letters]
-        assert reasons == [b"state_too_large"] * 5
+        assert reasons == [b"state_too_large"] * 9
         states = {name for g in world.publisher.groups for name in g.states}
         assert states == {"small"}
 
