@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from operators.errors import ConfigError
 from operators.events import Segment
 from pipelines.wire.codec import read_transcript
@@ -91,7 +93,10 @@ def transcripts(plan: DemoPlan, suffix: str = "") -> list[list[Segment]]:
     for number in range(plan.streams):
         copy, place = divmod(number, len(files))
         file = files[place]
-        segments = list(read_transcript(file))[STARTS.get(file.stem, 0) :]
+        segments = [
+            replace(segment, seq=seq)
+            for seq, segment in enumerate(list(read_transcript(file))[STARTS.get(file.stem, 0) :])
+        ]
         part = list(leading(segments, plan.segments, plan.words))
         found.append(_renamed(part, (f"-{copy + 1}" if copy else "") + suffix))
     return found
