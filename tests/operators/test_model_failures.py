@@ -84,7 +84,7 @@ def test_an_empty_translation_and_an_empty_answer_say_so() -> None:
     (event,) = [e for e in stream.results() if isinstance(e, TranslationEvent)]
     assert event.committed == ""
     assert event.degraded == ("empty",)
-    answer: AnswerEvent = stream.ask("When do we ship?")
+    answer: AnswerEvent = stream.ask("Do we ship on Friday?")
     assert answer.text == "We ship on Friday.", "what was found stands in for it"
     assert answer.degraded == ("quoted", "empty_answer")
     assert seen.failed == {("translation:fr", "empty_answer"): 1, ("answer", "empty_answer"): 1}
