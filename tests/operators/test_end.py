@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from operators.events import Segment, SummaryEvent
+from operators.events import Question, Segment, SummaryEvent
 from operators.state import Emission
 from operators.stream_operator import StreamOperator
 from tests.engine import toy_decoder
@@ -77,3 +77,16 @@ def test_what_a_restored_stream_has_not_covered_is_read_before_its_end() -> None
     (final,) = emission.events
     assert isinstance(final, SummaryEvent)
     assert final.covers.to_segment_id == "s0"
+
+
+def test_what_was_asked_before_the_end_is_answered_from_the_window() -> None:
+    operator = made()
+    feed(operator, 0, "We ship on Friday.")
+    work(operator)
+    operator.ask(Question(stream_id="a", text="Do we ship on Friday?", question_id="q"), 7)
+    operator.end("a")
+    emissions = work(operator)
+    ((answer, tickets),) = [(em.answers[0], em.answered) for em in emissions if em.answers]
+    assert (answer.refused, tickets) == (False, [7])
+    assert [cited.segment_id for cited in answer.evidence] == ["s0"]
+    assert emissions[-1].state.ended
