@@ -5,7 +5,8 @@ So partitions cannot grow under a running worker: its streams would begin anew, 
 consumers have already seen. :func:`grow` does it in this order, and may be called again after a crash:
 
 1. Nobody may be in the workers' group, and no record or question may wait whose stream moves: what is
-   behind it on the new partition would be processed before it. Otherwise it refuses, and nothing has changed.
+   behind it on the new partition would be processed before it. Otherwise it refuses, and nothing has
+   changed.
 2. Every stream's state must lie where its key belongs; producers with a partitioner of their own decide
    by themselves where streams go, and nobody else can move their states.
 3. The topics get their partitions.
