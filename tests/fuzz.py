@@ -485,7 +485,7 @@ def _account(
     return {
         "records": len(sent),
         "outputs": len(outputs),
-        "marks": len(marks - set(map(_source, dead))),
+        "marks": len(marks - set(ended)),
         "dead_letters": dict(sorted(reasons.items())),
     }
 

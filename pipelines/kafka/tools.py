@@ -195,6 +195,8 @@ def no_broker(settings: Settings, error: BaseException) -> LongstreamError:
     """The sentence for "the broker does not answer", with what to do: a ConfigError if it is there
     but will not have us. Asks it, so not to be called in an event loop."""
     if (refusal := asyncio.run(turned_away(settings))) is not None:
+        # Callers raise it from ``error``: what Kafka said must stay in that chain.
+        error.__cause__ = refusal.__cause__
         return refusal
     reason = str(error) or type(error).__name__
     return BrokerUnavailable(

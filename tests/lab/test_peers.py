@@ -47,7 +47,7 @@ def test_what_the_peers_are_given_is_what_the_engine_runs(job: Job) -> None:
             elif role == "prefill":
                 asked[row.branch].extend(row.tokens)
                 if row.num_logits:
-                    fork = row.branch.fork - len(job.prefix)
+                    fork = max(0, row.branch.fork - len(job.prefix))
                     window = heard[row.stream][max(0, fork - job.window) : fork]
                     ours[(*window, *asked[row.branch])] += 1
         return forward(role, cache, rows)

@@ -12,7 +12,7 @@ from operators.config import OperatorConfig
 from operators.observer import Observer
 from pipelines.config.fields import Settings
 from pipelines.device.protocol import Load
-from pipelines.kafka.publishers import codec
+from pipelines.kafka.clients import compression
 from pipelines.lab.benchmarks.pipeline import COMMIT_S, STREAMS, added, log_sizes, segments
 from pipelines.lab.benchmarks.pipeline_sides import make_noop
 from pipelines.wire.codec import decode_segment
@@ -58,4 +58,4 @@ def test_bytes_are_summed_over_brokers_and_folders() -> None:
 
 @pytest.mark.parametrize(("setting", "said"), [("gzip", "gzip"), ("none", None)])
 def test_batches_are_compressed_as_asked(setting: Any, said: str | None) -> None:
-    assert codec(Settings(compression=setting)) == said
+    assert compression(Settings(compression=setting)) == said

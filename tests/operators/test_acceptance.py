@@ -302,8 +302,8 @@ def test_whatever_is_chosen_the_text_is_that_of_plain_decoding() -> None:
 def test_what_was_learned_stays_with_its_stream_and_kind_of_answer() -> None:
     """One stream's luck with drafts says nothing of another's, nor summaries of translations."""
     config = type(CONFIG).from_dict(
-        {**CONFIG.to_dict(), "drafter": "auto", "targets": ("fr", "de")}
-    )
+        {**CONFIG.to_dict(), "drafter": "auto", "targets": ("fr", "de"), "branches": 1}
+    )  # one branch: answers of a kind end in the order in which they were asked
     operator = StreamOperator(toy_decoder(), config, clock=Clock(), costs=FLAT)
     run(operator, [*speech("a", 6)[:-1], *speech("b", 6)[:-1]], shuffle=4)
     known = {name: operator._sessions[name].draft_controls for name in "ab"}
