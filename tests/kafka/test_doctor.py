@@ -30,7 +30,7 @@ def test_doctor_follows_a_broker_from_nothing_to_ready(kafka: str, topics: Any) 
     assert {check: f.status for check, f in ready.items()} == {
         "kafka": "ok", "topics": "ok", "acls": "ok", "message limit": "ok",
     }  # fmt: skip
-    assert "6 topics of 2 partitions" in ready["topics"].detail
+    assert "8 topics of 2 partitions" in ready["topics"].detail
 
     with admin_client(kafka) as admin:
         resource = ConfigResource(

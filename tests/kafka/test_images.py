@@ -20,6 +20,6 @@ def test_the_topics_service_makes_the_topics_and_ends(tmp_path: Path, topics: An
     }
     done = run_image(tmp_path, *service["command"], **names, LONGSTREAM_PARTITIONS="3")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(": created") == 6
+    assert done.stdout.count(": created") == 8
     again = run_image(tmp_path, *service["command"], **names, LONGSTREAM_PARTITIONS="3")
-    assert again.stdout.count(": exists") == 6
+    assert again.stdout.count(": exists") == 8

@@ -65,7 +65,7 @@ def test_every_command_logs_in_and_the_worker_works(
     password.write_text(f"{PASSWORD}\n")
     settings = {**login(secure_kafka, mechanism), "sasl_password_file": str(password)}
     topics, plain = secure_topics, secure_kafka.plain.bootstrap
-    assert said(command(topics, settings, "topics", "create")).count(": created") == 6
+    assert said(command(topics, settings, "topics", "create")).count(": created") == 8
     talk = tmp_path / "talk.txt"
     talk.write_text("one\ntwo\nthree\nFAIL four\n")
     with (
@@ -87,7 +87,7 @@ def test_every_command_logs_in_and_the_worker_works(
 
 def test_a_plain_login_over_tls(secure_kafka: SecureBroker, secure_topics: Any) -> None:
     settings = {**login(secure_kafka, "PLAIN"), "sasl_password": PASSWORD}
-    assert said(command(secure_topics, settings, "topics", "create")).count(": created") == 6
+    assert said(command(secure_topics, settings, "topics", "create")).count(": created") == 8
 
 
 WRONG = {
