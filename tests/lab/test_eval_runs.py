@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from operators.errors import ConfigError
-from operators.events import AnswerEvent, Evidence, LedgerItem, TranslationEvent
+from operators.events import Evidence, LedgerItem, TranslationEvent
 from pipelines.cli.main import make_cli
 from pipelines.lab.eval.backends import EngineBackend
 from pipelines.lab.eval.command import DATA
 from pipelines.lab.eval.engine import load_engine
-from pipelines.lab.eval.facts import by_position, is_refused
+from pipelines.lab.eval.facts import by_position
 from pipelines.lab.eval.meetings import read_meetings
 from pipelines.lab.eval.parallel import Sentence, find_corpora
 from pipelines.lab.eval.summaries import headline
@@ -262,14 +262,6 @@ def test_retention_by_quarter_of_the_transcript() -> None:
         {"position": 0.99, "kept": True},
     ]
     assert by_position(rows) == [0.5, None, None, 1.0]
-
-
-def test_a_refusal_is_known_by_its_words_while_events_do_not_say_it() -> None:
-    def answer(text: str) -> AnswerEvent:
-        return AnswerEvent(stream_id="s", epoch=0, revision=0, question_id="q", text=text)
-
-    assert is_refused(answer("That has not been said."))
-    assert not is_refused(answer("On Friday."))
 
 
 def test_what_was_there_at_a_checkpoint() -> None:

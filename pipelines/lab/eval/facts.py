@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from operators.events import AnswerEvent
 from operators.stream import Stream
 from pipelines.lab.eval import plants
 from pipelines.lab.eval import summary_sides as sides
@@ -18,10 +17,6 @@ from pipelines.lab.eval.plants import Fact, Planted
 from pipelines.lab.eval.summaries import LAST_WINDOW, OURS, Job, averaged, headline, summarised
 from pipelines.lab.eval.summary_meters import Summarised, meter
 from pipelines.lab.eval.summary_sides import Say
-from pipelines.lab.eval.words import units
-
-REFUSAL = "That has not been said."
-"""How an answer that has no ``refused`` field says that it does not know."""
 
 
 @dataclass(frozen=True)
@@ -115,16 +110,8 @@ def _ask(stream: Stream, planted: Planted, say: Say) -> list[Reply]:
     for text, fact in questions:
         say(f"ours {planted.meeting.name}: {text}")
         answer = stream.ask(text)
-        replies.append(Reply(text, answer.text, is_refused(answer), fact))
+        replies.append(Reply(text, answer.text, answer.refused, fact))
     return replies
-
-
-def is_refused(answer: AnswerEvent) -> bool:
-    """Whether an answer says that it does not know."""
-    said = getattr(answer, "refused", None)
-    if said is not None:
-        return bool(said)
-    return units(answer.text)[: len(units(REFUSAL))] == units(REFUSAL)
 
 
 def _look(planted: Planted, notes: Sequence[Note]) -> list[dict[str, Any]]:
