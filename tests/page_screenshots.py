@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from operators.events import Segment
+from operators.events import AnswerEvent, Covers, Evidence, Segment
 from pipelines.gateway.app import Gateway
 from tests.browser import chromium, served
-from tests.page_meetings import RELEASE, draft, opening, release
+from tests.page_meetings import MODEL, RELEASE, draft, opening, release
 from tests.pipelines.gateway import made
 
 SHOTS: dict[str, dict[str, Any]] = {
@@ -54,10 +54,29 @@ def fill(gateway: Gateway) -> None:
         offset += 1
         gateway.views.take(source, offset, _at(event, now), event)
     start = sum(900 + 62 * len(text) for _, text, _ in RELEASE) + 5_000
+    gateway.views.take("answers", 1, now, answer())
     partial = draft(
         "release-weekly", len(RELEASE), "Priya Shah", "And I will ask them which", start
     )
     gateway.views.take("segments", offset + 1, now, partial)
+
+
+def answer() -> AnswerEvent:
+    return AnswerEvent(
+        stream_id="release-weekly",
+        epoch=0,
+        revision=1,
+        question_id="q1",
+        question="Why did the date move?",
+        text="The load test was not finished; Mei Lin asked for two more days, "
+        "and support has people on Thursday.",
+        evidence=(
+            Evidence("release-weekly-3", 19_000, None, "Mei Lin"),
+            Evidence("release-weekly-4", 25_000, None, "Tom Berg"),
+        ),
+        covers=Covers(to_ms=120_000),
+        model=MODEL,
+    )
 
 
 def _at(event: Any, default: int) -> int:

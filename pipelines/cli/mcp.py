@@ -21,7 +21,7 @@ def mcp(
         int | None, typer.Option(help="Serve HTTP on this port of 127.0.0.1, path /mcp.")
     ] = None,
 ) -> None:
-    """Meetings as tools: list them, read and search their notes.
+    """Meetings as tools: list them, read and search their notes, catch up, ask.
 
     Without --port it talks on standard input and output, as agents start it.
     """

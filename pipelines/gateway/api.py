@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 import urllib.parse
 import uuid
 from collections.abc import Iterable, Mapping
@@ -40,11 +41,13 @@ from pipelines.gateway.views import (
 )
 from pipelines.wire.captions import cues_of, translated, write_captions
 from pipelines.wire.codec import SEGMENT_SCHEMA, encode_segment
+from pipelines.wire.dead_letters import Header
 from pipelines.wire.documents import (
     minutes_markdown,
     transcript_markdown,
     translation_markdown,
 )
+from pipelines.wire.questions import QUESTION_SCHEMA, encode_question, read_question
 from pipelines.wire.segments import read_segment
 
 MAX_BATCH = 100
@@ -52,6 +55,12 @@ MAX_LISTED = 1000
 TAIL_LINES = 300
 TAIL_UNITS = 150
 FORGET_SECONDS = 30.0
+MAX_WAIT = 60
+EDITS = ("update", "done", "withdraw", "reopen")
+QUESTION_HEADERS: list[Header] = [
+    ("content-type", b"application/json"),
+    ("schema", QUESTION_SCHEMA.encode()),
+]
 WRITABLE = ("segment", "session_start", "session_update", "session_end", "speaker_revision")
 HEADERS = [("content-type", b"application/json"), ("schema", SEGMENT_SCHEMA.encode())]
 MARKDOWN = "text/markdown; charset=utf-8"
@@ -74,6 +83,7 @@ class Api:
         self.access = Access(settings)
         self.readers = Places(settings.gateway_max_readers)
         self._forgetting = Places(2)
+        self._waiters = Places(settings.gateway_max_requests)
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -104,6 +114,7 @@ class Api:
                     _translation(view, language, None, TAIL_UNITS)
                     for language in sorted(view.translations)
                 ],
+                answers=list(view.answers.values()),
                 activity=view.activity(),
             )
         )
@@ -177,6 +188,7 @@ class Api:
             summary=_summary(view.summary, None) if view.summary else None,
             transcript=_transcript(view, None, None),
             translations=[_translation(view, name, None, None) for name in view.translations],
+            answers=list(view.answers.values()),
             activity=view.activity(),
         )
 
@@ -296,6 +308,98 @@ class Api:
             except (LongstreamError, OSError) as error:
                 raise Unavailable(str(error)) from error
         return _json(shapes.Forgotten(view.stream_id, report))
+
+    async def add_question(self, request: Request) -> Response:
+        """POST /v1/streams/{id}/questions: 202 when Kafka has it, 200 with the answer if it came within
+        ``wait`` seconds or had come before."""
+        _writer(request)
+        view = self._seen(request)
+        wait = _count(request, "wait", 0, MAX_WAIT)
+        fields = _object(await request.body())
+        try:
+            question = read_question(fields, view.stream_id, uuid.uuid4().hex)
+        except SegmentError as error:
+            raise Refused(400, str(error)) from None
+        if len(question.text) > self._settings.operator.max_question:
+            raise Refused(413, f"a question has {self._settings.operator.max_question} characters")
+        if question.asked_at_ms is None:
+            question = msgspec.structs.replace(question, asked_at_ms=now_ms())
+        name = question.question_id
+        if name not in view.answers:
+            with self._waiters.one():
+                value = (encode_question(question), list(QUESTION_HEADERS))
+                await self._sender.send(self._settings.topic_questions, view.stream_id, [value])
+                await self._answered(view, name, wait)
+        elif wait:
+            with self._waiters.one():
+                await self._answered(view, name, wait)
+        asked = view.answers.get(name) or shapes.Asked(
+            question_id=name,
+            kind=question.kind,
+            question=question.text,
+            asked_at_ms=question.asked_at_ms,
+        )
+        return _json(asked, 200 if asked.answered else 202)
+
+    async def _answered(self, view: StreamView, name: str, seconds: int) -> None:
+        """Return when the answer is there, or after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            changed = self._changes.next(view.stream_id)
+            asked = view.answers.get(name)
+            if asked is not None and asked.answered:
+                changed.cancel()
+                return
+            await asyncio.wait({changed}, timeout=left)
+            changed.cancel()
+
+    async def answers(self, request: Request) -> Response:
+        """GET /v1/streams/{id}/answers"""
+        return _tagged(request, shapes.Answers(list(self._seen(request).answers.values())))
+
+    async def answer(self, request: Request) -> Response:
+        """GET /v1/streams/{id}/answers/{question}"""
+        asked = self._seen(request).answers.get(_param(request, "question"))
+        if asked is None:
+            raise Refused(404, "no such question")
+        return _tagged(request, asked)
+
+    async def edit(self, request: Request) -> Response:
+        """PATCH /v1/streams/{id}/items/{item}: a person corrects a note, marks it done, withdraws it or
+        opens it again. It is a record of the stream like any other, and answered when Kafka has it."""
+        view, caller = self._seen(request), _writer(request)
+        fields = _object(await request.body())
+        name = _param(request, "item")
+        items = view.summary.items if view.summary else ()
+        if all(item.id != name for item in items):
+            raise Refused(404, "no such note")
+        if fields.get("op") not in EDITS:
+            raise Refused(400, f"op: one of {', '.join(EDITS)}")
+        return await self._edit(view, caller, fields, name)
+
+    async def add_item(self, request: Request) -> Response:
+        """POST /v1/streams/{id}/items: a note that a person writes."""
+        view, caller = self._seen(request), _writer(request)
+        fields = {**_object(await request.body()), "op": "add"}
+        if not str(fields.get("text") or "").strip():
+            raise Refused(400, "text: what the note says")
+        return await self._edit(view, caller, fields, None)
+
+    async def _edit(
+        self, view: StreamView, caller: Caller, fields: dict[str, Any], item: str | None
+    ) -> Response:
+        unknown = fields.keys() - {"op", "kind", "text", "owner", "due", "by", "edit_id"}
+        if unknown:
+            raise Refused(400, "edit: op, kind, text, owner, due, by and edit_id")
+        edit = {k: fields[k] for k in ("op", "kind", "text", "owner", "due") if k in fields}
+        given: dict[str, Any] = {
+            "type": "edit",
+            "segment_id": fields.get("edit_id"),
+            "speaker": fields.get("by"),
+            "edit": {**edit, "item": item},
+        }
+        (taken,) = await self._write(view.stream_id, caller, [given], ("edit",))
+        return _json(taken, 202)
 
     # --- the gateway itself ----------------------------------------------------------------------
 

@@ -61,6 +61,11 @@ class Gateway:
             Route(f"{STREAM}/export", api.export),
             Route(f"{STREAM}/events", api.events),
             Route(f"{STREAM}/segments", api.add_segments, methods=["POST"]),
+            Route(f"{STREAM}/questions", api.add_question, methods=["POST"]),
+            Route(f"{STREAM}/answers", api.answers),
+            Route(f"{STREAM}/answers/{{question}}", api.answer),
+            Route(f"{STREAM}/items", api.add_item, methods=["POST"]),
+            Route(f"{STREAM}/items/{{item}}", api.edit, methods=["PATCH"]),
             WebSocketRoute(f"{STREAM}/segments", api.segments_socket),
             *_files(),
         ]

@@ -23,6 +23,7 @@ from pipelines.kafka import header_names
 from pipelines.kafka.clients import client_options, disconnect
 from pipelines.wire.codec import decode_event
 from pipelines.wire.decoding import RecordDecoder, decoder_of, prepare, schemas_of
+from pipelines.wire.questions import decode_question
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +165,16 @@ class Feed:
                 if source == "summaries" and record.key:
                     self._views.remove(record.key.decode(errors="replace"))
                 return []
+            if source == "questions":
+                return [
+                    decode_question(
+                        record.key,
+                        record.value,
+                        record.headers,
+                        partition=place.partition,
+                        offset=record.offset,
+                    )
+                ]
             return [decode_event(record.value)]
         except (SegmentError, LongstreamError):
             return []
@@ -175,4 +186,6 @@ def topics_of(settings: Settings) -> dict[str, str]:
         settings.topic_segments: "segments",
         settings.topic_summaries_latest: "summaries",
         settings.topic_translations: "translations",
+        settings.topic_questions: "questions",
+        settings.topic_answers: "answers",
     }

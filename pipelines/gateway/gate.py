@@ -112,6 +112,10 @@ class Gate:
         if scope["type"] == "websocket" or scope["path"].endswith("/events"):
             await self._app(scope, receive, send)
             return
+        if scope["path"].endswith("/questions"):  # may wait for an answer, in places of its own
+            receive = await self._whole_body(receive, headers)
+            await self._app(scope, receive, send)
+            return
         with self._places.one():
             if scope["method"] not in SAFE:
                 receive = await self._whole_body(receive, headers)

@@ -100,6 +100,38 @@ SEGMENT: dict[str, Any] = {
 }
 
 
+QUESTION: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "question_id": {"type": "string", "maxLength": 256},
+        "kind": {"type": "string", "enum": ["free", "catch_up", "decisions", "open_items"]},
+        "text": {"type": "string", "maxLength": 1000},
+        "since_revision": {"type": "integer", "minimum": 0, "maximum": 2**53},
+        "since_ms": {"type": "integer", "minimum": 0, "maximum": 2**53},
+        "for": {"type": "string", "maxLength": 256},
+        "language": {"type": "string", "maxLength": 64},
+    },
+}
+
+
+def _edit_schema(ops: list[str], required: list[str]) -> dict[str, Any]:
+    label = {"type": "string", "maxLength": 256}
+    return {
+        "type": "object",
+        "properties": {
+            "op": {"type": "string", "enum": ops},
+            "kind": {"enum": ["topic", "decision", "action_item", "open_question"]},
+            "text": {"type": "string", "minLength": 1, "maxLength": 1000},
+            "owner": {**label, "description": "Empty: nobody."},
+            "due": {**label, "description": "Empty: no date."},
+            "by": {**label, "description": "Who edits."},
+            "edit_id": {**label, "description": "The same one is done once."},
+        },
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
 def _paths() -> dict[str, Any]:
     md = "text/markdown"
     return {
@@ -199,7 +231,7 @@ def _paths() -> dict[str, Any]:
             "get": {
                 "operationId": "followStream",
                 "summary": "Server-sent events: hello, segment, session, summary, translation, "
-                "reset, forgotten.",
+                "answer, question, reset, forgotten.",
                 "description": "Resumes after Last-Event-ID or `after`. `reset`: what was missed is "
                 "no longer held, get the stream anew.",
                 "parameters": [
@@ -212,6 +244,68 @@ def _paths() -> dict[str, Any]:
                     _param("Last-Event-ID", _TEXT, "A cursor.", "header"),
                 ],
                 "responses": _answers({"text/event-stream": {"schema": _TEXT}}, 400, 404),
+            }
+        },
+        f"{STREAM}/questions": {
+            "post": {
+                "operationId": "ask",
+                "summary": "Ask about the stream; the same question_id is answered once.",
+                "parameters": [
+                    _STREAM_ID,
+                    _param(
+                        "wait",
+                        {"type": "integer", "minimum": 0, "maximum": 60},
+                        "Seconds to wait for the answer.",
+                    ),
+                ],
+                "requestBody": _body(QUESTION),
+                "responses": _answers(_of(shapes.Asked), 400, 403, 404, 413, 415)
+                | {
+                    "202": {"description": "Asked; not answered yet.", "content": _of(shapes.Asked)}
+                },
+            }
+        },
+        f"{STREAM}/answers": {
+            "get": {
+                "operationId": "listAnswers",
+                "summary": "Questions and their answers.",
+                "parameters": [_STREAM_ID, _ETAG],
+                "responses": _answers(_of(shapes.Answers), 404, etag=True),
+            }
+        },
+        f"{STREAM}/answers/{{question}}": {
+            "get": {
+                "operationId": "getAnswer",
+                "summary": "One question and its answer.",
+                "parameters": [
+                    _STREAM_ID,
+                    _param("question", {"type": "string", "minLength": 1}, "Its id.", "path"),
+                    _ETAG,
+                ],
+                "responses": _answers(_of(shapes.Asked), 404, etag=True),
+            }
+        },
+        f"{STREAM}/items": {
+            "post": {
+                "operationId": "addNote",
+                "summary": "A note that a person writes.",
+                "parameters": [_STREAM_ID],
+                "requestBody": _body(_edit_schema(["add"], ["text"])),
+                "responses": _answers(_of(shapes.Taken), 400, 403, 404, 413, 415, code=202),
+            }
+        },
+        f"{STREAM}/items/{{item}}": {
+            "patch": {
+                "operationId": "editNote",
+                "summary": "A person corrects a note, marks it done, withdraws or reopens it.",
+                "parameters": [
+                    _STREAM_ID,
+                    _param("item", {"type": "string", "minLength": 1}, "The note's id.", "path"),
+                ],
+                "requestBody": _body(
+                    _edit_schema(["update", "done", "withdraw", "reopen"], ["op"])
+                ),
+                "responses": _answers(_of(shapes.Taken), 400, 403, 404, 413, 415, code=202),
             }
         },
         f"{STREAM}/segments": {
@@ -274,6 +368,8 @@ def document() -> bytes:
         shapes.Taken,
         shapes.TakenList,
         shapes.Forgotten,
+        shapes.Asked,
+        shapes.Answers,
     ]
     _, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     return msgspec.json.encode(

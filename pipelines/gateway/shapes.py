@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from operators.events import Covers, Evidence, LedgerItem, ModelInfo, Usage
-from pipelines.gateway.views import Line, Point
+from pipelines.gateway.views import Asked, Line, Point
 
 
 class Problem(msgspec.Struct):
@@ -104,6 +104,7 @@ class Stream(msgspec.Struct, kw_only=True):
     summary: Summary | None
     transcript: Transcript
     translations: list[Translation]
+    answers: list[Asked]
     activity: list[Point]
 
 
@@ -120,6 +121,12 @@ class TakenList(msgspec.Struct):
     segments: list[Taken]
 
 
+class Answers(msgspec.Struct):
+    """Questions of the last time, in order, with their answers."""
+
+    answers: list[Asked]
+
+
 class Forgotten(msgspec.Struct):
     """What is left of a stream and for how long, by topic."""
 
@@ -128,6 +135,8 @@ class Forgotten(msgspec.Struct):
 
 
 __all__ = [
+    "Answers",
+    "Asked",
     "Evidence",
     "Forgotten",
     "Problem",

@@ -20,8 +20,10 @@ import msgspec
 
 from operators.events import (
     NO_SETTINGS,
+    AnswerEvent,
     Evidence,
     LedgerItem,
+    Question,
     Segment,
     StreamSettings,
     SummaryEvent,
@@ -32,6 +34,7 @@ from pipelines.config.fields import Settings
 
 SOURCES = ("segments", "summaries", "translations", "answers", "questions")
 MAX_DRAFTS = 16
+MAX_ANSWERS = 100
 MAX_LOG = 2000
 LOG_BYTES = 4 << 20
 MAX_POINTS = 60
@@ -93,6 +96,17 @@ class Line(msgspec.Struct, kw_only=True):
     corrected: bool = False
     offset: int
     at_ms: int
+
+
+class Asked(msgspec.Struct, kw_only=True):
+    """A question, and its answer when it has come."""
+
+    question_id: str
+    kind: str
+    question: str
+    asked_at_ms: int | None = None
+    answered: bool = False
+    answer: AnswerEvent | None = None
 
 
 class Point(msgspec.Struct, kw_only=True):
@@ -160,6 +174,7 @@ class StreamView:
     truncated: bool = False
     summary: SummaryEvent | None = None
     translations: dict[str, OrderedDict[str, TranslationEvent]] = field(default_factory=dict)
+    answers: OrderedDict[str, Asked] = field(default_factory=OrderedDict)
     points: deque[list[float]] = field(default_factory=lambda: deque(maxlen=MAX_POINTS))
     log: EventLog = field(default_factory=EventLog)
     cursor: Cursor = NOTHING
@@ -278,6 +293,40 @@ class StreamView:
         self._note(event)
         return True
 
+    def take_question(self, question: Question) -> Asked | None:
+        """Note a question; None if it is known."""
+        if question.question_id in self.answers:
+            return None
+        asked = Asked(
+            question_id=question.question_id,
+            kind=question.kind,
+            question=question.text,
+            asked_at_ms=question.asked_at_ms,
+        )
+        self._keep(asked)
+        return asked
+
+    def take_answer(self, event: AnswerEvent) -> Asked | None:
+        """Note an answer; None for a repetition."""
+        asked = self.answers.get(event.question_id)
+        if asked is not None and asked.answered:
+            return None
+        if asked is None:
+            asked = Asked(question_id=event.question_id, kind=event.kind, question=event.question)
+            self._keep(asked)
+        asked.answered, asked.answer = True, event
+        self.bytes += len(event.text)
+        self._note(event)
+        return asked
+
+    def _keep(self, asked: Asked) -> None:
+        self.answers[asked.question_id] = asked
+        self.bytes += len(asked.question) + OVERHEAD
+        while len(self.answers) > MAX_ANSWERS:
+            _, gone = self.answers.popitem(last=False)
+            self.bytes -= len(gone.question) + OVERHEAD
+            self.bytes -= len(gone.answer.text) if gone.answer else 0
+
     def _note(self, event: Any) -> None:
         """Count the tokens of a result in its ten seconds."""
         self.last_event_ms = max(self.last_event_ms or 0, event.emitted_at_ms)
@@ -368,6 +417,8 @@ class Views:
         if isinstance(value, Segment) and value.type == "forget":
             self._forget(value.stream_id, offset, at_ms, floor)
             return
+        if isinstance(value, Question | AnswerEvent) and value.stream_id not in self._views:
+            return  # anybody can ask about a stream that nobody knows
         view = self._view(value.stream_id, floor)
         before = view.cost
         place = SOURCES.index(source)
@@ -394,6 +445,12 @@ class Views:
             return ("summary", value) if view.take_summary(value) else None
         if isinstance(value, TranslationEvent):
             return ("translation", value) if view.take_translation(value) else None
+        if isinstance(value, Question):
+            asked = view.take_question(value)
+            return ("question", asked) if asked else None
+        if isinstance(value, AnswerEvent):
+            asked = view.take_answer(value)
+            return ("answer", asked) if asked else None
         return None
 
     def _forget(self, stream_id: str, offset: int, at_ms: int, floor: Cursor) -> None:

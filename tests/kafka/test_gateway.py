@@ -192,6 +192,21 @@ def test_the_page(topics: Any, tmp_path: Path) -> None:
         page.get_by_role("link", name="talk").click()
         page.locator("#lines", has_text="sentence number 5").wait_for(timeout=30_000)
 
+        # A question is answered by the worker, with evidence.
+        page.get_by_label("Your question").fill("Which sentence of the talk is number 3?")
+        page.get_by_label("Your question").press("Enter")
+        page.locator(".answer .reply").wait_for(timeout=60_000)
+        assert page.locator(".answer .chip").count() >= 1
+
+        # A person's note, and a person's change of it, by the worker's own hand.
+        note = {"text": "Bring the keys", "kind": "action_item", "owner": "Ana"}
+        assert gateway.call("POST", "/v1/streams/talk/items", note)[0] == 202
+        mine = page.locator(".item", has_text="Bring the keys")
+        mine.wait_for(timeout=60_000)
+        assert "by a person" in mine.inner_text()
+        mine.locator("summary").click()
+        mine.get_by_role("button", name="Mark as done").click()
+        page.locator(".item.done", has_text="Bring the keys").wait_for(timeout=60_000)
         gateway.call("POST", "/v1/streams/talk/segments", {"type": "session_end"})
         page.locator("#facts", has_text="Ended").wait_for(timeout=60_000)
         page.locator("#facts", has_text="Revision 0.").wait_for(timeout=60_000)

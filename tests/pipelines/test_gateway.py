@@ -10,11 +10,12 @@ import pytest
 from starlette.websockets import WebSocketDisconnect
 
 from operators.errors import ConfigError
-from operators.events import Segment, Source
+from operators.events import AnswerEvent, Segment, Source
 from pipelines.config.fields import Settings
 from pipelines.gateway.access import Access, read_tokens
 from pipelines.gateway.limits import Rate
 from pipelines.gateway.views import MAX_LOG, Cursor, Views
+from pipelines.wire.questions import decode_question
 from tests.pipelines.gateway import (
     client_of,
     filled,
@@ -423,3 +424,47 @@ def test_a_cursor_from_before_what_is_held_is_told_to_start_anew() -> None:
 @pytest.mark.parametrize("text", ["", "1", "1-2-3-4-x", "1-2-3-4-5-6", "-1-2-3-4-5", "9" * 30])
 def test_no_cursor(text: str) -> None:
     assert Cursor.parse(text) is None
+
+
+# --- questions and edits -------------------------------------------------------------------------
+
+
+def answered(name: str, text: str = "On Friday.") -> AnswerEvent:
+    return AnswerEvent(stream_id="s", epoch=0, revision=1, question_id=name, text=text)
+
+
+def test_a_question_is_asked_once_and_its_answer_kept() -> None:
+    gateway, client, kept = one()
+    asked = {"question_id": "q1", "text": "When do we ship?"}
+    answer = client.post("/v1/streams/s/questions", json=asked)
+    assert (answer.status_code, answer.json()["answered"]) == (202, False)
+    ((topic, stream, value),) = kept.records
+    assert (topic, stream) == (gateway.settings.topic_questions, "s")
+    question = decode_question(b"s", value, partition=0, offset=0)
+    assert (question.question_id, question.text) == ("q1", "When do we ship?")
+    gateway.views.take("questions", 1, 1, question)
+    gateway.views.take("answers", 1, 2, answered("q1"))
+    gateway.views.take("answers", 2, 3, answered("q1", "repeated"))
+    again = client.post("/v1/streams/s/questions", json=asked)
+    assert (again.status_code, again.json()["answer"]["text"]) == (200, "On Friday.")
+    assert len(kept.records) == 1
+    listed = client.get("/v1/streams/s/answers").json()["answers"]
+    assert [(a["question"], a["answered"]) for a in listed] == [("When do we ship?", True)]
+    assert client.get("/v1/streams/s/answers/q1").json()["answered"]
+    assert client.get("/v1/streams/s/answers/q2").status_code == 404
+
+
+def test_questions_that_cannot_be_asked() -> None:
+    gateway, client, kept = one()
+    for body, status in (
+        ({"text": " "}, 400),
+        ({"kind": "gossip"}, 400),
+        ({"text": "x" * 99_999}, 413),
+    ):
+        assert client.post("/v1/streams/s/questions", json=body).status_code == status
+    assert client.post("/v1/streams/none/questions", json={"text": "x"}).status_code == 404
+    gateway.views.take(
+        "answers", 1, 1, AnswerEvent(stream_id="none", epoch=0, revision=0, question_id="q")
+    )
+    assert gateway.views.get("none") is None
+    assert kept.records == []

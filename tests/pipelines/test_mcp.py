@@ -10,12 +10,37 @@ from typing import Any
 
 from mcp import Client, StdioServerParameters
 
+from operators.events import AnswerEvent, Evidence
 from pipelines.gateway.mcp_server import GatewayClient, make_server
 from tests.browser import served, served_app
 from tests.pipelines.gateway import filled, made
 
 ROOT = Path(__file__).parents[2]
-TOOLS = {"list_streams", "get_summary", "search_notes"}
+TOOLS = {"list_streams", "get_summary", "catch_up", "ask", "search_notes"}
+
+
+class AnsweringSender:
+    """Answers each question at once, as a worker would."""
+
+    def __init__(self, gateway: Any) -> None:
+        self._gateway = gateway
+
+    async def send(self, topic: str, stream_id: str, values: list[Any]) -> list[Any]:
+        question = json.loads(values[0][0])
+        answer = AnswerEvent(
+            stream_id=stream_id,
+            epoch=0,
+            revision=1,
+            question_id=question["question_id"],
+            question=question.get("text", ""),
+            text=f"answer to {question['kind']}",
+            evidence=(Evidence("s-0", 0, 900, "Ana"),),
+        )
+        self._gateway.views.take("answers", 1, 1, answer)
+        return []
+
+    async def close(self) -> None:
+        pass
 
 
 def content(result: Any) -> Any:
@@ -23,11 +48,12 @@ def content(result: Any) -> Any:
     return json.loads(result.content[0].text)
 
 
-def test_tools_read_and_search(tmp_path: Path) -> None:
+def test_tools_read_search_and_ask(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("a-token-of-an-agent *\n")
     gateway, _ = made(tokens, gateway_port=0)
     filled(gateway)
+    gateway.api._sender = AnsweringSender(gateway)  # type: ignore[assignment]
 
     async def scenario(url: str) -> None:
         server = make_server(GatewayClient(url, "a-token-of-an-agent"))
@@ -42,6 +68,10 @@ def test_tools_read_and_search(tmp_path: Path) -> None:
             assert notes["items"][0]["evidence"][0]["segment_id"] == "s-1"
             found = content(await client.call_tool("search_notes", {"query": "FRIDAY ship"}))
             assert [item["id"] for item in found["items"]] == ["n0"]
+            answer = content(await client.call_tool("ask", {"stream_id": "s", "question": "When?"}))
+            assert (answer["text"], answer["evidence"][0]["speaker"]) == ("answer to free", "Ana")
+            caught = content(await client.call_tool("catch_up", {"stream_id": "s"}))
+            assert caught["text"] == "answer to catch_up"
             missing = await client.call_tool("get_summary", {"stream_id": "none"})
             assert missing.is_error
             assert "no such stream" in missing.content[0].text

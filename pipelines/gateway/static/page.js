@@ -6,7 +6,6 @@ import { ago, clock, direction, language, nameOf, word } from "./words.js";
 
 const KINDS = ["decision", "action_item", "open_question", "topic"];
 const KIND_WORDS = { decisions: "decision", open_items: "open_question" };
-const CAN_ASK = false; // until questions have topics of their own
 const MAX_LINES = 1500;
 const LIST_MS = 4000;
 const LOOK_MS = 5000;
@@ -342,7 +341,6 @@ function markSeen() {
 // --- a person's edits ----------------------------------------------------------------------------
 
 function actions(item) {
-  if (!CAN_ASK) return "";
   const menu = make("details", { class: "menu small" }, make("summary", { "aria-label": `${word("more")}: ${item.text}`, title: word("more") }, "⋯"));
   const choose = (name, job) => make("button", { type: "button", onclick: () => { menu.open = false; job(); } }, word(name));
   menu.append(make("div", { class: "menu-list" },
@@ -539,7 +537,6 @@ function start() {
   for (const node of document.querySelectorAll("[data-word]")) node.textContent = word(node.dataset.word);
   for (const node of document.querySelectorAll("[data-label]")) node.setAttribute("aria-label", word(node.dataset.label));
   for (const node of document.querySelectorAll("[data-hint]")) node.setAttribute("placeholder", word(node.dataset.hint));
-  for (const id of ["ask", "tab-ask", "catch-up"]) $(id).hidden = !CAN_ASK;
   link("connecting");
   tab("notes");
   $("filter").addEventListener("input", drawList);
@@ -571,7 +568,7 @@ function start() {
   });
   document.addEventListener("keydown", (event) => {
     const typing = /^(input|textarea|select)$/i.test(document.activeElement?.tagName ?? "");
-    if (CAN_ASK && event.key === "/" && !typing && state.id) { event.preventDefault(); tab("ask"); $("question").focus(); }
+    if (event.key === "/" && !typing && state.id) { event.preventDefault(); tab("ask"); $("question").focus(); }
     if (event.key === "Escape") for (const menu of document.querySelectorAll("details.menu[open]")) { menu.open = false; menu.querySelector("summary").focus(); }
   });
   // A glance is no look: what changed stays marked when the page is only loaded again.
