@@ -248,7 +248,7 @@ class Deliverer:
             "webhook-timestamp": str(timestamp),
             "webhook-signature": signature(self._hook.secret, event_id, timestamp, body),
         }
-        backoff = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT) * random.uniform(0.8, 1.2)  # noqa: S311
+        backoff = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT) * random.uniform(0.8, 1.2)  # noqa: S311  # nosec B311
         try:
             async with self._session.post(
                 self._hook.url, data=body, headers=headers, allow_redirects=False

@@ -69,7 +69,7 @@ _COUNTED = {"stream_options": {"include_usage": True, "continuous_usage_stats": 
 KINDS = {
     "vllm": Kind({"continue_final_message": True, "add_generation_prompt": False}, _COUNTED),
     "sglang": Kind({"continue_final_message": True}, _COUNTED),
-    "llamacpp": Kind({}, {"timings_per_token": True}),
+    "llamacpp": Kind({}, {"timings_per_token": True}),  # nosec B105
     "library": Kind({}),  # Ollama
 }
 """By ``owned_by`` of their models."""
