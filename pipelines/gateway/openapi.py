@@ -105,12 +105,19 @@ QUESTION: dict[str, Any] = {
     "properties": {
         "question_id": {"type": "string", "maxLength": 256},
         "kind": {"type": "string", "enum": ["free", "catch_up", "decisions", "open_items"]},
-        "text": {"type": "string", "maxLength": 1000},
+        "text": {"type": "string", "minLength": 1, "maxLength": 1000, "pattern": r"\S"},
         "since_revision": {"type": "integer", "minimum": 0, "maximum": 2**53},
         "since_ms": {"type": "integer", "minimum": 0, "maximum": 2**53},
         "for": {"type": "string", "maxLength": 256},
         "language": {"type": "string", "maxLength": 64},
     },
+    "anyOf": [
+        {"required": ["text"]},
+        {
+            "required": ["kind"],
+            "properties": {"kind": {"enum": ["catch_up", "decisions", "open_items"]}},
+        },
+    ],
 }
 
 

@@ -78,6 +78,9 @@ class Partition:
     def unfinished(self) -> list[Any]:
         return []
 
+    def unanswered(self) -> list[Any]:
+        return []
+
     async def close(self) -> None:
         self.committer.failed.cancel()
 
