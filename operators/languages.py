@@ -39,6 +39,8 @@ _UNSPACED = regex.compile(
 )
 _CLAUSE_END = regex.compile(r"[\p{Terminal_Punctuation}\p{Pd}]")
 _BLANK = regex.compile(r"\s*")
+_OPENING = regex.compile(r"[\p{Pi}\p{Ps}]+$")
+_ORDINAL = regex.compile(r"(?<![\p{Nd}.,:])\p{Nd}{1,2}\. *$")
 
 
 def canonical(tag: str) -> str:
@@ -182,8 +184,22 @@ def _close(char: str) -> bool:
 
 
 def sentences(text: str, tag: str = "en") -> list[str]:
-    """The text cut behind its sentences, white space and all: joined, the pieces are the text."""
-    return list(SentenceBreaker(text, tag))
+    """The text cut behind its sentences, white space and all: joined, the pieces are the text. A number
+    of one or two digits with a full stop may be an ordinal (14. März), so it ends no sentence. A mark
+    that opens a quotation goes with what it opens (ICU leaves it behind the sentence before)."""
+    found: list[str] = []
+    opening = ""
+    for piece in SentenceBreaker(text, tag):
+        whole = opening + piece
+        opening = match.group() if (match := _OPENING.search(whole)) else ""
+        whole = whole[: len(whole) - len(opening)]
+        if found and _ORDINAL.search(found[-1]):
+            found[-1] += whole
+        elif whole:
+            found.append(whole)
+    if opening:  # nothing came behind it
+        found[-1:] = ["".join([*found[-1:], opening])]
+    return found
 
 
 def clauses(text: str) -> list[str]:

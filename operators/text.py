@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*", re.UNICODE)
 _UNSPACED = re.compile(
@@ -48,31 +48,32 @@ def is_pair(unit: str) -> bool:
     return bool(_UNSPACED.match(unit))
 
 
-_END = re.compile(r"[.!?…؟।۔;]+[\"'’”»)\]]*(?=\s)|[。！？｡]+[」』”’）]*")
-
-
-QUESTION_MARKS = "?？؟;⸮՞፧꘏"
-"""Of Latin, Chinese, Arabic, Greek (U+037E), Armenian, Ethiopic and other scripts."""
+QUESTION_MARKS = "?\uff1f\u061f\u037e\u2e2e\u055e\u1367\ua60f"
+"""Of Latin, Chinese, Arabic, Greek, reversed, Armenian, Ethiopic and Vai. Written as escapes: the Greek
+one looks like a semicolon, and normalising a file would make it one."""
 
 
 def is_question(sentence: str) -> bool:
-    """Whether a sentence ends with a question mark, of any script."""
-    return sentence.rstrip(" \"'’”»)]」』").endswith(tuple(QUESTION_MARKS))
+    """Whether a sentence ends with a question mark, of any script, whatever quotes and brackets close
+    behind it."""
+    end = len(sentence)
+    while end and _closes(sentence[end - 1]):
+        end -= 1
+    return sentence[:end].endswith(tuple(QUESTION_MARKS))
 
 
-def sentences(text: str) -> list[str]:
-    """The text cut behind sentences' ends, in any script. A full stop behind a digit or before a small
-    letter ends nothing (3. Juni, e.g. this)."""
-    found, start = [], 0
-    for end in _END.finditer(text):
-        rest = text[end.end() :].lstrip()
-        before = text[end.start() - 1 : end.start()]
-        if end.group() == "." and (before.isdigit() or rest[:1].islower()):
-            continue
-        found.append(text[start : end.end()].strip())
-        start = end.end()
-    found.append(text[start:].strip())
-    return [sentence for sentence in found if sentence]
+def _closes(char: str) -> bool:
+    return char.isspace() or char in "\"'" or unicodedata.category(char) in ("Pe", "Pf", "Pi")
+
+
+def trimmed(text: str) -> str:
+    """The text without white space and punctuation at its ends, of any script."""
+    start, end = 0, len(text)
+    while start < end and unicodedata.category(text[start])[0] in "PZC":
+        start += 1
+    while start < end and unicodedata.category(text[end - 1])[0] in "PZC":
+        end -= 1
+    return text[start:end]
 
 
 def unspaced(text: str) -> bool:
@@ -100,9 +101,14 @@ def content(text: str, digits: bool = True) -> dict[str, float]:
 
 def support(text: str, sources: Iterable[str]) -> float:
     """Share of the text's content that occurs in the source texts, 0 to 1."""
-    want, have = content(text), set[str]()
+    have: dict[str, float] = {}
     for source in sources:
-        have |= content(source).keys()
+        have |= content(source)
+    return covered(content(text), have)
+
+
+def covered(want: Mapping[str, float], have: Mapping[str, float]) -> float:
+    """Share of one content that the other has, 0 to 1."""
     total = sum(want.values())
     return sum(weight for unit, weight in want.items() if unit in have) / total if total else 0.0
 
@@ -110,7 +116,11 @@ def support(text: str, sources: Iterable[str]) -> float:
 def similarity(a: str, b: str, digits: bool = True) -> float:
     """Shared content over the smaller of the two contents, 0 to 1 (1: one contains the other). Without
     ``digits`` numbers count on neither side."""
-    left, right = content(a, digits), content(b, digits)
+    return overlap(content(a, digits), content(b, digits))
+
+
+def overlap(left: Mapping[str, float], right: Mapping[str, float]) -> float:
+    """:func:`similarity` of two contents."""
     smaller = min(sum(left.values()), sum(right.values()))
     shared = sum(min(weight, right[unit]) for unit, weight in left.items() if unit in right)
     return shared / smaller if smaller else 0.0

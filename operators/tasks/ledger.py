@@ -18,6 +18,7 @@ from operators.events import Evidence, ItemKind, LedgerItem
 from operators.text import (
     content,
     numbers,
+    overlap,
     repeated_trigram_share,
     similarity,
     support,
@@ -210,6 +211,7 @@ def add_items(
     what a live item of its kind says already is refused as a duplicate; one that says nearly the same
     in other words, with another number, date or negation, supersedes that item."""
     kept = list(items)
+    said = [content(item.text, digits=False) for item in kept]
     for item in new:
         if any(_settled_by_person(old, item) for old in items):
             refused["person"] += 1
@@ -217,18 +219,23 @@ def add_items(
         if item.supersedes and any(old.id == item.supersedes for old in kept):
             kept = [_replaced(old, item) if old.id == item.supersedes else old for old in kept]
             kept.append(item)
+            said.append(content(item.text, digits=False))
             continue
+        mine = content(item.text, digits=False)
         like = [at for at, old in enumerate(kept) if _comparable(old, item)]
-        best = max(like, key=lambda at: about(kept[at].text, item.text), default=None)
-        if best is None or about(kept[best].text, item.text) < SAME:
+        share, best = max(((overlap(said[at], mine), -at) for at in like), default=(0.0, 0))
+        if share < SAME:
             kept.append(item)
+            said.append(mine)
             continue
+        best = -best  # of equals the first
         old = kept[best]
         if set(units(item.text)) <= set(units(old.text)):
             refused["duplicate"] += 1
             continue
         kept[best] = _replaced(old, item)
         kept.append(replace(item, supersedes=old.id))
+        said.append(mine)
     return tuple(kept)
 
 

@@ -18,18 +18,21 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from operators import languages
 from operators.decoding.constraints import Grammar
 from operators.events import Evidence, ItemKind, LedgerItem
 from operators.tasks import ledger
 from operators.tasks.base import Answer, Ask, SeenSegment, StreamView, Tools
 from operators.text import (
     content,
+    covered,
     is_question,
     longest_copy,
     numbers,
+    overlap,
     script,
-    sentences,
     support,
+    trimmed,
     units,
     unspaced,
 )
@@ -133,7 +136,6 @@ class Draft:
     """Why the sentence cannot stand, if it cannot."""
     owner: str | None = None
     due: str | None = None
-    quoted: bool = False
 
 
 @dataclass
@@ -156,7 +158,7 @@ class MinuteTaker:
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
-        self._letters = {x: tools.tokenizer.encode(x)[0] for x in "ABCDEFGH"}
+        self._letters = {x: tools.tokenizer.encode(x)[0] for x in LETTERS}
         self._prior: tuple[float, ...] | None = None
         self._same: tuple[float, ...] | None = None
 
@@ -182,18 +184,10 @@ class MinuteTaker:
         return [
             Turn(segment.evidence.speaker or "", piece, self._count(piece), [segment.evidence])
             for segment in segments
-            for sentence in sentences(segment.text)
-            for piece in self._cut(sentence, self._count(sentence))
+            for sentence in languages.sentences(segment.text)
+            for piece in languages.split(sentence, TURN_TOKENS, self._count)
+            if piece
         ]
-
-    def _cut(self, text: str, size: int) -> list[str]:
-        if size <= TURN_TOKENS or len(text) < 2:
-            return [text]
-        middle = len(text) // 2
-        space = text.find(" ", middle)
-        at = space if 0 < space < middle * 3 // 2 else middle
-        halves = (text[:at].strip(), text[at:].strip())
-        return [piece for half in halves if half for piece in self._cut(half, self._count(half))]
 
     def _count(self, text: str) -> int:
         return len(self._tools.tokenizer.encode(text))
@@ -305,21 +299,26 @@ class MinuteTaker:
 def related(turns: Sequence[Turn], items: Sequence[LedgerItem]) -> list[tuple[LedgerItem, Turn]]:
     """Each turn with the open item that it is most about, if it shares enough with one and does not
     just repeat it; the closest PAIRS of them."""
-    live = [item for item in items if item.state == "open" and item.kind != "open_question"]
+    live = [
+        (item, content(item.text, digits=False), content(item.text), set(units(item.text)))
+        for item in items
+        if item.state == "open" and item.kind != "open_question"
+    ]
     found: list[tuple[float, LedgerItem, Turn]] = []
     for turn in turns:
-        if not live or sum(content(turn.said, digits=False).values()) < TELLING:
+        said, whole = content(turn.said, digits=False), content(turn.said)
+        if not live or sum(said.values()) < TELLING:
             continue
-        shares = [(_shared(item.text, turn.said), item) for item in live]
-        share, item = max(shares, key=lambda pair: pair[0])
-        if share >= RELATED and not set(units(turn.said)) <= set(units(item.text)):
+        shares = [
+            (max(overlap(about, said), covered(all_of, whole)), at)
+            for at, (_, about, all_of, _) in enumerate(live)
+        ]
+        share, at = max(shares)
+        item, _, _, known = live[at]
+        if share >= RELATED and not set(units(turn.said)) <= known:
             found.append((share, item, turn))
     found.sort(key=lambda pair: -pair[0])
     return [(item, turn) for _, item, turn in found[:PAIRS]]
-
-
-def _shared(text: str, said: str) -> float:
-    return max(ledger.about(text, said), support(text, [said]))
 
 
 def select(turns: Sequence[Turn]) -> list[Draft]:
@@ -379,7 +378,7 @@ def checked(draft: Draft, refused: Counter[str]) -> bool:
         telling = draft.importance >= QUOTE_WEIGHT or bool(numbers(said) or draft.turn.changes)
         if _is_long(said) or not telling:
             return False
-        draft.text, draft.quoted = draft.turn.said.strip(), True
+        draft.text = said.strip()
     return bool(draft.text)
 
 
@@ -426,12 +425,10 @@ class Names:
 def owner_in(answer: str, turn: Turn, people: Sequence[str], names: Names) -> str | None:
     """Who is to do it: a person known, else a rare word of the turn that the model took for a name;
     else the speaker."""
-    text = _one_line(answer).strip(" .,;:")
-    known = next(
-        (p for p in people if set(units(text)) & set(units(p)) and _names(p, turn.line)), None
-    )
-    if known:
-        return known
+    text = trimmed(_one_line(answer))
+    named = [p for p in people if set(units(text)) & set(units(p)) and _names(p, turn.line)]
+    if named:  # parts of a name or of a role may be several people's
+        return max(named, key=lambda person: len(set(units(text)) & set(units(person))))
     if text and text.casefold() in turn.said.casefold() and names.may_be(text):
         return text
     return turn.speaker or None
@@ -449,7 +446,7 @@ def _in_words(text: str, count: int) -> int:
 
 def due_in(answer: str, said: str) -> str | None:
     """The answer, if it is a stretch of the turn itself; None else."""
-    text = _one_line(answer).strip(" .,;:-\"'")
+    text = trimmed(_one_line(answer))
     return text if text and text.casefold() in said.casefold() else None
 
 

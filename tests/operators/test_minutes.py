@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
+from operators import languages
 from operators.config import OperatorConfig
 from operators.events import Evidence, KvInfo, LedgerItem, ModelInfo, Source, SummaryEvent, Usage
 from operators.stream_operator import StreamOperator
+from operators.stream_settings import StreamSettings
 from operators.tasks import ledger
 from operators.tasks.base import Answer, Ask, Due, Ledger, SeenSegment, StreamView, Tools
 from operators.tasks.minutes import (
@@ -23,7 +26,7 @@ from operators.tasks.minutes import (
 )
 from operators.tasks.prompts import Prompts
 from operators.tasks.summary import SummaryTask
-from operators.text import longest_copy, numbers, script, similarity, units
+from operators.text import is_question, longest_copy, numbers, script, similarity, units
 from tests.engine import ToyTokenizer, toy_decoder
 from tests.operators.test_stream_operator import CONFIG, drain, essence, speech
 
@@ -198,6 +201,9 @@ def test_an_action_that_a_turn_says_is_done_is_settled_with_that_turn_as_evidenc
     assert [e.segment_id for e in item.evidence] == ["s1", "s3"]
 
 
+PEOPLE = ("Ana Berg", "Ana Cruz")
+
+
 @pytest.mark.parametrize(
     ("said", "answer", "owner"),
     [
@@ -206,12 +212,14 @@ def test_an_action_that_a_turn_says_is_done_is_settled_with_that_turn_as_evidenc
         ("I will send the numbers tomorrow.", "I", "Ana"),
         ("I will send the numbers tomorrow.", "Zoe", "Ana"),
         ("请本明天把数字发给大家。", "本", "本"),
+        ("Ana Cruz, not Ana Berg, sends the numbers.", "Ana Cruz", "Ana Cruz"),
     ],
 )
 def test_an_owner_spoke_or_is_named_in_the_turn(said: str, answer: str, owner: str) -> None:
     others = ["I think I know.", "Then I will wait.", "And I as well."]
     kinds = dict.fromkeys(others, "A") | {said: "D"}
-    event = run(view([said, *others]), scripted(kinds, owner=answer))
+    seen = replace(view([said, *others]), settings=StreamSettings(participants=PEOPLE))
+    event = run(seen, scripted(kinds, owner=answer))
     assert [item.owner for item in event.items] == [owner]
 
 
@@ -242,6 +250,7 @@ def test_a_date_is_taken_only_word_for_word() -> None:
     assert due_in("周五之前", "我会在周五之前把报告发给大家。") == "周五之前"
     assert due_in("next month", "before Wednesday") is None
     assert due_in("-", "before Wednesday") is None
+    assert due_in("«बुधवार से पहले».", "मैं बुधवार से पहले आऊँगा।") == "बुधवार से पहले"
 
 
 def test_copies_of_long_turns_are_no_notes() -> None:
@@ -272,6 +281,42 @@ def test_what_goes_first_when_the_ledger_is_full() -> None:
         ["d1", "a2", "q"],
         ["d1", "a2", "q"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("The budget is 42,500. Who pays for it?", 2),
+        ("Das Treffen ist am 14. März. Dann entscheidet Ana.", 2),
+        ("Er sagte: „Ja.“ Dann ging er.", 2),
+        ("预算是42,500。谁付钱？“我付。”他说。", 4),
+        ("الميزانية 42,500. من يدفع؟", 2),
+        ("बजट 42,500 है। भुगतान कौन करेगा?", 2),
+    ],
+)
+def test_sentences_with_numbers_dates_and_quotes_inside(text: str, pieces: int) -> None:
+    found = languages.sentences(text)
+    assert len([piece for piece in found if piece.strip()]) == pieces
+    assert "".join(found) == text
+
+
+def test_an_opening_mark_stays_with_what_it_opens() -> None:
+    assert languages.sentences("谁付钱？“我付。”") == ["谁付钱？", "“我付。”"]
+    assert languages.sentences("Ja.“ Nein. “") == ["Ja.“ ", "Nein. “"]
+    assert languages.sentences("“") == ["“"]
+
+
+def test_a_question_is_known_by_its_mark_and_a_semicolon_is_none() -> None:
+    asked = [
+        "Who pays?",
+        "谁付钱？",
+        "من يدفع؟",
+        "Ποιος πληρώνει\u037e",
+        "Er fragte: „Wer zahlt?“",
+        "他问：“谁？”",
+    ]
+    assert all(map(is_question, asked))
+    assert not any(map(is_question, ["We pay;", "We pay.", "“Who?” was asked.", ""]))
 
 
 def test_words_numbers_and_scripts_of_any_language() -> None:
