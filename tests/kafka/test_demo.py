@@ -124,7 +124,7 @@ def test_the_page_stays_until_ctrl_c_at_a_terminal(kafka, tmp_path):
                 said += line
                 if "until Ctrl-C" in line:
                     break
-            assert "until Ctrl-C" in said, said
+            assert "until Ctrl-C" in said, said  # in one line, however narrow the terminal is
             address = re.search(r"http://127\.0\.0\.1:\d+/", said)
             assert address is not None
             with urllib.request.urlopen(address[0] + "v1/streams", timeout=30) as answer:

@@ -39,6 +39,8 @@ def test_the_answers_are_those_of_the_document(path: str, method: str, mode: Any
         filled(gateway)
         if known and "stream_id" in case.path_parameters and mode is GenerationMode.POSITIVE:
             case.path_parameters["stream_id"] = "s"  # else hardly any stream would be found
+        if mode is GenerationMode.POSITIVE and "wait" in case.query:
+            case.query["wait"] = 0  # nobody answers here
         case.call_and_validate(
             app=gateway.app, base_url="http://localhost", excluded_checks=UNSUPPORTED
         )

@@ -165,7 +165,8 @@ def _page(environment: dict[str, str]) -> PageProcess | None:
 def _stay(console: Console, page: PageProcess) -> None:
     """Until Ctrl-C, or the gateway ends by itself (raises DeviceError)."""
     with contextlib.suppress(KeyboardInterrupt):
-        console.print(f"{page.address} stays, with a worker that answers questions, until Ctrl-C.")
+        said = f"{page.address} stays, with a worker that answers questions, until Ctrl-C."
+        console.print(said, soft_wrap=True)
         while True:
             page.check()
             time.sleep(1.0)
