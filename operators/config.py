@@ -10,7 +10,7 @@ from operators import commit, languages
 from operators.errors import ConfigError
 from operators.redaction import KINDS
 
-DTYPES = ("auto", "fp32", "bf16", "int8", "w8a8", "int4")
+DTYPES = ("auto", "fp32", "bf16", "int8", "w8a8", "int4", "q4")
 DRAFTERS = ("auto", "none", "ngram", "previous", "combined", "draft")
 METHODS = ("select", "lines")
 STYLES = ("bullets", "minutes", "executive")

@@ -69,6 +69,8 @@ class SessionState(msgspec.Struct, frozen=True, kw_only=True):
     answered: tuple[str, ...] = ()
     """Ids of questions answered before these."""
     snapshot: str | None = None
+    weights: str = ""
+    """Which weights made the stream's memory: :attr:`DecoderModel.weights`; empty: not said."""
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -225,6 +225,9 @@ class StreamOperator:
         self._wakeful.add(stream_id)
         if state is not None:
             self._archive.resume(session, state, found)
+            if state.weights not in ("", self.model.weights):
+                session.add_degraded("weights_changed")
+                self._observer.count("weights_changed")
             if session.restored != "none":
                 self._observer.count("kv_restores", kind=session.restored)
         self._gauge_streams()
@@ -233,7 +236,7 @@ class StreamOperator:
 
     def _new_session(self, stream_id: str, epoch: int) -> Session:
         index = NgramIndex(self.config.window)
-        session = Session(stream_id, self.layout, index, epoch=epoch)
+        session = Session(stream_id, self.layout, index, epoch=epoch, weights=self.model.weights)
         session.covered = session.last_fork = session.offloaded_length = self.layout.sinks
         session.last_fork_at = session.last_part_at = self._clock()
         return session

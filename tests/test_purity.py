@@ -34,6 +34,7 @@ READS_ENVIRONMENT = {
     "device/client.py": "hands the child process a copy without credentials",
     "device/process.py": "a test names the toy engine to build",
     "dev/demo": "starts the worker with a copy of it; variables override its plan",
+    "lab/benchmarks/contender.py": "the same for a process of its own",
     "lab/chaos": "starts workers with a copy of it",
 }
 """Modules, or folders of them, under ``pipelines``."""

@@ -134,6 +134,8 @@ class Session:
     layout: KvLayout
     index: NgramIndex
     epoch: int = 0
+    weights: str = ""
+    """Those of the operator, which its state names."""
     ended: bool = False
     slot: StreamSlot | None = None
     offloaded_length: int = 0
@@ -503,6 +505,7 @@ class Session:
             tokens_total=self.tokens_total - ahead,
             last_output=dict(self.last_output),
             degraded=self.degraded,
+            weights=self.weights,
             settings=self.settled_settings,
             question_cursor=self.question_cursor,
             answers=tuple(a for a in self.known_questions.values() if a is not None),

@@ -33,6 +33,8 @@ from operators.model.network import Network, check_compiler, from_transformers
 from operators.model.tokenizer import HubTokenizer, Tokenizer
 
 Role = Literal["prefill", "decode"]
+FOUR_BITS = "four_bits.safetensors"
+"""In a model's folder: see :class:`operators.model.quantization.FourBits`."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 """Architectures (``model_type``) with a conformity test against the slow reference."""
@@ -55,6 +57,7 @@ class DecoderModel:
         dtype_decode: str = "fp32",
         device: str = "cpu",
         compile: bool = False,
+        four_bits: Path | None = None,
     ) -> None:
         config: Any = network.config
         check_supported(config)
@@ -68,7 +71,7 @@ class DecoderModel:
         self.shape = KvShape(config.num_hidden_layers, kv_heads, head_dim)
         self.heads = int(heads)
         self.vocab_size = int(config.vocab_size)
-        self._config = config
+        self._config, self._four_bits = config, four_bits
         network = network.to(self.dtype).eval()
         network.requires_grad_(False)
         self._fingerprint = _fingerprint(network)  # of the weights where they were loaded
@@ -84,6 +87,11 @@ class DecoderModel:
         self.use_for_decode(dtype_decode)
 
     @property
+    def has_four_bits(self) -> bool:
+        """Whether the four-bit weights of the file it was made from lie beside the model."""
+        return self._four_bits is not None and self._four_bits.is_file()
+
+    @property
     def tied(self) -> bool:
         """Whether the output matrix is the embedding itself, held once."""
         ingest = self._networks["prefill"]
@@ -91,7 +99,7 @@ class DecoderModel:
         return isinstance(head, Tensor) and head.data_ptr() == ingest.embedding.data_ptr()
 
     def use_for_decode(self, dtype: str) -> None:
-        """Make this the weights of generation: int8, w8a8 or int4 beside bf16, or ingest's own type.
+        """Make this the weights of generation: int8, w8a8, int4 or q4 beside bf16, or ingest's own type.
 
         Takes seconds to a minute for the quantised ones. Call it before anything is generated: the
         weights must not change while a stream is open. Raises ModelError for types
@@ -101,9 +109,18 @@ class DecoderModel:
         self._networks["decode"] = ingest  # free the old ones before making others
         if dtype == "w8a8" and not quantization.runs_w8a8(self.device):
             raise ModelError("dtype_decode=w8a8 needs a CPU with VNNI instructions: use bf16")
-        if dtype in quantization.BODY and own == "bf16":
+        if dtype == "q4" and not self.has_four_bits:
+            raise ModelError(
+                f"dtype_decode=q4: {self.name} has no four-bit weights of its own beside it; use int4, "
+                "or pull it from a GGUF file of four bits"
+            )
+        if dtype == "q4" and own == "bf16" and self._four_bits is not None:
+            kept = quantization.FourBits(self._four_bits)
+            self._networks["decode"] = ingest.requantised(kept.linear, kept.linear)
+        elif dtype in quantization.BODY and own == "bf16":
+            body, head = quantization.BODY[dtype], quantization.HEAD[dtype]
             self._networks["decode"] = ingest.requantised(
-                quantization.BODY[dtype], quantization.HEAD[dtype]
+                lambda weight, bias, _: body(weight, bias), lambda weight, *_: head(weight)
             )
         elif dtype != own:
             raise ModelError(
@@ -149,6 +166,11 @@ class DecoderModel:
     def fingerprint(self) -> str:
         """Short hash of the architecture and of samples of every weight: equal for equal models."""
         return self._fingerprint
+
+    @property
+    def weights(self) -> str:
+        """The model and the number types of both roles: equal for workers that write equal texts."""
+        return f"{self._fingerprint} {self.dtypes['prefill']}+{self.dtypes['decode']}"
 
     @property
     def weight_bytes(self) -> int:
@@ -249,4 +271,5 @@ def load_model(
         dtype_decode=dtype_decode,
         device=device,
         compile=compile,
+        four_bits=Path(path) / FOUR_BITS,
     )

@@ -22,6 +22,10 @@ from operators.errors import ModelError
 
 Project = Callable[[Tensor], Tensor]
 """``[tokens, in]`` → ``[tokens, out]``: nn.Linear or one of operators.model.quantization."""
+Sources = tuple[tuple[str, int], ...]
+"""The model's weights that a matrix consists of, by name, with their numbers of rows."""
+Remake = Callable[[Tensor, Tensor | None, Sources], nn.Module]
+"""Makes another kind of linear layer from weight, bias and sources."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +53,8 @@ class Layer:
     down: nn.Module
     activation: Project
     scaling: float
+    sources: dict[str, Sources]
+    """Of ``qkv``, ``output``, ``gate_up`` and ``down``."""
 
 
 def _project(layer: Layer, hidden: Tensor, shape: KvShape) -> tuple[Tensor, Tensor]:
@@ -77,6 +83,7 @@ class Network:
     layers: tuple[Layer, ...]
     norm: Norm
     head: nn.Module
+    head_source: Sources
     project: Callable[[Layer, Tensor, KvShape], tuple[Tensor, Tensor]] = _project
     mlp: Callable[[Layer, Tensor], Tensor] = _mlp
 
@@ -103,30 +110,26 @@ class Network:
             mlp=torch.compile(_mlp, dynamic=True),
         )
 
-    def requantised(
-        self,
-        body: Callable[[Tensor, Tensor | None], nn.Module],
-        head: Callable[[Tensor], nn.Module],
-    ) -> Network:
+    def requantised(self, body: Remake, head: Remake) -> Network:
         """A network with its own matrices, made by ``body`` and ``head``; the rest is shared. It is not
         compiled: torch's compiler fails on some of the kernels for quantised weights."""
 
-        def made(linear: nn.Module) -> nn.Module:
+        def made(linear: nn.Module, sources: Sources) -> nn.Module:
             assert isinstance(linear, nn.Linear)
-            return body(linear.weight.detach(), linear.bias)
+            return body(linear.weight.detach(), linear.bias, sources)
 
         layers = tuple(
             replace(
                 layer,
-                qkv=made(layer.qkv),
-                output=made(layer.output),
-                gate_up=made(layer.gate_up),
-                down=made(layer.down),
+                qkv=made(layer.qkv, layer.sources["qkv"]),
+                output=made(layer.output, layer.sources["output"]),
+                gate_up=made(layer.gate_up, layer.sources["gate_up"]),
+                down=made(layer.down, layer.sources["down"]),
             )
             for layer in self.layers
         )
         assert isinstance(self.head, nn.Linear)
-        own_head = head(self.head.weight.detach())
+        own_head = head(self.head.weight.detach(), None, self.head_source)
         return replace(self, layers=layers, head=own_head, project=_project, mlp=_mlp)
 
     def tensors(self) -> Iterator[Tensor]:
@@ -152,13 +155,15 @@ def from_transformers(model: Any) -> Network:
     """
     body = model.model
     try:
-        layers = tuple(_layer(layer) for layer in body.layers)
+        layers = tuple(_layer(layer, at) for at, layer in enumerate(body.layers))
         embedding, norm, head = body.embed_tokens.weight, _norm(body.norm), model.lm_head
     except AttributeError as error:
         raise ModelError(
             f"this {model.config.model_type} model is not built as expected: {error}"
         ) from error
-    return Network(embedding.detach(), layers, norm, head)
+    tied = head.weight.data_ptr() == embedding.data_ptr()
+    source = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    return Network(embedding.detach(), layers, norm, head, ((source, len(head.weight)),))
 
 
 def check_compiler(device: torch.device) -> None:
@@ -173,9 +178,18 @@ def check_compiler(device: torch.device) -> None:
         ) from error
 
 
-def _layer(layer: Any) -> Layer:
+def _layer(layer: Any, at: int) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
     fused = hasattr(attention, "qkv_proj")  # Phi-3 has both as one already
+    of_attention = (attention, "self_attn", "qkv_proj" if fused else "q_proj k_proj v_proj")
+    of_mlp = (mlp, "mlp", "gate_up_proj" if fused else "gate_proj up_proj")
+
+    def sources(module: Any, name: str, parts: str) -> Sources:
+        return tuple(
+            (f"model.layers.{at}.{name}.{part}.weight", len(getattr(module, part).weight))
+            for part in parts.split()
+        )
+
     query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     return Layer(
         attention_norm=_norm(layer.input_layernorm),
@@ -190,6 +204,12 @@ def _layer(layer: Any) -> Layer:
         down=mlp.down_proj,
         activation=mlp.activation_fn if fused else mlp.act_fn,
         scaling=attention.scaling,
+        sources={
+            "qkv": sources(*of_attention),
+            "output": sources(attention, "self_attn", "o_proj"),
+            "gate_up": sources(*of_mlp),
+            "down": sources(mlp, "mlp", "down_proj"),
+        },
     )
 
 

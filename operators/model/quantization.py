@@ -9,17 +9,25 @@ arithmetic, where bf16 is better. Weights are quantised when loaded, without dat
   and as fast for sixteen tokens as for one (needs a CPU with VNNI);
 * ``int4``: one scale and one zero per 32 input channels of an output channel. Per group that number
   of steps is taken which reproduces the weights best, so a model that comes from a four-bit file
-  with the same groups mostly gets its own steps back.
+  with the same groups mostly gets its own steps back;
+* ``q4``: the four-bit steps of the very file that the model was made from, where they were kept beside
+  it (:class:`FourBits`); what the file holds in more bits becomes int8. Nothing is quantised twice.
 
 On a CPU torch's own kernels run; elsewhere weights are dequantised on the fly (unmeasured).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from operators.errors import ModelError
 
 GROUP = 32
 """Input channels that share a scale and a zero in int4."""
@@ -107,14 +115,25 @@ class Int4Linear(nn.Module):
     bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__()
         if not fits_int4(weight):
             raise ValueError(f"a weight of shape {tuple(weight.shape)} does not fit int4 groups")
-        self.out_features, self.in_features = weight.shape
         parts = [quantise_int4(rows.detach()) for rows in torch.split(weight, CHUNK)]
         steps = torch.cat([steps for steps, _ in parts])
-        scales = torch.cat([scales for _, scales in parts])
-        if weight.device.type == "cpu":
+        self._take(steps, torch.cat([scales for _, scales in parts]), bias)
+
+    @classmethod
+    def of_steps(cls, steps: Tensor, scales: Tensor, bias: Tensor | None = None) -> Int4Linear:
+        """From steps uint8 ``[out, in]`` of 0 to 15, and scale and zero bf16 ``[out, in / 32, 2]``."""
+        if not fits_int4(steps):
+            raise ValueError(f"steps of shape {tuple(steps.shape)} do not fit int4 groups")
+        made = cls.__new__(cls)
+        made._take(steps, scales, bias)
+        return made
+
+    def _take(self, steps: Tensor, scales: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = steps.shape
+        if steps.device.type == "cpu":
             packed = torch._convert_weight_to_int4pack_for_cpu(steps.int(), 1)
         else:
             packed = steps[:, ::2] << 4 | steps[:, 1::2]
@@ -169,6 +188,54 @@ def dequantise_int4(steps: Tensor, scales: Tensor) -> Tensor:
     grouped = steps.float().view(*scales.shape[:2], GROUP)
     scale, zero = scales.float().unbind(-1)
     return ((grouped - 8) * scale[..., None] + zero[..., None]).view(steps.shape)
+
+
+class SplitLinear(nn.Module):
+    """Several linear layers on one input, their outputs side by side."""
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` ``[tokens, in]`` → ``[tokens, sum of out]``."""
+        return torch.cat([part(x) for part in self.parts], dim=-1)
+
+
+class FourBits:
+    """The four-bit tensors of the file that a model was made from, by the names of the model's weights:
+    ``NAME.steps`` uint8 ``[out, in / 2]`` (the even column in the low half) and ``NAME.scales`` bf16
+    ``[out, in / 32, 2]``, scale and zero. Raises ModelError for a file that cannot be read."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            opened: Any = safe_open(file, framework="pt")
+            self.names = {name.removesuffix(".steps") for name in opened.keys()}  # noqa: SIM118
+            self._file = opened
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{file} cannot be read: {error}") from error
+
+    def linear(
+        self, weight: Tensor, bias: Tensor | None, sources: Sequence[tuple[str, int]]
+    ) -> nn.Module:
+        """The layer of ``weight`` ``[out, in]``, whose rows are those of ``sources`` one after the
+        other: four bits where the file has them, int8 elsewhere."""
+        parts: list[nn.Module] = []
+        at = 0
+        for four, group in itertools.groupby(sources, key=lambda source: source[0] in self.names):
+            names, counts = zip(*group, strict=True)
+            end = at + sum(counts)
+            own = bias[at:end] if bias is not None else None
+            rows = weight[at:end]
+            parts.append(self._of_file(names, own) if four else Int8Linear(rows, own))
+            at = end
+        return parts[0] if len(parts) == 1 else SplitLinear(parts)
+
+    def _of_file(self, names: Sequence[str], bias: Tensor | None) -> nn.Module:
+        packed = torch.cat([self._file.get_tensor(f"{name}.steps") for name in names])
+        scales = torch.cat([self._file.get_tensor(f"{name}.scales") for name in names])
+        steps = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
+        return Int4Linear.of_steps(steps, scales, bias)
 
 
 def int4_or_int8(weight: Tensor, bias: Tensor | None = None) -> nn.Module:

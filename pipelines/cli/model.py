@@ -1,4 +1,4 @@
-"""``longstream model``: list, pull, locate and pin models."""
+"""``longstream model``: list, pull, locate, pin and calibrate models."""
 
 from __future__ import annotations
 
@@ -120,6 +120,36 @@ def _tell(name: str, value: str, as_json: bool) -> None:
         emit({name: value})
     else:
         typer.echo(value)
+
+
+@app.command()
+def calibrate(
+    name: Name,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Answers at once. Default: operator.branches.")
+    ] = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Measure each type of weights on this machine; print what to pin, so that all workers of a
+    deployment write the same texts."""
+    with complaints("model"):
+        settings = load_settings(cache=cache)
+        from pipelines.device import calibration  # needs torch: only here
+
+        def say(line: str) -> None:
+            typer.echo(line, err=True)
+
+        with _progress() as progress:
+            path = models.resolve(name, progress, settings.cache, pin=models.Pin(needed="never"))
+            models.ensure_four_bits(name, path, settings.cache)
+        found = calibration.report(
+            path, name, settings.threads, rows or settings.operator.branches, say
+        )
+        if as_json:
+            emit(found)
+        else:
+            typer.echo(calibration.in_words(found))
 
 
 def _cache(given: Path | None) -> Path:

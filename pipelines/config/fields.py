@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import socket
 import urllib.parse
@@ -15,6 +14,7 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_v
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from operators.config import OperatorConfig
+from pipelines.config.cpu import cpu_limit
 from pipelines.config.gateway import GatewaySettings
 
 OPERATOR_FIELDS = tuple(field.name for field in dataclasses.fields(OperatorConfig))
@@ -36,10 +36,8 @@ _SERVER = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^\s,:@/\[\]]+):\d{1,5}")
 
 
 def _threads() -> int:
-    """Cores this process may use (where the system tells, a container's share), at most 16."""
-    if hasattr(os, "sched_getaffinity"):
-        return min(len(os.sched_getaffinity(0)), 16)
-    return min(os.cpu_count() or 1, 16)
+    """What affinity and the control group's quota leave, at most 16."""
+    return cpu_limit().threads
 
 
 def _operator_input(value: object) -> object:
@@ -190,7 +188,8 @@ class Settings(GatewaySettings, BaseSettings):
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: int = Field(default_factory=_threads, ge=1, le=1024)
-    """CPU threads of the model; default: the cores it may use, at most 16."""
+    """CPU threads of the model at most (fewer while other work holds the cores); default: the CPUs that
+    affinity and the container's quota leave, at most 16."""
     device_stall_s: float = Field(120.0, gt=0)
     """The model's process is hung when it works so long without finishing a step."""
     device_restarts: int = Field(8, ge=2)

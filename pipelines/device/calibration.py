@@ -3,8 +3,10 @@
 The curve T(n) of a forward of n tokens decides how many tokens are drafted
 (operators.decoding.acceptance); that changes the speed, never the text, so an old or a rough one does
 no harm. The curves of several weight types decide which of them generates
-(:func:`choose_weights`). That does change texts, in their last digits' way, so the choice is kept and
-every later start takes the same.
+(:func:`choose_weights`). That does change texts, in their last digits' way, and snapshots are refused by
+workers with other weights. So the type is a property of the deployment: what the streams' states name
+comes first, then what an earlier start chose and kept. Only the first start measures, and a measurement
+on a busy machine counts for nothing: then :data:`UNMEASURED` is taken.
 
 A file lies in ``CACHE/calibration/``, named by what the numbers depend on: processor, threads, model,
 number types, version of torch. To measure again, delete it.
@@ -20,7 +22,9 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,7 +33,7 @@ from operators.cache.attention import Heads
 from operators.cache.batch import Row
 from operators.cache.kv_cache import KvLayout
 from operators.commit import ALIGNATT, policy
-from operators.config import OperatorConfig
+from operators.config import DTYPES, OperatorConfig
 from operators.decoding.acceptance import CostCurve, Costs
 from operators.decoding.draft_model import FEW
 from operators.errors import ConfigError
@@ -37,6 +41,7 @@ from operators.model.loader import DecoderModel, Role, load_model
 from operators.model.quantization import runs_w8a8
 from operators.tasks import alignment
 from operators.tasks.prompts import Prompts
+from pipelines.config.cpu import cpu_limit
 
 KERNELS = 2
 """Part of every file's key: raise it when the engine's forward changes what a forward costs."""
@@ -51,9 +56,15 @@ DRAFT: Mapping[int, Role] = {
     **dict.fromkeys((32, 128), "prefill"),
 }
 """Of a draft model: decoding, and catching up."""
-AUTOMATIC = ("bf16", "int8", "w8a8")
-"""Weight types that may be chosen for generation when none is asked for: those whose perplexity
-``longstream bench weights`` found within 2 % of bf16's on every model measured. int4 was not."""
+AUTOMATIC = ("bf16", "int8", "q4")
+"""Weight types that may be chosen for generation when none is asked for: none that was seen to lose
+more than 0.3 chrF in translation or 1 % in any other figure against bf16 (docs/benchmarks.md).
+w8a8 loses BLEU, int4 5 % of perplexity on the smallest model: both only where asked for."""
+UNMEASURED = "int8"
+"""What is taken where a measurement was disturbed: no worse than bf16 in any figure, and faster for few
+tokens on every CPU that was seen."""
+QUIET = 0.5
+"""Share of its threads' cores that a process must have had for its measurement to count."""
 ALIGNMENT = 1
 """Part of the key of alignment heads: raise it when they are found in another way."""
 _BLANK = {"language": "", "text": "", "hint": ""}
@@ -91,9 +102,11 @@ def load_calibrated(
     name: str,
     device: str = "auto",
     say: Callable[[str], None] = lambda message: None,
+    known: Sequence[str] = (),
 ) -> DecoderModel:
     """Load a model with the number types of ``config``; on a CPU, with ``dtype_decode`` auto,
-    with those weights of generation that are fastest here. Raises ModelError."""
+    with those weights of generation that the deployment uses (``known``: ``weights`` of streams' states,
+    newest first), else with those that are fastest here. Raises ModelError."""
     model = load_model(
         path,
         name=name,
@@ -104,9 +117,41 @@ def load_calibrated(
     )
     free = config.dtype_decode == "auto" and model.dtypes["prefill"] == "bf16"
     if free and model.device.type == "cpu":
-        kinds = [kind for kind in AUTOMATIC if kind != "w8a8" or runs_w8a8(model.device)]
-        choose_weights(model, kinds, config.branches, cache, say)
+        follow = _followed(model, known, say)
+        if follow is None:
+            choose_weights(model, runnable(model), config.branches, cache, say)
+        elif follow != model.dtypes["decode"]:
+            model.use_for_decode(follow)
     return model
+
+
+def runnable(model: DecoderModel) -> list[str]:
+    """The types that may be chosen for this model on this machine."""
+    return [kind for kind in AUTOMATIC if runs(kind, model)]
+
+
+def runs(kind: str, model: DecoderModel) -> bool:
+    """Whether this model can generate with weights of this type on this machine."""
+    if kind == "w8a8":
+        return runs_w8a8(model.device)
+    return model.has_four_bits if kind == "q4" else True
+
+
+def _followed(model: DecoderModel, known: Sequence[str], say: Callable[[str], None]) -> str | None:
+    """The newest known type that is this model's and runs here."""
+    for weights in known:
+        fingerprint, _, types = weights.partition(" ")
+        prefill, _, decode = types.partition("+")
+        if (fingerprint, prefill) != (model.fingerprint, model.dtypes["prefill"]):
+            continue
+        if decode in DTYPES and runs(decode, model):
+            say(f"{decode} weights for generation, as the streams' states say")
+            return decode
+        say(
+            f"the streams' states were made with {decode} weights, which do not run here: their "
+            "texts may differ, and their snapshots are not used"
+        )
+    return None
 
 
 def choose_weights(
@@ -129,18 +174,113 @@ def choose_weights(
     if kept in kinds:
         model.use_for_decode(kept)
         return kept
-    step: dict[str, float] = {}
+    found = survey(model, kinds, rows, say)
+    best = min(kinds, key=lambda kind: found[kind].step)
+    quiet = all(timing.quiet for timing in found.values())
+    if not quiet:
+        best = UNMEASURED if UNMEASURED in kinds else kinds[0]
+        say(f"the machine is too busy to compare weights: {best} is taken, and nothing kept")
+    if best != model.dtypes["decode"]:
+        model.use_for_decode(best)
+    if quiet:
+        step = {kind: timing.step for kind, timing in found.items()}
+        with contextlib.suppress(OSError):
+            _write(file, {"key": key, "choice": best, "seconds": step})
+    return best
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a step in which every answer decodes one token, and of one in which each verifies a
+    block; bytes of all weights held; whether the machine was quiet enough for that to count."""
+
+    one: float
+    block: float
+    weight_bytes: int
+    quiet: bool
+
+    @property
+    def step(self) -> float:
+        return self.one + self.block
+
+
+def survey(
+    model: DecoderModel,
+    kinds: Sequence[str],
+    rows: int,
+    say: Callable[[str], None] = lambda message: None,
+) -> dict[str, Timing]:
+    """Measure every type with ``rows`` answers at once. Leaves the model with the last one."""
+    found = {}
     for kind in kinds:
         say(f"trying {kind} weights for generation")
         model.use_for_decode(kind)
         sizes = (min(rows, LAYOUT.slack), min(rows * BLOCK, LAYOUT.slack))
-        step[kind] = sum(measure(model, dict.fromkeys(sizes, "decode")).values())
-    best = min(kinds, key=step.__getitem__)
-    if best != model.dtypes["decode"]:
-        model.use_for_decode(best)
-    with contextlib.suppress(OSError):
-        _write(file, {"key": key, "choice": best, "seconds": step})
-    return best
+        wall, cpu = time.perf_counter(), time.process_time()
+        took = measure(model, dict.fromkeys(sizes, "decode"))
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        quiet = had_cores(wall, cpu)
+        found[kind] = Timing(took[sizes[0]], took[sizes[1]], model.weight_bytes, quiet)
+    return found
+
+
+def had_cores(wall: float, cpu: float) -> bool:
+    """Whether a measurement of so many seconds and so much CPU time was disturbed little enough."""
+    return cpu >= QUIET * torch.get_num_threads() * wall
+
+
+def report(
+    path: Path, name: str, threads: int, rows: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Every type of weights measured with ``rows`` answers at once; settings that pin the fastest
+    of those that may be chosen (``pin``). Raises ModelError."""
+    torch.set_num_threads(threads)
+    model = load_model(path, name=name, device="cpu", dtype_prefill="bf16", dtype_decode="bf16")
+    kinds = [k for k in DTYPES if k not in ("auto", "fp32") and runs(k, model)]
+    found, may = survey(model, kinds, rows, say), runnable(model)
+    quiet = all(timing.quiet for timing in found.values())
+    best = min(may, key=lambda kind: found[kind].step) if quiet else UNMEASURED
+    return {
+        "model": name,
+        "rows": rows,
+        "threads": threads,
+        "cpus": str(cpu_limit()),
+        "quiet": quiet,
+        "types": {
+            kind: {
+                "ms_one_token": round(timing.one * 1000, 1),
+                f"ms_{BLOCK}_tokens": round(timing.block * 1000, 1),
+                "gigabytes": round(timing.weight_bytes / 1e9, 2),
+                "may_be_chosen": kind in may,
+            }
+            for kind, timing in found.items()
+        },
+        "pin": {
+            "LONGSTREAM_OPERATOR__DTYPE_PREFILL": "bf16",
+            "LONGSTREAM_OPERATOR__DTYPE_DECODE": best,
+            "LONGSTREAM_THREADS": str(threads),
+        },
+    }
+
+
+def in_words(report: dict[str, Any]) -> str:
+    """The same as lines of text."""
+    lines = [
+        f"{report['model']}, {report['rows']} answers at once, {report['threads']} threads "
+        f"({report['cpus']}), milliseconds a step:"
+    ]
+    for kind, row in report["types"].items():
+        note = "" if row["may_be_chosen"] else "  loses quality: only where it is asked for"
+        lines.append(
+            f"  {kind:5}{row['ms_one_token']:9.1f} one token each{row[f'ms_{BLOCK}_tokens']:9.1f} "
+            f"{BLOCK} tokens each  {row['gigabytes']:.2f} GB{note}"
+        )
+    if not report["quiet"]:
+        lines.append(
+            "The machine was too busy for these numbers to count; the choice is without them."
+        )
+    lines.append("Pin it for every worker of the deployment:")
+    return "\n".join([*lines, *(f"  {name}={value}" for name, value in report["pin"].items())])
 
 
 def measured_costs(

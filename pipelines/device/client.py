@@ -40,7 +40,8 @@ class DeviceClient:
 
     ``on_emission`` and ``on_beat`` are called in the event loop, in the order of the frames.
     ``failed`` gets a DeviceError when the process ends unasked, reports a fault, stops beating for
-    ``beat_timeout_s`` or stays busy without a step for ``stall_timeout_s``.
+    ``beat_timeout_s`` or stays busy without a step for ``stall_timeout_s``. Time for which the process
+    was ready to run and had no core does not count: a slow machine is no hung process.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class DeviceClient:
         self._stopping = False
         self._last_beat = 0.0
         self._last_step = 0.0
+        self._starved = self._starved_at_step = 0.0
         self._steps = -1
         self._busy = False
 
@@ -79,7 +81,8 @@ class DeviceClient:
         return self._process.pid if self._process else None
 
     async def start(self, load: protocol.Load, timeout: float = 900.0) -> protocol.Ready:
-        """Start the process, load the model, return its report.
+        """Start the process, load the model, return its report. ``timeout``: seconds without a word
+        of the loading, not for all of it.
 
         Raises ModelError or ConfigError with the device's own words, or DeviceError.
         """
@@ -105,12 +108,13 @@ class DeviceClient:
         ]
         self._send(load)
         outcomes: set[asyncio.Future[Any]] = {self._ready, self.failed}
-        done, _ = await asyncio.wait(outcomes, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if self._ready in done:
+        while not any(outcome.done() for outcome in outcomes) and (left := self._left(timeout)) > 0:
+            await asyncio.wait(outcomes, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if self._ready.done():
             return self._ready.result()
         error = self.failed.exception() if self.failed.done() else None
         await self.kill()
-        raise error or DeviceError(f"the model was not loaded within {timeout:.0f} s")
+        raise error or DeviceError(f"the loading model made no progress in {timeout:.0f} s")
 
     def open(self, stream_id: str, state: SessionState | None = None) -> None:
         """Make a stream known; with ``state`` it continues from there."""
@@ -223,8 +227,10 @@ class DeviceClient:
         if isinstance(report, protocol.Output):
             self._on_emission(report.emission)
         elif isinstance(report, Beat):
+            self._starved = report.starved_s
             if report.steps != self._steps or not report.busy:
-                self._steps, self._last_step = report.steps, self._last_beat
+                self._steps = report.steps
+                self._note_progress()
             self._busy = report.busy
             self._on_beat(report)
         elif isinstance(report, protocol.Dropped):
@@ -235,13 +241,14 @@ class DeviceClient:
                 else:
                     future.set_result(None)
         elif isinstance(report, protocol.Ready):
-            self._last_step = self._last_beat
+            self._note_progress()
             self._ready.set_result(report)
         elif isinstance(report, protocol.Probed):
             self._probed.set_result(None)
         elif isinstance(report, protocol.Refused):
             self._on_refused(report)
         elif isinstance(report, protocol.Progress):
+            self._note_progress()
             self._on_progress(report.message)
         else:
             kind = _ERRORS.get(report.kind, DeviceError)
@@ -255,10 +262,19 @@ class DeviceClient:
             if now - self._last_beat > self._beat_timeout_s:
                 self._fail(DeviceError(f"no beat from the device for {self._beat_timeout_s:.0f} s"))
             loaded = self._ready.done()
-            if loaded and self._busy and now - self._last_step > self._stall_timeout_s:
+            if loaded and self._busy and self._left(self._stall_timeout_s) < 0:
                 self._fail(
                     DeviceError(f"the device made no step in {self._stall_timeout_s:.0f} s of work")
                 )
+
+    def _note_progress(self) -> None:
+        self._last_step, self._starved_at_step = time.monotonic(), self._starved
+
+    def _left(self, allowed: float) -> float:
+        """Seconds of ``allowed`` that are left since the last progress, without those for which the
+        process had no core."""
+        waited = self._starved - self._starved_at_step
+        return allowed - (time.monotonic() - self._last_step - waited)
 
     def _fail(self, error: Exception, cause: BaseException | None = None) -> None:
         error.__cause__ = cause

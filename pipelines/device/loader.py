@@ -105,7 +105,15 @@ def _load(
     progress(f"loading {name} from {path}")
     with _corrupt(name):
         cache = models.default_cache()
-        return load_calibrated(path, config, cache, name=name, device=load.device, say=progress)
+        return load_calibrated(
+            path,
+            config,
+            cache,
+            name=name,
+            device=load.device,
+            say=progress,
+            known=load.known_weights,
+        )
 
 
 @contextmanager

@@ -23,8 +23,9 @@ from operators.tasks.prompts import Prompts
 
 PROCESS_BYTES = 900 << 20
 """Resident memory of the worker's two processes before model and cache (docs/deployment.md)."""
-DECODE_BYTES = {"int8": 1.02, "w8a8": 1.02, "int4": 0.62}
-"""Bytes per matrix element of a second copy of the weights for generation; other types have none."""
+DECODE_BYTES = {"int8": 1.02, "w8a8": 1.02, "int4": 0.62, "q4": 0.75}
+"""Bytes per matrix element of a second copy of the weights for generation; other types have none. Of q4
+as in a Q4_K_M file, a quarter of which becomes int8."""
 CGROUP = Path("/sys/fs/cgroup")
 UNLIMITED = 1 << 60
 """A cgroup says "no limit" with a number near 2^63."""

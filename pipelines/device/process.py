@@ -37,6 +37,7 @@ from operators.observer import Observer
 from operators.state import Emission, SessionState
 from pipelines.device import protocol
 from pipelines.device.frames import FrameReader, frame
+from pipelines.device.governor import Governor, Starved
 from pipelines.observability.telemetry import Beat, BeatObserver
 from pipelines.storage.bounded import BoundedStore
 from pipelines.storage.snapshots import Snapshots, SnapshotStore
@@ -85,6 +86,8 @@ class Device:
         self._waiting: dict[str, deque[protocol.Feed]] = {}
         self._steps = 0
         self._busy = True  # loading counts
+        self._governor = Governor(threads_allowed(), set_torch_threads)
+        self._starved = Starved()
 
     def run(self) -> int:
         """Serve until stopped; the exit code of the process."""
@@ -115,8 +118,10 @@ class Device:
         if not self._busy and (due is None or due > time.monotonic()):
             return
         # 2. one step; 3. its results.
-        emissions = operator.step()
+        with self._governor.step():
+            emissions = operator.step()
         self._steps += 1
+        self._observer.gauge("cpu_threads", self._governor.threads)
         for emission in emissions:
             if self._snapshots is not None:
                 self._snapshots.note(operator, emission)
@@ -262,6 +267,7 @@ class Device:
             beat = Beat(
                 steps=self._steps,
                 busy=self._busy,
+                starved_s=self._starved(),
                 counters=counters,
                 gauges=gauges,
                 observations=observations,
@@ -288,6 +294,17 @@ def make_operator(
     from pipelines.device.loader import load_operator  # imports torch: only here
 
     return load_operator(load, config, observer, progress)
+
+
+def threads_allowed() -> int:
+    """What the parent allows, in the variable that OpenMP reads."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and given != "0" else 1
+
+
+def set_torch_threads(count: int) -> None:
+    if (torch := sys.modules.get("torch")) is not None:  # an echo in its place has none
+        torch.set_num_threads(count)
 
 
 def purge_forever(stores: list[SnapshotStore], keep_s: float) -> None:

@@ -42,6 +42,9 @@ class Load(msgspec.Struct, tag="load", kw_only=True):
     """Where the KV of idle streams goes that host memory has no room for; empty: nowhere."""
     again: bool = False
     """All was found right in this worker's life before: a store that is away is no mistake now."""
+    known_weights: tuple[str, ...] = ()
+    """``weights`` of streams' states, newest first: with dtype_decode auto the newest that fits the
+    model and this machine is taken, so that all workers of a deployment write the same texts."""
     toy: bool = False
     """Tests only: build a tiny random model instead of loading one."""
 

@@ -2,7 +2,7 @@
 are, ``convert`` reads GGUF."""
 
 from pipelines.models.convert import Progress
-from pipelines.models.gguf import gguf_file
+from pipelines.models.gguf import ensure_four_bits, gguf_file
 from pipelines.models.pins import Pin, digest
 from pipelines.models.source import ALIASES, Alias, HubFile, Wheel
 from pipelines.models.store import cached, default_cache, resolve, sha256_of_model
@@ -17,6 +17,7 @@ __all__ = [
     "cached",
     "default_cache",
     "digest",
+    "ensure_four_bits",
     "gguf_file",
     "resolve",
     "sha256_of_model",

@@ -28,7 +28,8 @@ WEIGHTS = "model.safetensors"
 
 
 def convert(gguf: Path, folder: Path, progress: Progress) -> None:
-    """Write ``model.safetensors``, the configs and the tokenizer of ``gguf`` into ``folder``.
+    """Write ``model.safetensors``, ``four_bits.safetensors`` (where the file has such weights), the
+    configs and the tokenizer of ``gguf`` into ``folder``.
 
     ``folder`` must exist. Raises ``ModelError`` for a file that is not GGUF, an architecture
     transformers cannot read, or tensors that do not fill the model exactly. Peak memory is the
@@ -38,6 +39,8 @@ def convert(gguf: Path, folder: Path, progress: Progress) -> None:
     from gguf import GGUFReader
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from pipelines.models import four_bits
 
     source = str(gguf.parent)
     try:
@@ -59,6 +62,8 @@ def convert(gguf: Path, folder: Path, progress: Progress) -> None:
     config.save_pretrained(folder)
     shutil.copymode(folder / "config.json", folder / WEIGHTS)  # safetensors makes it private
     tokenizer.save_pretrained(folder)
+    progress("keeping the file's own four-bit weights", None)
+    four_bits.write(gguf, folder, config)
     _write_generation_config(config, folder)
 
 

@@ -34,3 +34,17 @@ def gguf_file(name: str, progress: Progress | None = None, cache: Path | None = 
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return file
+
+
+def ensure_four_bits(name: str, folder: Path, cache: Path | None = None) -> bool:
+    """Put a file's own four-bit weights beside an alias that was converted before that was done; its
+    GGUF file is fetched if need be. Whether they are there now. Raises ModelError."""
+    from transformers import AutoConfig
+
+    from operators.model.loader import FOUR_BITS
+    from pipelines.models import four_bits
+
+    if not (folder / FOUR_BITS).is_file() and name in sources.ALIASES:
+        config = AutoConfig.from_pretrained(folder)
+        four_bits.write(gguf_file(name, cache=cache), folder, config)
+    return (folder / FOUR_BITS).is_file()

@@ -189,6 +189,11 @@ DEVICE_SPECS = (
     _device("counter", "edits", "Edits of notes by persons.", "op", "result"),
     _device("counter", "questions_answered", "Questions answered.", "kind", "refused"),
     _device("counter", "failed_runs", "Runs of a task that came to nothing.", "task", "reason"),
+    _device(
+        "counter",
+        "weights_changed",
+        "Streams whose memory was made with other weights than this worker's.",
+    ),
     _device("counter", "refused_notes", "Notes that an update did not take.", "reason"),
     _device(
         "counter",
@@ -215,6 +220,9 @@ DEVICE_SPECS = (
     _device("gauge", "kv_slots_used", "KV cache slots in use."),
     _device("gauge", "streams_waiting_for_slot", "Streams with work to do and no KV cache slot."),
     _device("gauge", "kv_bytes", "Bytes reserved for KV cache and branch scratch."),
+    _device(
+        "gauge", "cpu_threads", "Threads computing; fewer than allowed while others hold the cores."
+    ),
     _device("histogram", "step_seconds", "One step of the engine.", buckets=SECONDS_SHORT),
     _device("histogram", "batch_tokens", "Tokens of all rows in one forward.", buckets=TOKENS),
     _device("histogram", "prefill_seconds", "One ingest forward.", buckets=SECONDS_SHORT),

@@ -28,6 +28,8 @@ class Beat(msgspec.Struct, tag="beat", kw_only=True):
 
     steps: int
     busy: bool
+    starved_s: float = 0.0
+    """Seconds, since the process began, that it was ready to run and had no core."""
     counters: dict[str, float] = {}
     gauges: dict[str, float] = {}
     observations: list[tuple[str, float]] = []

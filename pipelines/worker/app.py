@@ -39,6 +39,7 @@ from pipelines.wire.messages import MessageLimit
 from pipelines.worker import exit_codes
 from pipelines.worker.assignment import Assignment
 from pipelines.worker.context import StreamOwner, WorkerContext
+from pipelines.worker.known_weights import known_weights
 from pipelines.worker.partition.partition import Partition
 from pipelines.worker.partition.quotas import TenantLimits
 from pipelines.worker.partition.state import recover
@@ -90,6 +91,8 @@ class Worker:
                 token=token.get_secret_value() if token else None,
             )
             log.info("serving %s/metrics", self._http.url)
+            if settings.operator.dtype_decode == "auto" and not self._toy:
+                self._device.follow(await known_weights(settings))
             if await self._start_device(stop):
                 self._spawn(self._tick())
                 return await self._until(stop)

@@ -90,6 +90,10 @@ class DeviceSupervisor:
 
     # --- start, restart, stop ---------------------------------------------------------------
 
+    def follow(self, weights: tuple[str, ...]) -> None:
+        """Before the start: which weights the streams' states name."""
+        self._load = msgspec.structs.replace(self._load, known_weights=weights)
+
     async def start(self) -> None:
         """Load the model, and probe it if a segment is quarantined. Raises ModelError, ConfigError, or
         DeviceError after all attempts."""

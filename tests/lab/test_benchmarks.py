@@ -13,6 +13,7 @@ from operators.decoding.acceptance import CostCurve
 from operators.decoding.drafters import PreviousOutputDrafter
 from pipelines.lab.benchmarks import BENCHMARKS, find
 from pipelines.lab.benchmarks.command import app
+from pipelines.lab.benchmarks.contention import _case, fair_cores
 from pipelines.lab.benchmarks.harness import cores, interleaved, medians, set_threads
 from pipelines.lab.benchmarks.replay import replay
 from pipelines.lab.benchmarks.streams import jain
@@ -41,6 +42,7 @@ FIELDS = {
         "added_latency_p99_ms_at_least_once",
     }
     | {"segments_s_longstream_exactly_once_1", "segments_s_longstream_at_least_once_1"},
+    "contention": {"worst_fair_share", "worst_fair_share_llamacpp", "quota_by", "cases", "missing"},
     "peers": {"vs_hf_best_1", "vs_llamacpp_1", "sides", "missing", "peer_versions", "precision"},
 }
 """What each benchmark's JSON object must have, besides the facts."""
@@ -67,6 +69,12 @@ def test_a_quick_run_gives_every_field(name: str) -> None:
 def test_every_benchmark_has_its_fields_checked() -> None:
     assert FIELDS.keys() == BENCHMARKS.keys()
     assert all(find(name).MODEL for name in BENCHMARKS)
+
+
+def test_the_fair_share_of_a_process_beside_busy_ones() -> None:
+    assert [fair_cores(2, k) for k in (0, 1, 3)] == [2.0, 1.0, 0.5]
+    assert fair_cores(8, 1) == 4.0
+    assert _case(alone=10.0, here=4.0, part=0.5)["fair_share"] == 0.8
 
 
 def test_json_goes_to_a_file_too(tmp_path: Any) -> None:

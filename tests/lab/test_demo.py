@@ -23,8 +23,10 @@ from operators.events import (
 from pipelines.cli.following import Follower, Seen, StreamView
 from pipelines.cli.replaying import Sent
 from pipelines.cli.screen import Status, draw
+from pipelines.config.load import load_settings
 from pipelines.dev.demo.plan import DEMO, leading, meeting_files, transcripts, with_choices
 from pipelines.dev.demo.report import RunFacts, json_line, markdown, problems, remarks, result
+from pipelines.dev.demo.run import DemoRun
 from pipelines.dev.demo.tally import Tally, found_words, repeated_trigrams, share, words
 from pipelines.dev.demo.worker import Measured, parse_metrics
 
@@ -296,9 +298,29 @@ longstream_kv_slots 3
     assert (measured.generated, measured.kv_bytes_per_stream) == (100, 1000)
     assert measured.acceptance == 0.125
     assert measured.mean_accepted_length == 1.5
+    assert measured.processed == 100
     assert parse_metrics("") == Measured()
     assert Measured().mean_accepted_length is None
     assert Measured(generated=5.0).mean_accepted_length == 1.0
+
+
+def test_a_run_is_given_up_for_want_of_progress_and_not_of_time():
+    run = DemoRun(DEMO, load_settings(), Tally(), Console(), started=0.0)
+
+    class Worker:
+        tokens = 0.0
+
+        def measure(self):
+            return Measured(generated=self.tokens, processed=self.tokens)
+
+    worker = Worker()
+    run.sending = run.last_result = 1.0
+    for minute in range(1, 600):  # ten hours without a result, and a token every minute
+        worker.tokens += 1
+        run._measure(worker, minute * 60.0)
+        assert run._given_up(minute * 60.0 + 30.0) is None
+    assert run._given_up(minute * 60.0 + DEMO.stall_seconds) is None
+    assert "did no work" in run._given_up(minute * 60.0 + DEMO.stall_seconds + 1)
 
 
 # --- the run verbatim ----------------------------------------------------------------------------

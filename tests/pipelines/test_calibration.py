@@ -19,6 +19,12 @@ from tests.engine import ToyTokenizer, toy_decoder
 from tests.toy import toy_model
 
 
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else runs on the machine of the tests."""
+    monkeypatch.setattr(calibration, "had_cores", lambda wall, cpu: True)
+
+
 def kept(cache: Path) -> list[Path]:
     return sorted((cache / "calibration").iterdir())
 
@@ -149,3 +155,48 @@ def test_without_speculation_nothing_is_measured(
     monkeypatch.setattr(calibration, "load_model", lambda path, **_: toy_decoder())
     config = OperatorConfig(drafter="none", branch_tokens=1500)
     loader.load_operator(protocol.Load(model="big"), config, Observer(), lambda _: None)
+
+
+def test_a_measurement_on_a_busy_machine_does_not_decide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "measure", slow("int8", 1))  # in this loaded moment
+    monkeypatch.setattr(calibration, "had_cores", lambda wall, cpu: False)
+    said: list[str] = []
+    model = in_bf16()
+    assert choose_weights(model, ("bf16", "int8"), 1, tmp_path, said.append) == "int8"
+    assert model.dtypes["decode"] == "int8"
+    assert "too busy" in said[-1]
+    assert not (tmp_path / "calibration").exists()
+
+
+def test_a_worker_follows_the_weights_of_the_streams_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "measure", slow("int8", 1))  # it would choose bf16
+    monkeypatch.setattr(calibration, "load_model", lambda path, **_: in_bf16())
+    mine = in_bf16().fingerprint
+    said: list[str] = []
+
+    def loaded(*known: str) -> str:
+        model = load_calibrated(
+            Path("toy"), OperatorConfig(), tmp_path, name="toy", known=known, say=said.append
+        )
+        return model.dtypes["decode"]
+
+    assert loaded(f"{mine} bf16+int8") == "int8"
+    assert loaded("another bf16+int8", f"{mine} fp32+fp32", f"{mine} bf16+int8") == "int8"
+    assert loaded(f"{mine} bf16+int2", "garbage") == "bf16"
+    assert any("int2 weights, which do not run here" in line for line in said)
+    assert loaded() == "bf16"
+
+
+def test_what_to_pin_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "load_model", lambda path, **_: in_bf16())
+    monkeypatch.setattr(calibration, "measure", slow("bf16", 1))
+    found = calibration.report(Path("toy"), "toy", 1, 4, lambda line: None)
+    assert found["pin"]["LONGSTREAM_OPERATOR__DTYPE_DECODE"] == "int8"
+    text = calibration.in_words(found)
+    assert "LONGSTREAM_OPERATOR__DTYPE_DECODE=int8" in text
+    assert "LONGSTREAM_THREADS=1" in text
+    assert next(line for line in text.splitlines() if " int4 " in line).count("loses quality") == 1

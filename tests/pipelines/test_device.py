@@ -307,3 +307,20 @@ def test_a_device_on_a_server_reports_trouble_and_goes_on() -> None:
 
 def _gauges(seen: Seen) -> dict[str, float]:
     return {name: value for beat in seen.beats for name, value in beat.gauges.items()}
+
+
+def test_time_without_a_core_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine whose cores others hold, a step may take minutes; a process that has its core and
+    makes no step is hung."""
+    clock = [0.0]
+    monkeypatch.setattr("pipelines.device.client.time.monotonic", lambda: clock[0])
+    device = DeviceClient(lambda emission: None, stall_timeout_s=60.0)
+    device._handle(Beat(steps=1, busy=True, starved_s=5.0))
+    clock[0] = 100.0
+    device._handle(Beat(steps=1, busy=True, starved_s=85.0))
+    assert device._left(60.0) == pytest.approx(40.0)
+    clock[0] = 150.0
+    device._handle(Beat(steps=1, busy=True, starved_s=85.0))
+    assert device._left(60.0) < 0
+    device._handle(Beat(steps=2, busy=True, starved_s=85.0))
+    assert device._left(60.0) == pytest.approx(60.0)

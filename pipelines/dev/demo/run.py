@@ -51,6 +51,8 @@ class DemoRun:
         self.first_summary: float | None = None
         self.sending: float | None = None
         self.last_result: float | None = None
+        self.last_work: float | None = None
+        """When the model was last seen to have read or written tokens."""
         self.note = ""
         self.page = ""
         """Address of the page, if there is one."""
@@ -124,10 +126,11 @@ class DemoRun:
         return self.tally.complete() or now - (self.last_result or now) > SETTLE_SECONDS
 
     def _given_up(self, now: float) -> str | None:
-        if now - (self.last_result or now) > self.plan.stall_seconds:
-            return f"nothing came out of the worker for {self.plan.stall_seconds:.0f} s"
-        if now - self.started > self.plan.time_limit:
-            return f"the run was not over after {self.plan.time_limit:.0f} s"
+        if now - max(self.last_result or now, self.last_work or 0.0) > self.plan.stall_seconds:
+            return (
+                f"nothing came out of the worker for {self.plan.stall_seconds:.0f} s, and its model "
+                "did no work"
+            )
         return None
 
     # --- what arrives --------------------------------------------------------------------------
@@ -191,6 +194,8 @@ class DemoRun:
     def _measure(self, worker: WorkerProcess, now: float) -> None:
         """Ask for the numbers; the rate shown is that of the last seconds."""
         measured = worker.measure()
+        if measured.processed is not None and measured.processed != self.measured.processed:
+            self.last_work = now
         if measured.generated is None:
             return
         self.measured = measured

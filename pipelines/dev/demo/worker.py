@@ -36,6 +36,8 @@ class Measured:
     draft_tokens: float | None = None
     accepted: float | None = None
     kv_bytes_per_stream: float | None = None
+    processed: float | None = None
+    """Tokens that the model has read and written: grows as long as it works."""
 
     @property
     def acceptance(self) -> float | None:
@@ -70,6 +72,9 @@ def parse_metrics(page: str) -> Measured:
         draft_tokens=get("spec_decode_draft_tokens_total"),
         accepted=get("spec_decode_accepted_tokens_total"),
         kv_bytes_per_stream=reserved / slots if reserved and slots else None,
+        processed=(get("prompt_tokens_total") or 0.0) + (get("generation_tokens_total") or 0.0)
+        if sums
+        else None,
     )
 
 

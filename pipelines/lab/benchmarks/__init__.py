@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, str] = {
     "streams": "Tokens per second and per-token waits of 1 to 32 streams at once; fairness.",
     "idle": "A step with 1,000 open streams that are silent, against one with ten.",
     "pipeline": "A no-op operator from Kafka to Kafka, beside plain Faust and plain aiokafka.",
+    "contention": "Tokens per second beside busy neighbours and under a quota, over the fair share.",
     "peers": "The whole job beside Hugging Face generate and llama.cpp (extra: peers).",
 }
 """Name → one line of help."""
@@ -39,4 +40,5 @@ class Benchmark(Protocol):
 
 def find(name: str) -> Benchmark:
     """The module of that benchmark; imports torch. Raises ModuleNotFoundError for a missing extra."""
-    return cast(Benchmark, importlib.import_module(f"pipelines.lab.benchmarks.{name}"))
+    module = name.replace("-", "_")
+    return cast(Benchmark, importlib.import_module(f"pipelines.lab.benchmarks.{module}"))

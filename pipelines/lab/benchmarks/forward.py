@@ -10,12 +10,13 @@ from operators.cache.batch import Row
 from operators.cache.kv_cache import KvLayout
 from operators.model.loader import DecoderModel
 from operators.model.quantization import runs_w8a8
-from pipelines.lab.benchmarks.harness import Result, Run, interleaved, medians
+from pipelines import models
+from pipelines.lab.benchmarks.harness import TOY, Result, Run, interleaved, medians
 
 MODEL = "qwen2.5-coder-1.5b"
 ROUNDS = 5
 BLOCKS = (1, 2, 4, 8, 16, 24)
-KINDS = ("bf16", "int8", "w8a8", "int4")
+KINDS = ("bf16", "int8", "w8a8", "int4", "q4")
 
 
 def run(run: Run) -> Result:
@@ -24,6 +25,8 @@ def run(run: Run) -> Result:
     blocks = BLOCKS[:2] if run.quick else BLOCKS
     steps: dict[str, Callable[[], None]] = {}
     kinds = [kind for kind in KINDS if kind != "w8a8" or runs_w8a8(torch.device("cpu"))]
+    if run.model == TOY or not models.ensure_four_bits(run.model, run.folder()):
+        kinds.remove("q4")
     for kind in kinds:
         step = _block_step(run.load("bf16", kind), layout)
         steps |= {f"{kind} {n}": _of(step, n) for n in blocks}

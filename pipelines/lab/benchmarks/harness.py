@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import os
 import platform
 import statistics
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+
+from pipelines.config.cpu import cpu_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,6 +67,10 @@ class Run:
         self.say(f"loading {self.model} as {generation or dtype}")
         if self.model == TOY:
             return toy_decoder(dtype, generation or dtype)
+        if generation == "q4":
+            from pipelines import models
+
+            models.ensure_four_bits(self.model, self.folder())
         return load_model(
             self.folder(),
             name=self.model,
@@ -114,8 +119,8 @@ def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPUs this process may use, by affinity and by the quota of its control group."""
+    return cpu_limit().threads
 
 
 def set_threads(wanted: int) -> int:
@@ -142,6 +147,7 @@ def machine() -> Result:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
         "processor": processor(),
         "cores": cores(),
+        "cpu_limit": str(cpu_limit()),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "torch_threads": torch.get_num_threads(),
         "versions": {**versions, "python": platform.python_version()},

@@ -33,6 +33,7 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "added_latency_p50_ms": ("<=", 15),
         "write_amplification": ("<=", 6),
     },
+    "contention": {"worst_fair_share": (">=", 0.7)},
     "peers": {
         "vs_hf_best_8": (">=", 5),
         "vs_hf_best_1": (">=", 2.5),
@@ -43,6 +44,7 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
 """What we set out to reach, by field of the JSON line."""
 FACTS = {"benchmark", "model", "quick", "date", "processor", "cores", "memory_gib"} | {
     "torch_threads",
+    "cpu_limit",
     "versions",
     "load_before",
     "load_after",

@@ -15,24 +15,27 @@ from torch import Tensor
 from operators.cache.batch import Row
 from operators.cache.kv_cache import KvLayout
 from operators.model.loader import DecoderModel
-from operators.model.quantization import runs_w8a8
+from pipelines import models
 from pipelines.dev.demo.plan import meeting_files
-from pipelines.lab.benchmarks.harness import Result, Run
+from pipelines.device.calibration import runs
+from pipelines.lab.benchmarks.harness import TOY, Result, Run
 from pipelines.wire.codec import read_transcript
 
 MODEL = "qwen2.5-coder-1.5b"
-KINDS = ("bf16", "int8", "w8a8", "int4")
+KINDS = ("bf16", "int8", "w8a8", "int4", "q4")
 TOKENS, BLOCK, WINDOW = 2_048, 64, 512
 
 
 def run(run: Run) -> Result:
     """``ppl_ratio`` of each type to bf16, with its 95 % interval, and ``weight_bytes``."""
+    if run.model != TOY:
+        models.ensure_four_bits(run.model, run.folder())
     model = run.load("bf16")
     text = _text(run, model)
     nll: dict[str, Tensor] = {}
     held: dict[str, int] = {}
     for kind in KINDS:
-        if kind == "w8a8" and not runs_w8a8(model.device):
+        if not runs(kind, model):
             continue
         run.say(f"making {kind} weights")
         model.use_for_decode(kind)
@@ -68,7 +71,7 @@ def read(model: DecoderModel, text: list[int], run: Run) -> Tensor:
         logits = model.forward("decode", cache, [Row(slot, block, num_logits=len(block))])
         found.append(
             torch.nn.functional.cross_entropy(
-                logits, targets[at : at + len(block)], reduction="none"
+                logits.float(), targets[at : at + len(block)], reduction="none"
             ).double()
         )
         if at // BLOCK % 8 == 0:
