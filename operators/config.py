@@ -10,8 +10,8 @@ from operators import commit, languages
 from operators.errors import ConfigError
 from operators.redaction import KINDS
 
-DTYPES = ("auto", "fp32", "bf16", "int8", "w8a8", "int4", "q4")
-DRAFTERS = ("auto", "none", "ngram", "previous", "combined", "draft")
+DTYPES = ("auto", "fp32", "bf16", "fp16", "int8", "w8a8", "int4", "q4")
+DRAFTERS = ("auto", "none", "ngram", "suffix", "previous", "combined", "draft")
 METHODS = ("select", "lines")
 STYLES = ("bullets", "minutes", "executive")
 NOISE_RULES = ("pass", "drop", "translate")
@@ -140,7 +140,8 @@ class OperatorConfig:
     recogniser repeats without end): pass (published as they are), drop (not published) or translate."""
 
     drafter: str = "auto"
-    """Where draft tokens come from: none, ngram, previous (output), combined (previous, then ngram),
+    """Where draft tokens come from: none, ngram, suffix (previous, then matches of any length, by a
+    suffix automaton; unmeasured), previous (output), combined (previous, then ngram),
     draft (the draft model), auto (whichever of them is worth most at the moment). Changes the speed
     only, not the text (exactly so with dtype fp32)."""
     max_draft: int = 16

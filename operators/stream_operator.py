@@ -33,7 +33,6 @@ from operators.cache.offload import KvStore, Offload
 from operators.config import OperatorConfig
 from operators.decoding.acceptance import Costs
 from operators.decoding.draft_model import DraftModel
-from operators.decoding.drafters import NgramIndex
 from operators.engine.archive import Archive
 from operators.engine.intake import Intake, begins_again
 from operators.engine.partials import Partials
@@ -44,7 +43,7 @@ from operators.engine.scheduler import Scheduler
 from operators.engine.session import Session
 from operators.engine.snapshot import draft_identity, identity, settings_hash
 from operators.engine.task_run import TaskRun
-from operators.engine.task_runner import TaskRunner
+from operators.engine.task_runner import TaskRunner, make_index
 from operators.engine.update_policy import UpdatePolicy
 from operators.engine.wakeful import Wakeful
 from operators.errors import CapacityError, ConfigError
@@ -235,7 +234,7 @@ class StreamOperator:
         return stream
 
     def _new_session(self, stream_id: str, epoch: int) -> Session:
-        index = NgramIndex(self.config.window)
+        index = make_index(self.config)
         session = Session(stream_id, self.layout, index, epoch=epoch, weights=self.model.weights)
         session.covered = session.last_fork = session.offloaded_length = self.layout.sinks
         session.last_fork_at = session.last_part_at = self._clock()
@@ -359,6 +358,7 @@ class StreamOperator:
         self._residency.drop(session)  # a question about the ended stream may have a slot
         self._requests.move(session, fresh)
         self._sessions[session.stream_id] = fresh
+        self._gauge_streams()
         return fresh
 
     # --- the step ----------------------------------------------------------------------------
@@ -435,6 +435,8 @@ class StreamOperator:
         for emission in emissions:
             self._retire(emission)
         self._gauge()
+        if any(emission.state.ended for emission in emissions):
+            self._gauge_streams()
         return emissions
 
     def advance(self) -> None:
@@ -472,7 +474,6 @@ class StreamOperator:
         self._observer.gauge("kv_slots", self.config.slots)
         drafts = self._draft.cache.nbytes if self._draft is not None else 0
         self._observer.gauge("kv_bytes", self.cache.nbytes + drafts)
-        self._gauge_streams()
 
 
 def check_names(tasks: Sequence[Task]) -> None:

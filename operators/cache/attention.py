@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -199,3 +200,56 @@ def _attend_explicitly(
     total = torch.logsumexp(scores, dim=-1)
     probs = torch.softmax(scores, dim=-1).to(value.dtype)
     return probs @ value, total
+
+
+class AttentionBackend(Protocol):
+    """What a layer does with the cache: write new keys and values, attend rows. Every backend gives what
+    :class:`TorchAttention` gives, up to the rounding of its number type."""
+
+    name: str
+
+    def write(
+        self,
+        keys: list[Tensor],
+        values: list[Tensor],
+        layer: int,
+        writes: Writes,
+        k: Tensor,
+        v: Tensor,
+    ) -> None: ...
+    def attend_group(
+        self, cache: KvCache, layer: int, group: Group, q: Tensor, sink_q: Tensor, scaling: float
+    ) -> Tensor: ...
+    def attend_long(
+        self, cache: KvCache, layer: int, row: Long, q: Tensor, sink_q: Tensor, scaling: float
+    ) -> Tensor: ...
+
+
+class TorchAttention:
+    """torch's own operators, on any device: the reference for every other backend."""
+
+    name = "torch"
+
+    def write(
+        self,
+        keys: list[Tensor],
+        values: list[Tensor],
+        layer: int,
+        writes: Writes,
+        k: Tensor,
+        v: Tensor,
+    ) -> None:
+        write(keys, values, layer, writes, k, v)
+
+    def attend_group(
+        self, cache: KvCache, layer: int, group: Group, q: Tensor, sink_q: Tensor, scaling: float
+    ) -> Tensor:
+        return attend_group(cache, layer, group, q, sink_q, scaling)
+
+    def attend_long(
+        self, cache: KvCache, layer: int, row: Long, q: Tensor, sink_q: Tensor, scaling: float
+    ) -> Tensor:
+        return attend_long(cache, layer, row, q, sink_q, scaling)
+
+
+TORCH = TorchAttention()

@@ -15,22 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from operators.cache.attention import (
-    Group,
-    Long,
-    Part,
-    Watch,
-    Writes,
-    attend_group,
-    attend_long,
-    write,
-)
-from operators.cache.kv_cache import Branch, KvCache, StreamSlot, visible, visible_to_branch
-from operators.cache.rope import Rope, rotate
+from operators.cache.attention import TORCH, AttentionBackend, Group, Long, Part, Watch, Writes
+from operators.cache.kv_cache import Branch, KvCache, StreamSlot, branch_sees, sees
+from operators.cache.rope import Rope, has_float64, rotate
 
 GROUP_TOKENS = 128
 """Tokens of the rows attended together, at most; a longer row is attended part by part. Beyond it
@@ -58,19 +50,20 @@ class Row:
         return self.stream.length
 
 
-@dataclass
-class _RowView:
-    """Where one row reads and writes; the same in every layer."""
+class _RowView(NamedTuple):
+    """Where one row reads and writes; the same in every layer. Numbers only: what tensors follow from
+    them is made for all rows of a group at once."""
 
     begin: int
     end: int
     slot: int
-    used: int  # keys of the slot, padded
-    mask: Tensor  # bool [n, used (+ scratch)]: what each token sees
-    write: Tensor  # [n] long: where in the slot or region the new keys go
+    start: int  # absolute position of the first token
+    length: int  # of the stream: what its slot holds (behind this row, for a stream's own)
+    origin: int
     rotate_sinks: bool
+    fork: int = -1  # of a branch
     region: int = -1
-    scratch: int = 0  # keys of the region, padded
+    own: int = 0  # tokens in the region before this row
     watch: Watch | None = None
 
 
@@ -81,6 +74,7 @@ class ForwardBatch:
     cache: KvCache
     rows: Sequence[Row]
     rope: Rope
+    backend: AttentionBackend = TORCH
     tokens: Tensor = field(init=False)  # [T] long
     wanted: Tensor = field(init=False)  # [m] long, indices into T whose logits are asked for
     _long: list[Long] = field(init=False)
@@ -93,7 +87,7 @@ class ForwardBatch:
     def __post_init__(self) -> None:
         ids: list[int] = []
         wanted: list[int] = []
-        views = []
+        views: list[_RowView] = []
         for row in self.rows:
             n = len(row.tokens)
             self._check(row, n)
@@ -108,23 +102,28 @@ class ForwardBatch:
         self._groups = [self._group(run) for run in runs if not _is_long(run[0])]
         self.tokens = self._moved(torch.tensor(ids))
         self.wanted = self._moved(torch.tensor(wanted, dtype=torch.long))
-        self._lay_out_positions()
+        self._lay_out_positions(views)
 
-    def _lay_out_positions(self) -> None:
+    def _lay_out_positions(self, views: Sequence[_RowView]) -> None:
         """Rotations of every token at its absolute position, and as a query of the sinks."""
         layout, shape = self.cache.layout, self.cache.shape
-        starts = [torch.arange(row.start, row.start + len(row.tokens)) for row in self.rows]
+        counts = torch.tensor([v.end - v.begin for v in views])
+
+        def each(values: list[int]) -> Tensor:  # of every row, once per token
+            return torch.repeat_interleave(torch.tensor(values), counts)
+
+        positions = torch.arange(len(self.tokens)) + each([v.start - v.begin for v in views])
         # How far the query is moved for the sinks: 0 until the window has filled.
-        bases = [
-            torch.full_like(start, row.branch.fork) if row.branch is not None else start
-            for row, start in zip(self.rows, starts, strict=True)
-        ]
-        positions, base = torch.cat(starts), torch.cat(bases)
+        forks = each([v.fork for v in views])
+        base = torch.where(forks < 0, positions, forks)
         shift = torch.clamp(layout.sinks + layout.window - base, max=0)
         moved = bool((shift < 0).any())
 
         def cos_sin(at: Tensor) -> tuple[Tensor, Tensor]:
-            return self.rope.cos_sin(self._moved(at), shape.head_dim, self.cache.dtype)
+            if has_float64(self.cache.device):
+                return self.rope.cos_sin(self._moved(at), shape.head_dim, self.cache.dtype)
+            cos, sin = self.rope.cos_sin(at, shape.head_dim, self.cache.dtype)
+            return self._moved(cos), self._moved(sin)
 
         self._cos_sin = cos_sin(positions)
         self._sink_cos_sin = cos_sin(positions + shift) if moved else None
@@ -141,35 +140,58 @@ class ForwardBatch:
             raise ValueError(f"row of {n} tokens on a {what} with room for {room}")
 
     def _view(self, row: Row, begin: int, n: int) -> _RowView:
-        cache, layout = self.cache, self.cache.layout
-        if row.branch is None:
-            end = row.start + n
-            saturated = end > layout.sinks + layout.window
-            pos = cache.positions(end)
-            query = torch.arange(row.start, end)
-            seen = _padded(visible(pos, query, layout, row.stream.origin), layout.slot_tokens)
-            write = cache.ring_index(row.start, n)
-            slot, used = row.stream.index, seen.shape[1]
-            return _RowView(begin, begin + n, slot, used, seen, write, saturated)
-        branch = row.branch
-        pos = cache.positions(row.stream.length)
-        scratch = branch.length + n
-        own = torch.arange(scratch)
-        seen = visible_to_branch(pos, branch.fork, layout, row.stream.origin)[None, :]
-        seen = _padded(seen, layout.slot_tokens).expand(n, -1)
-        own_seen = _padded(own[None, :] <= own[branch.length :, None], layout.branch_tokens)
+        layout, stream, branch = self.cache.layout, row.stream, row.branch
+        full = layout.sinks + layout.window
+        if branch is None:
+            end = stream.length + n
+            at = stream.length
+            return _RowView(begin, begin + n, stream.index, at, end, stream.origin, end > full)
         return _RowView(
             begin,
             begin + n,
-            row.stream.index,
-            seen.shape[1],
-            torch.cat((seen, own_seen), dim=1),
-            own[branch.length :],
-            branch.fork > layout.sinks + layout.window,
+            stream.index,
+            branch.fork + branch.length,
+            stream.length,
+            stream.origin,
+            branch.fork > full,
+            branch.fork,
             branch.region,
-            own_seen.shape[1],
+            branch.length,
             row.watch,
         )
+
+    def _sees(self, views: Sequence[_RowView], n: int, *, whole: bool) -> tuple[Tensor, int, int]:
+        """What every token of rows of one kind sees, padded to ``n`` tokens by repeating a row's last:
+        bool ``[r, n, used + scratch]``, and the numbers of keys of the slot and of the region.
+        ``whole``: all keys of a slot where that is not much more than are needed, for products would
+        copy parts of several."""
+        layout, branches = self.cache.layout, views[0].region >= 0
+        used = max(min(v.length, layout.slot_tokens) for v in views)
+        used = min(-(-used // PAD) * PAD, layout.slot_tokens)
+        if whole and 2 * used > layout.slot_tokens:
+            used = layout.slot_tokens
+
+        def column(values: list[int]) -> Tensor:
+            return torch.tensor(values)[:, None]
+
+        last = column([v.length - 1 for v in views])
+        index = torch.arange(used)[None, :]
+        position = torch.where(
+            index < layout.sinks, index, last - torch.remainder(last - index, layout.ring)
+        )
+        there = index <= last  # and not beyond what has been written
+        at = torch.arange(n)[None, :].clamp(max=column([v.end - v.begin - 1 for v in views]))
+        origin = column([v.origin for v in views])
+        if not branches:
+            query = at + column([v.start for v in views])
+            seen = sees(position[:, None], query[:, :, None], layout, origin[:, :, None])
+            return seen & there[:, None], used, 0
+        fork = column([v.fork for v in views])
+        seen = (branch_sees(position, fork, layout, origin) & there)[:, None]
+        scratch = max(v.own + v.end - v.begin for v in views)
+        scratch = min(-(-scratch // PAD) * PAD, layout.branch_tokens)
+        mine = torch.arange(scratch) <= (at + column([v.own for v in views]))[:, :, None]
+        return torch.cat((seen.expand(-1, n, -1), mine), dim=-1), used, scratch
 
     def attend(self, layer: int, qk: Tensor, v: Tensor, scaling: float) -> Tensor:
         """One layer: rotate, write the new keys and values, attend.
@@ -186,10 +208,10 @@ class ForwardBatch:
         if self._sink_cos_sin is not None:
             sink_q = rotate(qk[:, :heads], *self._sink_cos_sin, rotated)
         if len(self._groups) == 1 and not self._long and self._covers_all(self._groups[0]):
-            return attend_group(self.cache, layer, self._groups[0], q, sink_q, scaling)
+            return self.backend.attend_group(self.cache, layer, self._groups[0], q, sink_q, scaling)
         out = q.new_empty(len(q), heads * q.shape[2])
         for group in self._groups:
-            attended = attend_group(self.cache, layer, group, q, sink_q, scaling)
+            attended = self.backend.attend_group(self.cache, layer, group, q, sink_q, scaling)
             if group.real is None:
                 out[group.picked] = attended
             else:
@@ -197,7 +219,9 @@ class ForwardBatch:
                 out[tokens] = attended[queries]
         for row in self._long:
             span = row.span
-            out[span] = attend_long(self.cache, layer, row, q[span], sink_q[span], scaling)
+            out[span] = self.backend.attend_long(
+                self.cache, layer, row, q[span], sink_q[span], scaling
+            )
         return out
 
     def _covers_all(self, group: Group) -> bool:
@@ -209,37 +233,39 @@ class ForwardBatch:
         """Put the new keys and values ``[T, kv_heads, dim]`` of all rows in their places."""
         cache = self.cache
         if self._stream_writes is not None:
-            write(cache.keys, cache.values, layer, self._stream_writes, k, v)
+            self.backend.write(cache.keys, cache.values, layer, self._stream_writes, k, v)
         if self._branch_writes is not None:
-            write(cache.branch_keys, cache.branch_values, layer, self._branch_writes, k, v)
+            self.backend.write(
+                cache.branch_keys, cache.branch_values, layer, self._branch_writes, k, v
+            )
 
-    def _collect(self, views: list[_RowView]) -> Writes | None:
+    def _collect(self, views: Sequence[_RowView]) -> Writes | None:
+        """Where the new keys of rows of one kind go."""
         if not views:
             return None
-        rows = [v.slot if v.region < 0 else v.region for v in views]
+        layout, branches = self.cache.layout, views[0].region >= 0
         counts = torch.tensor([v.end - v.begin for v in views])
-        return Writes(
-            self._moved(torch.cat([torch.arange(v.begin, v.end) for v in views])),
-            self._moved(torch.repeat_interleave(torch.tensor(rows), counts)),
-            self._moved(torch.cat([v.write for v in views])),
-        )
 
-    def _group(self, views: list[_RowView]) -> Group:
+        def each(values: list[int]) -> Tensor:  # of every row, once per token
+            return torch.repeat_interleave(torch.tensor(values), counts)
+
+        first = torch.cumsum(counts, 0) - counts
+        within = torch.arange(int(counts.sum())) - torch.repeat_interleave(first, counts)
+        tokens = within + each([v.begin for v in views])
+        if branches:
+            places = within + each([v.own for v in views])
+        else:
+            position, s = within + each([v.start for v in views]), layout.sinks
+            places = torch.where(position < s, position, s + (position - s) % layout.ring)
+        rows = each([v.region if branches else v.slot for v in views])
+        return Writes(self._moved(tokens), self._moved(rows), self._moved(places))
+
+    def _group(self, views: Sequence[_RowView]) -> Group:
         """Pad the rows' masks and queries to common sizes. What is padded is masked out."""
-        r = len(views)
         lengths = [v.end - v.begin for v in views]
-        n = max(lengths)
-        used, scratch = max(v.used for v in views), max(v.scratch for v in views)
-        if 2 * used > self.cache.layout.slot_tokens:
-            used = self.cache.layout.slot_tokens  # whole slots: products would copy parts of them
-        seen = torch.zeros((r, n, used + scratch), dtype=torch.bool)
-        picked: list[int] = []
-        for at, (view, length) in enumerate(zip(views, lengths, strict=True)):
-            own = seen[at, :length]
-            own[:, : view.used] = view.mask[:, : view.used]
-            own[:, used : used + view.scratch] = view.mask[:, view.used :]
-            seen[at, length:] = seen[at, length - 1]
-            picked += [min(view.begin + i, view.end - 1) for i in range(n)]
+        r, n = len(views), max(lengths)
+        seen, used, scratch = self._sees(views, n, whole=True)
+        picked = [min(view.begin + i, view.end - 1) for view in views for i in range(n)]
         real = None
         if min(lengths) < n:
             queries = [at * n + i for at, length in enumerate(lengths) for i in range(length)]
@@ -263,12 +289,13 @@ class ForwardBatch:
         )
 
     def _in_parts(self, view: _RowView) -> Long:
-        s = self.cache.layout.sinks
-        sinks = s if view.rotate_sinks else 0
+        sinks = self.cache.layout.sinks if view.rotate_sinks else 0
+        seen, used, scratch = self._sees([view], view.end - view.begin, whole=False)
+        mask = seen[0]
         parts = [
-            self._part(view.mask[:, :sinks], slice(0, sinks), rotate_sinks=True),
-            self._part(view.mask[:, sinks : view.used], slice(sinks, view.used)),
-            self._part(view.mask[:, view.used :], slice(0, view.scratch), own=True),
+            self._part(mask[:, :sinks], slice(0, sinks), rotate_sinks=True),
+            self._part(mask[:, sinks:used], slice(sinks, used)),
+            self._part(mask[:, used:], slice(0, scratch), own=True),
         ]
         span = slice(view.begin, view.end)
         return Long(span, view.slot, view.region, [part for part in parts if part is not None])
@@ -302,18 +329,14 @@ class ForwardBatch:
         return self._moved(torch.tensor(indices))
 
     def _moved(self, tensor: Tensor) -> Tensor:
-        """From the host to the device, without waiting for it."""
+        """From the host to the device, without waiting for it: only pinned memory is copied so."""
+        if self.cache.device.type == "cuda":
+            tensor = tensor.pin_memory()
         return tensor.to(self.cache.device, non_blocking=True)
 
 
 def _is_long(view: _RowView) -> bool:
     return view.end - view.begin > GROUP_TOKENS
-
-
-def _padded(seen: Tensor, most: int) -> Tensor:
-    """Add masked columns, up to a multiple of PAD and at most ``most``."""
-    more = min(-(-seen.shape[1] // PAD) * PAD, most) - seen.shape[1]
-    return nn.functional.pad(seen, (0, more)) if more else seen
 
 
 def _runs(views: list[_RowView]) -> list[list[_RowView]]:
@@ -327,7 +350,7 @@ def _runs(views: list[_RowView]) -> list[list[_RowView]]:
             continue
         size = (view.end - view.begin - 1).bit_length()
         open_runs = kinds.setdefault((view.region >= 0, size), [])
-        run = next((run for run in open_runs if run[-1].slot == view.slot - 1), None)
+        run = next((run for run in reversed(open_runs) if run[-1].slot == view.slot - 1), None)
         if run is not None and (len(run) + 1) << size > GROUP_TOKENS:
             run = None
         if run is not None:

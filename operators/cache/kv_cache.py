@@ -8,7 +8,7 @@
 
 Positions are absolute and never change: sinks sit at 0…S-1, transcript token k at S+k. Token at
 position p lies in the ring at ``S + (p - S) mod R``. What a query may see is a rule on positions
-(:func:`visible`), not on what happens to lie in memory, so evicting costs nothing and rolling back
+(:func:`sees`), not on what happens to lie in memory, so evicting costs nothing and rolling back
 is a subtraction. StreamingLLM (Xiao et al. 2023, arXiv 2309.17453), section 3.2.
 
 The cache holds tensors and arithmetic only; the scheduler decides what is written when.
@@ -236,13 +236,6 @@ class KvCache:
 
     # --- positions and memory ----------------------------------------------------------------
 
-    def ring_index(self, start: int, count: int) -> Tensor:
-        """Memory indices within a slot of positions ``start … start+count-1``: ``[count]`` long, on
-        the host."""
-        pos = torch.arange(start, start + count)
-        s, r = self.layout.sinks, self.layout.ring
-        return torch.where(pos < s, pos, s + (pos - s) % r)
-
     def positions(self, end: int) -> Tensor:
         """Which absolute position each used memory index holds once the frontier is ``end``.
 
@@ -287,18 +280,17 @@ class KvCache:
         assert sorted(regions + self._free_regions) == list(range(self.branches))
 
 
-def visible(key_pos: Tensor, query_pos: Tensor, layout: KvLayout, origin: int = 0) -> Tensor:
+def sees(key: Tensor, query: Tensor, layout: KvLayout, origin: Tensor) -> Tensor:
     """StreamingLLM's rule: sinks, and the last W tokens before the query, and the query itself.
 
-    ``key_pos`` ``[keys]``, ``query_pos`` ``[queries]`` → bool ``[queries, keys]``. Nothing between
-    the sinks and ``origin`` was ever written.
+    Absolute positions of keys and queries, in shapes that broadcast → bool. Nothing between the sinks
+    and ``origin`` was ever written.
     """
-    key, query = key_pos[None, :], query_pos[:, None]
-    oldest = torch.clamp(query - layout.window, min=origin)
+    oldest = torch.maximum(query - layout.window, origin)
     return (key <= query) & ((key < layout.sinks) | (key >= oldest))
 
 
-def visible_to_branch(key_pos: Tensor, fork: int, layout: KvLayout, origin: int = 0) -> Tensor:
-    """What every token of a branch forked at ``fork`` sees of its stream: bool ``[keys]``."""
-    oldest = max(fork - layout.window, origin)
-    return (key_pos < fork) & ((key_pos < layout.sinks) | (key_pos >= oldest))
+def branch_sees(key: Tensor, fork: Tensor, layout: KvLayout, origin: Tensor) -> Tensor:
+    """What every token of a branch forked at ``fork`` sees of its stream: shapes as in :func:`sees`."""
+    oldest = torch.maximum(fork - layout.window, origin)
+    return (key < fork) & ((key < layout.sinks) | (key >= oldest))

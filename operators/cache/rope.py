@@ -23,7 +23,9 @@ class Rope:
 
     def cos_sin(self, positions: Tensor, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What :func:`rotate` needs at ``positions`` long ``[T]``: cos and sin ``[T, 1, dim]``, the
-        sine with the sign of its half. Dimensions beyond the rotated ones stay as they are."""
+        sine with the sign of its half. Dimensions beyond the rotated ones stay as they are. Where
+        positions are on a device without float64 (:func:`has_float64`), ask with host positions and
+        move the result."""
         inv = self._inv_freq64 = self._inv_freq64.to(positions.device)
         phase = torch.remainder(positions.to(torch.float64)[:, None] * inv, 2 * math.pi)
         cos, sin = phase.cos() * self.scaling, phase.sin() * self.scaling
@@ -32,6 +34,11 @@ class Rope:
         )
         whole_cos = torch.cat((cos, cos, rest + 1), dim=-1)[:, None]
         return whole_cos.to(dtype), torch.cat((-sin, sin, rest), dim=-1)[:, None].to(dtype)
+
+
+def has_float64(device: torch.device) -> bool:
+    """Apple's GPUs have no float64."""
+    return device.type != "mps"
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> Tensor:

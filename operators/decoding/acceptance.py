@@ -16,6 +16,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from operators.errors import ConfigError
 
@@ -31,7 +32,14 @@ is usually too large."""
 RATE_MEMORY = 0.8
 """Weight of a verify in an answer's rate one verify later: about the last five count, since many answers
 end after ten."""
-PRIORS = {"ngram2": 0.45, "ngram3": 0.55, "previous": 0.6, "draft": 0.6}
+PRIORS = {
+    "ngram2": 0.45,
+    "ngram3": 0.55,
+    "suffix2": 0.45,
+    "suffix3": 0.55,
+    "previous": 0.6,
+    "draft": 0.6,
+}
 PRIOR = 0.7
 PRIOR_TRIALS = 2.0
 """Assumed acceptance of an arm that was never tried (PRIOR where PRIORS has no number), and how many
@@ -82,6 +90,16 @@ class CostCurve:
         at = min(bisect_left(points, (tokens, 0.0)), len(points) - 1)
         (n0, t0), (n1, t1) = points[at - 1], points[at]
         return t0 + (t1 - t0) * (tokens - n0) / (n1 - n0)
+
+    def least_slope(self, tokens: int) -> float:
+        """The least that a further token costs anywhere beyond so many."""
+        points = self.points
+        if len(points) == 1 or tokens < points[0][0]:
+            return 0.0
+        pairs = list(pairwise(points))
+        slopes = [(t1 - t0) / (n1 - n0) for (n0, t0), (n1, t1) in pairs if n1 > tokens]
+        (n0, t0), (n1, t1) = pairs[-1]
+        return min([*slopes, (t1 - t0) / (n1 - n0)])
 
 
 TYPICAL = CostCurve(((1, 1.0), (2, 1.05), (4, 1.12), (8, 1.6), (16, 2.8), (32, 5.5)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from operators.decoding.acceptance import Choice, Costs
 
@@ -28,20 +30,27 @@ def share_out(
     """
     rates = rates or [1.0] * len(choices)
     weights = [sum(rates) / len(rates) / rate for rate in rates]
-    step = _Step(weights, [0] * len(choices), [1.0] * len(choices))
+    step = _Step(weights)
+    free: list[tuple[int, Choice]] = []
+    for at, choice in enumerate(choices):
+        if choice is not None and choice.owed:
+            for j in range(1, choice.owed + 1):
+                step.add(_Token(at, choice.acceptance**j, choice.candidate.by_model))
+        elif choice is not None:
+            free.append((at, choice))
+    if not free:
+        return step.lengths
+    # A token worth less per second than the step already gives can only lower that.
+    least = step.rate(costs) * costs.verify.least_slope(len(choices) + step.drafted)
     ones: list[_Token] = []
     rest: list[_Token] = []
-    for at, choice in enumerate(choices):
-        if choice is None:
-            continue
-        limit, by_model = choice.owed or choice.candidate.limit, choice.candidate.by_model
-        tokens = [_Token(at, choice.acceptance**j, by_model) for j in range(1, limit + 1)]
-        if choice.owed:
-            for token in tokens:
-                step.add(token)
-        else:
-            ones += tokens[:1]
-            rest += tokens[1:]
+    for at, choice in free:
+        gain = 1.0
+        for j in range(choice.candidate.limit):
+            gain *= choice.acceptance
+            if gain * weights[at] < least:
+                break
+            (rest if j else ones).append(_Token(at, gain, choice.candidate.by_model))
     left = step.extend(ones, costs)
     step.extend([*left, *rest], costs)
     return step.lengths
@@ -56,26 +65,42 @@ class _Token:
     by_model: bool
 
 
-@dataclass
 class _Step:
     """Draft lengths under construction. ``weights``: what a token is worth to each answer; ``expected``:
     tokens of every answer; ``drafted``: in all; ``steps``, ``modelled``: forwards of the draft model,
-    and how many answers they serve."""
+    and how many answers they serve. Sums are kept up to date, so that a token costs the same however
+    many answers there are."""
 
-    weights: Sequence[float]
-    lengths: list[int]
-    expected: list[float]
-    drafted: int = 0
-    steps: int = 0
-    modelled: int = 0
+    def __init__(self, weights: Sequence[float]) -> None:
+        rows = len(weights)
+        self.weights = weights
+        self.lengths, self.expected = [0] * rows, [1.0] * rows
+        self.drafted = self.steps = self.modelled = 0
+        self.worth, self.tokens = float(sum(weights)), float(rows)
+        self._least = [(1.0, at) for at in range(rows)]  # a heap; entries go out of date
+
+    def copy(self) -> _Step:
+        other = copy.copy(self)
+        other.lengths, other.expected = self.lengths.copy(), self.expected.copy()
+        other._least = self._least.copy()
+        return other
 
     def add(self, token: _Token) -> None:
         self.lengths[token.at] += 1
         self.expected[token.at] += token.gain
+        self.worth += self.weights[token.at] * token.gain
+        self.tokens += token.gain
+        heapq.heappush(self._least, (self.expected[token.at], token.at))
         self.drafted += 1
         if token.by_model:
             self.modelled += self.lengths[token.at] == 1
             self.steps = max(self.steps, self.lengths[token.at])
+
+    def least(self) -> float:
+        """Expected tokens of the answer that gets fewest."""
+        while self._least[0][0] != self.expected[self._least[0][1]]:
+            heapq.heappop(self._least)
+        return self._least[0][0]
 
     def seconds(self, costs: Costs) -> float:
         verify = costs.verify.seconds(len(self.lengths) + self.drafted)
@@ -83,22 +108,21 @@ class _Step:
 
     def rate(self, costs: Costs) -> float:
         """What the expected tokens are worth, per second."""
-        worth = sum(w * e for w, e in zip(self.weights, self.expected, strict=True))
-        return worth / self.seconds(costs)
+        return self.worth / self.seconds(costs)
 
     def allowed(self, costs: Costs) -> bool:
         """Whether each answer keeps FLOOR of its speed in plain decoding, and all together their
         sum."""
         rows = len(self.lengths)
         longer = self.seconds(costs) / costs.verify.seconds(rows)
-        return min(self.expected) >= FLOOR * longer and sum(self.expected) >= rows * longer
+        return self.least() >= FLOOR * longer and self.tokens >= rows * longer
 
     def extend(self, tokens: Sequence[_Token], costs: Costs) -> list[_Token]:
         """Add the tokens worth most, as many as make the rate greatest; returns the others. An
         answer's tokens are less and less likely, so none comes before the one it follows."""
         # Equals stay in order of rotation.
         queue = sorted(tokens, key=lambda token: -token.gain * self.weights[token.at])
-        trial = replace(self, lengths=self.lengths.copy(), expected=self.expected.copy())
+        trial = self.copy()
         best, best_rate = 0, self.rate(costs) if self.lengths else 0.0
         for count, token in enumerate(queue, start=1):
             trial.add(token)

@@ -26,6 +26,7 @@ from operators.cache.kv_cache import Branch, KvLayout, StreamSlot, bytes_per_str
 from operators.decoding.acceptance import Candidate
 from operators.decoding.drafters import Draft
 from operators.decoding.sampling import DRAFT, TOKEN, Sampler
+from operators.decoding.verify import NOTHING, most_likely
 from operators.errors import ModelError
 from operators.model.loader import DecoderModel, Role
 
@@ -207,11 +208,12 @@ class DraftModel:
         self, drafter: ModelDrafter, logits: Tensor, drafted: list[int]
     ) -> tuple[int | None, Tensor | None]:
         """The next draft token, and for rejection sampling the distribution it was drawn from."""
-        if not bool(torch.isfinite(logits).all()):
+        best = most_likely(logits[None])[0]
+        if best == NOTHING:
             return None, None
         sampler = drafter.sampler
         if sampler is None:
-            return int(logits.argmax()), None
+            return best, None
         answer = [*drafter.tokens[drafter.prompt :], *drafted]
         chances = sampler.probs(logits, answer)
         if sampler.sampling.acceptance == "rejection":

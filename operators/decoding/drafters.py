@@ -1,5 +1,6 @@
 """Drafters: cheap guesses at the next tokens. A bad guess costs time, never correctness.
 
+* suffix: the same with matches of any length (operators.decoding.suffix);
 * n-gram: what followed the longest recent match of the text's tail, in the transcript window, the
   prompt and the output so far (prompt lookup, Saxena 2023);
 * previous output: the last answer of the same kind as a draft for this one.
@@ -13,9 +14,28 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
+
+
+class TextIndex(Protocol):
+    """Tokens of a text, and what followed the longest earlier match of a tail; bounded. Made by the
+    number of tokens that it knows at least. ``kind`` names the drafter, ``arm`` the state of confidence
+    under which the acceptance of a match of that length is counted."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, window: int) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def entries(self) -> int: ...
+    @property
+    def tokens(self) -> list[int]: ...
+    def extend(self, tokens: Iterable[int]) -> None: ...
+    def lookup(self, tail: Sequence[int], k: int) -> tuple[int, list[int]]: ...
+    @staticmethod
+    def arm(length: int) -> str: ...
 
 
 class NgramIndex:
@@ -25,6 +45,8 @@ class NgramIndex:
     Memory is bounded: at most ``window`` tokens and, per n, ``window`` entries. ``extend`` and
     ``lookup`` cost O(sizes) per token.
     """
+
+    kind: ClassVar[str] = "ngram"
 
     def __init__(self, window: int, sizes: Sequence[int] = (4, 3, 2)) -> None:
         self.window = window
@@ -83,6 +105,10 @@ class NgramIndex:
                 return n, [self._tokens[i] for i in range(base, min(end - self._first, base + k))]
         return 0, []
 
+    @staticmethod
+    def arm(length: int) -> str:
+        return f"ngram{length}"
+
 
 @dataclass(frozen=True, eq=False)
 class Draft:
@@ -111,26 +137,29 @@ class Drafter(Protocol):
 
 
 class NgramDrafter:
-    """Longest match over the stream's window (shared, read only), this prompt and this output."""
+    """Longest match over the stream's window (shared, read only), this prompt and this output, by the
+    kind of index that the window has."""
 
-    def __init__(self, window: NgramIndex, prompt: Sequence[int], room: int) -> None:
+    def __init__(self, window: TextIndex, prompt: Sequence[int], room: int) -> None:
         self._window = window
-        self._own = NgramIndex(max(1, room))
+        self._own = type(window)(max(1, room))
         self._own.extend(prompt)
-        self._tail: deque[int] = deque(prompt[-8:], maxlen=8)
+        self._tail: deque[int] = deque(prompt[-TAIL:], maxlen=TAIL)
 
     def propose(self, k: int) -> Draft:
         tail = list(self._tail)
         own_length, own = self._own.lookup(tail, k)
         window_length, window = self._window.lookup(tail, k)
         length, tokens = max((own_length, own), (window_length, window), key=lambda hit: hit[0])
-        return Draft(tokens, "ngram", f"ngram{length}")
+        return Draft(tokens, self._window.kind, self._window.arm(length))
 
     def accept(self, tokens: Sequence[int]) -> None:
         self._own.extend(tokens)
         self._tail.extend(tokens)
 
 
+TAIL = 32
+"""Tokens at the end of an answer that a match may cover."""
 STEADY = 4
 """Tokens in a row after which following the previous answer counts as steady."""
 

@@ -15,7 +15,14 @@ from operators.decoding.acceptance import Candidate, DraftControl, smoothed_toke
 from operators.decoding.constraints import Constraint
 from operators.decoding.drafters import Draft, Drafter
 from operators.decoding.sampling import Sampler
-from operators.decoding.verify import Verdict, accept_equal, accept_greedy, accept_sampled
+from operators.decoding.verify import (
+    NOTHING,
+    Verdict,
+    accept_equal,
+    accept_greedy,
+    accept_sampled,
+    most_likely,
+)
 from operators.events import Usage
 
 _LOOP_TOKENS = 24
@@ -133,16 +140,18 @@ class Generation:
         row.watch = self._watch = self._new_watch()
         return row
 
-    def prompt_done(self, tokens: int, logits: Tensor | None) -> int:
-        """Record a prefilled stretch; its logits give the first token. Returns how many tokens were
-        generated (0 or 1)."""
+    def prompt_done(
+        self, tokens: int, logits: Tensor | None, best: Sequence[int] | None = None
+    ) -> int:
+        """Record a prefilled stretch; its logits ``[1, vocab]`` give the first token. ``best`` as in
+        :meth:`verified`. Returns how many tokens were generated (0 or 1)."""
         self.prefilled += tokens
         if logits is None:
             return 0
         if self.choices:
             self._weigh(logits[0])
             return 0
-        made = self._judge(NO_DRAFT, logits)
+        made = self._judge(NO_DRAFT, logits, best)
         self._align(made, first=-1)
         return len(made)
 
@@ -156,7 +165,7 @@ class Generation:
 
     def _weigh(self, logits: Tensor) -> None:
         """Finish with the probabilities of the choices, given that one of them comes."""
-        scores = logits[list(self.choices)]
+        scores = logits[list(self.choices)].float()
         finite = bool(torch.isfinite(scores).all())
         self.weights = tuple(torch.softmax(scores, dim=0).tolist()) if finite else ()
         self.finish_reason = "stop"
@@ -167,12 +176,13 @@ class Generation:
         self.finish_reason, self.failure = NONFINITE, "nonfinite_logits"
         self.problem = NONFINITE_PROBLEM
 
-    def verified(self, logits: Tensor) -> tuple[int, list[int]]:
+    def verified(self, logits: Tensor, best: Sequence[int] | None = None) -> tuple[int, list[int]]:
         """Judge the last verify block by ``logits`` ``[k+1, vocab]``: roll the rejected part of the
-        branch back, extend the output. Returns (accepted drafts, new tokens)."""
+        branch back, extend the output. ``best``: their :func:`most_likely`, where that was found for all
+        rows of a step at once. Returns (accepted drafts, new tokens)."""
         assert self.branch is not None
         draft, before = self._draft, self.accepted
-        tokens = self._judge(draft, logits)
+        tokens = self._judge(draft, logits, best)
         accepted = self.accepted - before
         self._align(tokens, first=0)
         self.tokens_per_verify = smoothed_tokens_per_verify(
@@ -184,11 +194,12 @@ class Generation:
             self.decoding.control.update(draft.arm, len(draft.tokens), accepted)
         return accepted, tokens
 
-    def _judge(self, draft: Draft, logits: Tensor) -> list[int]:
-        if not bool(torch.isfinite(logits).all()):
+    def _judge(self, draft: Draft, logits: Tensor, best: Sequence[int] | None) -> list[int]:
+        best = most_likely(logits) if best is None else best
+        if NOTHING in best:
             self._fail()
             return []
-        verdict = self._verdict(draft, logits)
+        verdict = self._verdict(draft, logits, best)
         self.verifies += 1
         self.drafted += len(draft.tokens)
         self.accepted += verdict.accepted
@@ -200,10 +211,10 @@ class Generation:
         self.pending = tokens[-1] if tokens else None
         return tokens
 
-    def _verdict(self, draft: Draft, logits: Tensor) -> Verdict:
+    def _verdict(self, draft: Draft, logits: Tensor, best: Sequence[int]) -> Verdict:
         sampler = self.decoding.sampler
         if sampler is None and not self.constraints:
-            return accept_greedy(logits, draft.tokens, self.eos_ids)
+            return accept_greedy(best, draft.tokens, self.eos_ids)
         scores = ConstrainedLogits(logits, self.constraints, [*self.output, *draft.tokens])
         if sampler is None:
             return accept_equal(lambda at: int(scores[at].argmax()), draft.tokens, self.eos_ids)
@@ -252,7 +263,7 @@ class ConstrainedLogits:
 
     def __getitem__(self, at: int) -> Tensor:
         """Logits ``[vocab]`` of place ``at``."""
-        scores = self._logits[at]
+        scores = self._logits[at].float()
         for constraint in self._constraints:
             scores = constraint.apply(scores, self._answer[: self._before + at])
         return scores

@@ -49,7 +49,7 @@ class Sampler:
         ``logits`` ``[vocab]`` finite, any device; ``answer`` are the tokens so far.
         """
         sampling = self.sampling
-        scores = logits.detach().to("cpu", torch.float64)
+        scores = logits.detach().cpu().double()  # in this order: not every device has float64
         if sampling.repetition_penalty != 1 and answer:
             seen = torch.tensor(sorted(set(answer)))
             old = scores[seen]

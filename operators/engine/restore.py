@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from operators.decoding.acceptance import DraftControl
-from operators.decoding.drafters import NgramIndex
 from operators.engine.session import Part, Session
 from operators.engine.snapshot import DraftRecord, PartRecord, StreamMemory
 from operators.state import SessionState, WindowSegment
@@ -61,7 +60,7 @@ def requeue_window_text(session: Session, encode: Encode) -> None:
     settings = session.settings
     session.queue.clear()
     session.window.clear()
-    session.index = NgramIndex(session.layout.window)
+    session.index = type(session.index)(session.layout.window)
     session.offloaded_length = session.covered = session.layout.sinks
     from_text(session, state, encode)
     session.queue.extend(waiting)

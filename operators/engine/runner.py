@@ -11,6 +11,7 @@ from operators.cache.batch import Row
 from operators.cache.kv_cache import KvCache
 from operators.decoding.draft_model import DraftModel, ModelDrafter
 from operators.decoding.generation import Generation
+from operators.decoding.verify import most_likely
 from operators.engine.scheduler import Planned, StepPlan
 from operators.model.loader import DecoderModel
 from operators.observer import Observer
@@ -53,17 +54,21 @@ class Runner:
         logits = self._model.forward("prefill", self._cache, rows)
         self._observer.count("prompt_tokens", tokens)
         self._observer.observe("prefill_seconds", self._clock() - began)
+        best = most_likely(logits)
         at = 0
         for row, generation in plan.prompts:
-            own = logits[at : at + 1] if row.num_logits else None
-            self._note_prompt(generation, len(row.tokens), own)
-            at += row.num_logits
+            end = at + row.num_logits
+            own = logits[at:end] if row.num_logits else None
+            self._note_prompt(generation, len(row.tokens), own, best[at:end])
+            at = end
         if self._draft is not None:
             self._draft.ingest(blocks)
         return tokens
 
-    def _note_prompt(self, generation: Generation, tokens: int, logits: Tensor | None) -> None:
-        generated = generation.prompt_done(tokens, logits)
+    def _note_prompt(
+        self, generation: Generation, tokens: int, logits: Tensor | None, best: Sequence[int]
+    ) -> None:
+        generated = generation.prompt_done(tokens, logits, best)
         if logits is None:
             return
         self._observer.count("generation_tokens", generated)
@@ -75,11 +80,13 @@ class Runner:
         self.make_drafts(decoding)
         rows: list[Row] = [planned.generation.verify_row(planned.draft) for planned in decoding]
         logits = self._model.forward("decode", self._cache, rows)
+        best = most_likely(logits)  # of all rows at once: one pass, one copy from the device
         at = 0
         for row, planned in zip(rows, decoding, strict=True):
-            generation = planned.generation
-            self._note_verify(generation, len(row.tokens) - 1, logits[at : at + row.num_logits])
-            at += row.num_logits
+            end = at + row.num_logits
+            drafted = len(row.tokens) - 1
+            self._note_verify(planned.generation, drafted, logits[at:end], best[at:end])
+            at = end
         return sum(len(row.tokens) for row in rows)
 
     def make_drafts(self, decoding: Sequence[Planned]) -> None:
@@ -93,8 +100,10 @@ class Runner:
         for (planned, _), draft in zip(wanted, drafts, strict=True):
             planned.draft = draft
 
-    def _note_verify(self, generation: Generation, drafted: int, logits: Tensor) -> None:
-        accepted, tokens = generation.verified(logits)
+    def _note_verify(
+        self, generation: Generation, drafted: int, logits: Tensor, best: Sequence[int]
+    ) -> None:
+        accepted, tokens = generation.verified(logits, best)
         now = self._clock()
         if generation.last_token_at is not None and tokens:
             each = (now - generation.last_token_at) / len(tokens)

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from operators.cache.kv_cache import KvCache, KvLayout, StreamSlot
 from operators.commit import Held
 from operators.decoding.acceptance import DraftControl
-from operators.decoding.drafters import NgramIndex
+from operators.decoding.drafters import TextIndex
 from operators.decoding.generation import Generation
 from operators.engine.known_segments import KnownSegments
 from operators.engine.partial_hypotheses import PartialHypotheses
@@ -132,7 +132,7 @@ class Session:
 
     stream_id: str
     layout: KvLayout
-    index: NgramIndex
+    index: TextIndex
     epoch: int = 0
     weights: str = ""
     """Those of the operator, which its state names."""

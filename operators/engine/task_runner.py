@@ -16,9 +16,11 @@ from operators.decoding.drafters import (
     NgramDrafter,
     NgramIndex,
     PreviousOutputDrafter,
+    TextIndex,
 )
 from operators.decoding.generation import Decoding, Generation
 from operators.decoding.sampling import Sampler, sampler_key
+from operators.decoding.suffix import SuffixIndex
 from operators.engine.session import Session
 from operators.engine.task_run import MakeGeneration, TaskRun
 from operators.events import Source
@@ -116,13 +118,19 @@ class TaskRunner:
         return Sampler(sampling, key, start=position + len(ask.prompt))
 
 
-def make_drafters(config: OperatorConfig, index: NgramIndex, ask: Ask) -> list[Drafter]:
+def make_index(config: OperatorConfig) -> TextIndex:
+    """An empty index of a window's text."""
+    return (SuffixIndex if config.drafter == "suffix" else NgramIndex)(config.window)
+
+
+def make_drafters(config: OperatorConfig, index: TextIndex, ask: Ask) -> list[Drafter]:
     """The drafters that need no model, best first."""
     kinds = {
         "auto": ("previous", "ngram"),
         "combined": ("previous", "ngram"),
         "previous": ("previous",),
         "ngram": ("ngram",),
+        "suffix": ("previous", "ngram"),
     }.get(config.drafter, ())
     made: list[Drafter] = []
     if "previous" in kinds and ask.previous:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from operators.cache.attention import TORCH, AttentionBackend
 from operators.cache.batch import ForwardBatch, Row
 from operators.cache.kv_cache import KvCache, KvLayout, KvShape
 from operators.cache.rope import Rope
@@ -35,7 +36,7 @@ from operators.model.tokenizer import HubTokenizer, Tokenizer
 Role = Literal["prefill", "decode"]
 FOUR_BITS = "four_bits.safetensors"
 """In a model's folder: see :class:`operators.model.quantization.FourBits`."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 """Architectures (``model_type``) with a conformity test against the slow reference."""
 
@@ -63,7 +64,7 @@ class DecoderModel:
         check_supported(config)
         self.name, self.tokenizer, self.device = name, tokenizer, torch.device(device)
         self.dtypes = {"prefill": dtype_prefill, "decode": dtype_decode}
-        self.dtype = DTYPES["fp32" if dtype_prefill == "fp32" else "bf16"]
+        self.dtype = DTYPES.get(dtype_prefill, torch.bfloat16)
         self.max_context = int(config.max_position_embeddings)
         heads = config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -72,6 +73,7 @@ class DecoderModel:
         self.heads = int(heads)
         self.vocab_size = int(config.vocab_size)
         self._config, self._four_bits = config, four_bits
+        self.attention: AttentionBackend = TORCH
         network = network.to(self.dtype).eval()
         network.requires_grad_(False)
         self._fingerprint = _fingerprint(network)  # of the weights where they were loaded
@@ -132,13 +134,20 @@ class DecoderModel:
     def new_cache(self, layout: KvLayout, *, slots: int, branches: int) -> KvCache:
         """Allocate a cache for this model; freezes length-dependent RoPE at the cache's size.
 
-        Raises ModelError when S + W + B exceeds the context the model was trained for.
+        Raises ModelError when S + W + B exceeds the context the model was trained for, or the window
+        of its own sliding-window layers. (Within it such a layer sees all there is, as any other.)
         """
         size = layout.sinks + layout.window + layout.branch_tokens
         if size > self.max_context:
             raise ModelError(
                 f"sinks {layout.sinks} + window {layout.window} + branch {layout.branch_tokens} = "
                 f"{size} tokens, but {self.name} was trained for {self.max_context}: lower `window`"
+            )
+        sliding = own_window(self._config)
+        if sliding is not None and size > sliding:
+            raise ModelError(
+                f"sinks {layout.sinks} + window {layout.window} + branch {layout.branch_tokens} = "
+                f"{size} tokens, but layers of {self.name} see only {sliding} tokens: lower `window`"
             )
         self.rope = make_rope(self._config, size)
         return KvCache(
@@ -152,13 +161,14 @@ class DecoderModel:
 
     @torch.inference_mode()
     def forward(self, role: Role, cache: KvCache, rows: Sequence[Row]) -> Tensor:
-        """Append all rows' tokens; return logits fp32 ``[sum of num_logits, vocab]`` in row order.
+        """Append all rows' tokens; return logits ``[sum of num_logits, vocab]`` in row order, in the
+        type of the activations.
 
         Mutates the cache and, only after the network ran through, the rows' frontiers: if this
         raises, nothing has been appended.
         """
-        batch = ForwardBatch(cache, rows, self.rope)
-        logits = self._networks[role].forward(batch).float()
+        batch = ForwardBatch(cache, rows, self.rope, self.attention)
+        logits = self._networks[role].forward(batch)
         batch.commit()
         return logits
 
@@ -206,12 +216,37 @@ def check_supported(config: Any) -> None:
             f"model type {kind!r} is not supported; known to run exactly: {', '.join(SUPPORTED)}"
         )
     types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    sliding = getattr(config, "sliding_window", None)
-    if types != {"full_attention"} or (kind in ("mistral", "phi3") and sliding):
+    if others := types - {"full_attention", "sliding_attention"}:
         raise ModelError(
-            f"this {kind} model has sliding-window layers of its own ({sliding} tokens), which the "
-            "fixed-size cache does not reproduce; use a model with full attention in every layer"
+            f"this {kind} model has layers of {', '.join(sorted(others))}, which cannot be run: use a "
+            "model with softmax attention in every layer"
         )
+    if "sliding_attention" in types and not getattr(config, "sliding_window", None):
+        raise ModelError(
+            f"this {kind} model has sliding-window layers and does not say how long their window is: "
+            "its config.json is incomplete"
+        )
+
+
+def own_window(config: Any) -> int | None:
+    """How many tokens, itself included, a query of the model's own sliding-window layers sees; None
+    where every layer sees all."""
+    sliding = getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    if types is not None:
+        return int(sliding) if sliding and "sliding_attention" in types else None
+    return int(sliding) if sliding and config.model_type in ("mistral", "phi3") else None
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bf16 itself (CUDA below 8.0, and older Apple GPUs, do not)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        one = torch.ones(1, dtype=torch.bfloat16, device=device)
+        return one.add(one).dtype == torch.bfloat16
+    except (RuntimeError, TypeError):
+        return False
 
 
 def make_rope(config: Any, cache_size: int) -> Rope:
@@ -241,18 +276,20 @@ def load_model(
 ) -> DecoderModel:
     """Load a local folder (or hub name) of safetensors + tokenizer.
 
-    ``device`` auto: CUDA where there is one, else CPU. Types auto: bf16, for generation the same as
-    for ingest (a measured choice is up to the caller: :meth:`DecoderModel.use_for_decode`).
+    ``device`` auto: CUDA where there is one, else CPU. Types auto: bf16, or fp16 on a device without
+    it, for generation the same as for ingest (a measured choice is up to the caller:
+    :meth:`DecoderModel.use_for_decode`).
     ``compile``: see :meth:`Network.compiled`; unmeasured.
     Raises ModelError with what to do when the model is missing or cannot be run exactly.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype_prefill == "auto":
-        dtype_prefill = "fp32" if dtype_decode == "fp32" else "bf16"
+        half = "bf16" if has_bf16(torch.device(device)) else "fp16"
+        dtype_prefill = dtype_decode if dtype_decode in ("fp32", "fp16") else half
     if dtype_decode == "auto":
         dtype_decode = dtype_prefill
-    dtype = DTYPES["fp32" if dtype_prefill == "fp32" else "bf16"]
+    dtype = DTYPES.get(dtype_prefill, torch.bfloat16)
     try:
         config = AutoConfig.from_pretrained(path)
         check_supported(config)

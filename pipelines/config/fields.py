@@ -30,7 +30,7 @@ TOPIC_FIELDS = (
 )
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _SERVER = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^\s,:@/\[\]]+):\d{1,5}")
 
@@ -186,7 +186,7 @@ class Settings(GatewaySettings, BaseSettings):
     draft_model_sha256: str = ""
     """The same for operator.draft_model."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps (untested)."""
     threads: int = Field(default_factory=_threads, ge=1, le=1024)
     """CPU threads of the model at most (fewer while other work holds the cores); default: the CPUs that
     affinity and the container's quota leave, at most 16."""
@@ -317,7 +317,7 @@ class Settings(GatewaySettings, BaseSettings):
     @classmethod
     def _check_device(cls, value: str) -> str:
         if not _DEVICE.fullmatch(value):
-            raise ValueError("expected auto, cpu, cuda or cuda:N")
+            raise ValueError("expected auto, cpu, cuda, cuda:N or mps")
         return value
 
     @field_validator(

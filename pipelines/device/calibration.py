@@ -236,7 +236,7 @@ def report(
     of those that may be chosen (``pin``). Raises ModelError."""
     torch.set_num_threads(threads)
     model = load_model(path, name=name, device="cpu", dtype_prefill="bf16", dtype_decode="bf16")
-    kinds = [k for k in DTYPES if k not in ("auto", "fp32") and runs(k, model)]
+    kinds = [k for k in DTYPES if k not in ("auto", "fp32", "fp16") and runs(k, model)]
     found, may = survey(model, kinds, rows, say), runnable(model)
     quiet = all(timing.quiet for timing in found.values())
     best = min(may, key=lambda kind: found[kind].step) if quiet else UNMEASURED

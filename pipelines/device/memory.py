@@ -197,7 +197,7 @@ def size_of_folder(path: Path, config: OperatorConfig) -> Size:
     dtype = DTYPES["fp32" if "fp32" in (config.dtype_prefill, config.dtype_decode) else "bf16"]
     numel = sum(p.numel() for p in network.parameters())
     weights = numel * dtype.itemsize
-    if dtype != DTYPES["fp32"] and config.dtype_decode != "bf16":
+    if dtype != DTYPES["fp32"] and config.dtype_decode not in ("bf16", "fp16"):
         kind = config.dtype_decode if config.dtype_decode != "auto" else "int8"
         matrices = sum(p.numel() for n, p in network.named_parameters() if p.dim() == 2)
         if not getattr(shape, "tie_word_embeddings", False):

@@ -42,6 +42,8 @@ FIELDS = {
         "added_latency_p99_ms_at_least_once",
     }
     | {"segments_s_longstream_exactly_once_1", "segments_s_longstream_at_least_once_1"},
+    "step-cost": {"share_out_ms", "plan_ms", "winners_ms", "idle_ms", "dispatches_per_layer"},
+    "gpu": {"device", "measured", "broken", "tokens_s", "of_limit", "transformers_tokens_s"},
     "contention": {"worst_fair_share", "worst_fair_share_llamacpp", "quota_by", "cases", "missing"},
     "peers": {"vs_hf_best_1", "vs_llamacpp_1", "sides", "missing", "peer_versions", "precision"},
 }
@@ -75,6 +77,10 @@ def test_the_fair_share_of_a_process_beside_busy_ones() -> None:
     assert [fair_cores(2, k) for k in (0, 1, 3)] == [2.0, 1.0, 0.5]
     assert fair_cores(8, 1) == 4.0
     assert _case(alone=10.0, here=4.0, part=0.5)["fair_share"] == 0.8
+
+
+def test_what_must_hold_on_a_gpu_holds_here() -> None:
+    assert quick("gpu")["broken"] == []
 
 
 def test_json_goes_to_a_file_too(tmp_path: Any) -> None:

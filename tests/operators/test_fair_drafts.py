@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators.decoding.acceptance import (
+    TYPICAL,
     Candidate,
     Choice,
     CostCurve,
@@ -143,3 +144,60 @@ def test_no_step_breaks_the_floor_nor_is_slower_than_plain(
     longer = curve.seconds(len(answers) + sum(lengths)) / curve.seconds(len(answers))
     assert min(expected) >= FLOOR * longer * (1 - 1e-9)
     assert sum(expected) >= len(answers) * longer * (1 - 1e-9)
+
+
+def by_the_rule(choices: list[Choice], costs: Costs, rates: list[float]) -> list[int]:
+    """The rule of share_out written down plainly, every sum made anew: for answers that draft without
+    a model and owe nothing."""
+    weights = [sum(rates) / len(rates) / rate for rate in rates]
+
+    def expected(lengths: list[int]) -> list[float]:
+        return [
+            1 + sum(c.acceptance**j for j in range(1, k + 1))
+            for c, k in zip(choices, lengths, strict=True)
+        ]
+
+    def seconds(lengths: list[int]) -> float:
+        return costs.verify.seconds(len(lengths) + sum(lengths))
+
+    def rate(lengths: list[int]) -> float:
+        return sum(w * e for w, e in zip(weights, expected(lengths), strict=True)) / seconds(
+            lengths
+        )
+
+    def allowed(lengths: list[int]) -> bool:
+        longer = seconds(lengths) / costs.verify.seconds(len(lengths))
+        got = expected(lengths)
+        return min(got) >= FLOOR * longer and sum(got) >= len(got) * longer
+
+    lengths = [0] * len(choices)
+    left: list[tuple[float, int]] = []
+    tokens = [
+        [(-(c.acceptance**j) * weights[at], at) for j in range(1, c.candidate.limit + 1)]
+        for at, c in enumerate(choices)
+    ]
+    for queue in ([own[:1] for own in tokens], [own[1:] for own in tokens]):
+        ordered = sorted([*left, *(t for own in queue for t in own)], key=lambda token: token[0])
+        trial, best, best_rate = lengths.copy(), 0, rate(lengths)
+        for count, (_, at) in enumerate(ordered, start=1):
+            trial[at] += 1
+            if rate(trial) > best_rate * (1 + 1e-12) and allowed(trial):
+                best, best_rate = count, rate(trial)
+        for _, at in ordered[:best]:
+            lengths[at] += 1
+        left = ordered[best:]
+    return lengths
+
+
+def test_sums_kept_up_to_date_share_out_as_the_plain_rule_does() -> None:
+    rng = random.Random(5)
+    for _ in range(60):
+        rows = rng.randint(1, 12)
+        choices = [
+            Choice(Candidate("previous", rng.randint(1, 9)), rng.uniform(0.05, 0.97))
+            for _ in range(rows)
+        ]
+        rates = [rng.uniform(1, 6) for _ in range(rows)]
+        for curve in (TYPICAL, CostCurve(((1, 1.0), (8, 1.0), (16, 2.0)))):
+            costs = Costs(curve)
+            assert share_out(choices, costs, rates) == by_the_rule(choices, costs, rates)

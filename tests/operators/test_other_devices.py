@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from operators.cache import attention, batch
 from operators.cache.batch import ForwardBatch, Row
 from operators.cache.kv_cache import KvLayout
+from operators.model.loader import DTYPES, has_bf16
 from tests.engine import SINKS, Driver, assert_same_logits, layout, random_tokens, toy_decoder
 from tests.reference import StreamReference
 from tests.toy import ARCHITECTURES, toy_model
@@ -135,3 +136,70 @@ def test_attention_without_the_cpus_kernel_equals_the_reference(
     branch, fork = driver.cache.fork(slot), reference.fork()
     block = random_tokens(LONG + 5, seed=7)
     assert_same_logits(driver.append(branch, block), fork.append(block))
+
+
+def test_a_device_without_float64_is_sent_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Angles are computed on the host then, and moved in the cache's type: equal to the last bit."""
+    driver = roomy()
+    rows = stream_and_branch_rows(driver)
+    want = ForwardBatch(driver.cache, rows, driver.model.rope)
+    moved: list[Tensor] = []
+
+    def note(self: ForwardBatch, tensor: Tensor) -> Tensor:
+        moved.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(batch, "has_float64", lambda device: False)
+    monkeypatch.setattr(ForwardBatch, "_moved", note)
+    got = ForwardBatch(driver.cache, rows, driver.model.rope)
+    assert all(tensor.dtype != torch.float64 for tensor in moved)
+    assert any(tensor is got._cos_sin[0] for tensor in moved)
+    for mine, theirs in ((got._cos_sin, want._cos_sin), (got._sink_cos_sin, want._sink_cos_sin)):
+        assert mine is not None
+        assert theirs is not None
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_copies_that_do_not_wait_come_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = roomy()
+    laid_out = ForwardBatch(driver.cache, [Row(driver.stream(SINKS), [1])], driver.model.rope)
+    done: list[str] = []
+    host = torch.ones(3)
+    monkeypatch.setattr(driver.cache, "device", torch.device("cuda"))
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: done.append("pin") or self)
+    monkeypatch.setattr(
+        Tensor, "to", lambda self, device, non_blocking: done.append(f"{device} {non_blocking}")
+    )
+    laid_out._moved(host)
+    assert done == ["pin", "cuda True"]
+
+
+def test_half_precision_is_bf16_where_the_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert has_bf16(torch.device("cpu"))
+    for supported in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: supported)  # noqa: B023
+        assert has_bf16(torch.device("cuda")) is supported
+
+
+def test_in_fp16_a_stream_is_what_it_is_in_fp32_but_for_rounding() -> None:
+    tokens = random_tokens(60, seed=8)
+    logits = []
+    for dtype in ("fp32", "fp16"):
+        driver = Driver(toy_decoder(dtype=dtype), layout())
+        assert driver.cache.dtype == DTYPES[dtype]
+        slot = driver.stream(SINKS)
+        logits.append(driver.feed(slot, tokens, random.Random(2)).float())
+    assert (logits[0] - logits[1]).abs().max() < 0.05
+
+
+def test_laying_out_a_step_costs_by_its_groups_and_not_by_its_rows() -> None:
+    driver = Driver(toy_decoder(), layout(), slots=16, branches=16)
+    slots = [driver.stream(SINKS) for _ in range(16)]
+    rows = [Row(slot, [5, 6], driver.cache.fork(slot), num_logits=2) for slot in slots]
+    seen = {}
+    for count in (8, 16):
+        with OnlyOn("cpu") as watch:
+            laid_out = ForwardBatch(driver.cache, rows[:count], driver.model.rope)
+        assert len(laid_out._groups) == 1
+        seen[count] = watch.seen
+    assert seen[16] <= seen[8] + 2

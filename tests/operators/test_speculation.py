@@ -20,7 +20,8 @@ from operators.decoding.drafters import (
     PreviousOutputDrafter,
 )
 from operators.decoding.generation import NO_DRAFT, Decoding, Generation, is_looping
-from operators.decoding.verify import accept_greedy
+from operators.decoding.suffix import SuffixIndex
+from operators.decoding.verify import NOTHING, accept_greedy, most_likely
 from tests.engine import SINKS, Driver, ToyTokenizer, layout, random_tokens, toy_decoder
 from tests.reference import StreamReference
 from tests.toy import toy_model
@@ -72,17 +73,19 @@ def generate(
 
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("k", [1, 2, 5, 16])
-@pytest.mark.parametrize("kind", ["junk", "oracle", "ngram", "previous", "combined"])
+@pytest.mark.parametrize("kind", ["junk", "oracle", "ngram", "suffix", "previous", "combined"])
 def test_any_drafter_and_length_gives_plain_greedy_text(kind: str, k: int) -> None:
     driver = Driver(toy_decoder(), layout(branch=64))
     reference = StreamReference(toy_model(), SINKS, window=24)
     slot, rng, index = driver.stream(SINKS), random.Random(1), NgramIndex(24)
+    suffixes = SuffixIndex(24)
     accepted = 0
     for turn in range(4):
         history = random_tokens(31, seed=turn)  # wraps the ring again and again
         driver.feed(slot, history, rng)
         reference.ingest(history)
         index.extend(history)
+        suffixes.extend(history)
         prompt = random_tokens(9, seed=50 + turn)
         want = reference.fork().greedy(prompt, 40, eos_id=next(iter(EOS)))
         text = [t for t in want if t not in EOS]
@@ -90,6 +93,7 @@ def test_any_drafter_and_length_gives_plain_greedy_text(kind: str, k: int) -> No
             "junk": JunkDrafter(text, seed=turn),
             "oracle": PreviousOutputDrafter(text),
             "ngram": NgramDrafter(index, prompt, 64),
+            "suffix": NgramDrafter(suffixes, prompt, 64),
             "previous": PreviousOutputDrafter([*text[:7], 0, *text[9:]]),
             "combined": CombinedDrafter(
                 [PreviousOutputDrafter(text[::2]), NgramDrafter(index, prompt, 64)]
@@ -156,7 +160,7 @@ def test_nothing_behind_an_end_token_inside_a_block_is_kept() -> None:
     eos = next(iter(EOS))
     for at, token in enumerate([7, eos, 9, 11]):
         logits[at, token] = 1.0
-    verdict = accept_greedy(logits, [7, eos, 9], EOS)
+    verdict = accept_greedy(most_likely(logits), [7, eos, 9], EOS)
     assert (verdict.tokens, verdict.accepted, verdict.stopped) == ([7], 1, True)
 
 
@@ -164,7 +168,7 @@ def test_first_wrong_draft_ends_the_block_and_the_target_speaks() -> None:
     logits = torch.full((4, 300), -1.0)
     for at, token in enumerate([7, 8, 9, 10]):
         logits[at, token] = 1.0
-    verdict = accept_greedy(logits, [7, 5, 9], EOS)
+    verdict = accept_greedy(most_likely(logits), [7, 5, 9], EOS)
     assert (verdict.tokens, verdict.accepted, verdict.stopped) == ([7, 8], 1, False)
 
 
@@ -220,3 +224,21 @@ def test_previous_output_drafter_finds_its_place_again() -> None:
     assert drafter.propose(3).tokens == []
     drafter.accept([4, 5])
     assert drafter.propose(3).tokens == [6, 7, 8]
+
+
+@pytest.mark.parametrize("vocab", [1, 7, 64, 258, 1024])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_most_likely_token_is_the_first_greatest(vocab: int, dtype: torch.dtype) -> None:
+    """In bf16 many are equal: which one is taken must not depend on how it was found."""
+    generator = torch.Generator().manual_seed(vocab)
+    logits = torch.randn(9, vocab, generator=generator).mul(2).round().to(dtype)
+    assert most_likely(logits) == logits.float().argmax(dim=-1).tolist()
+    assert [most_likely(row[None])[0] for row in logits] == most_likely(logits)
+    assert most_likely(logits[:0]) == []
+
+
+def test_rows_without_finite_numbers_have_no_token() -> None:
+    logits = torch.zeros(6, 128).bfloat16()
+    logits[1, 100], logits[2, 5], logits[3] = torch.nan, torch.inf, -torch.inf
+    logits[4, 3], logits[5, 7] = -torch.inf, 1.0
+    assert most_likely(logits) == [0, NOTHING, NOTHING, NOTHING, 0, 7]

@@ -163,7 +163,7 @@ def test_more_streams_than_slots_change_nothing() -> None:
 @pytest.mark.usefixtures("device")
 def test_drafting_changes_speed_only() -> None:
     texts = {}
-    for drafter in ("none", "ngram", "previous", "combined"):
+    for drafter in ("none", "ngram", "suffix", "previous", "combined"):
         texts[drafter] = ordered(events(run(make(drafter=drafter), speech("a", 25)), "a"))
     assert len({str(t) for t in texts.values()}) == 1
 

@@ -269,15 +269,35 @@ def test_slots_and_regions_run_out_with_a_clear_error_and_come_back() -> None:
 
 
 def test_models_that_cannot_be_run_exactly_are_refused() -> None:
-    sliding = toy_model("mistral", sliding_window=64).config
-    with pytest.raises(ModelError, match="sliding-window"):
-        check_supported(sliding)
+    linear = toy_model("qwen3").config
+    linear.layer_types = ["linear_attention", "full_attention"]
+    with pytest.raises(ModelError, match="layers of linear_attention"):
+        check_supported(linear)
+    nameless = toy_model("qwen3").config
+    nameless.layer_types, nameless.sliding_window = ["sliding_attention"] * 2, None
+    with pytest.raises(ModelError, match="does not say how long"):
+        check_supported(nameless)
     learned = toy_model().config
     learned.model_type = "gpt2"
     with pytest.raises(ModelError, match="gpt2"):
         check_supported(learned)
     with pytest.raises(ModelError, match="trained for 4096"):
         toy_decoder().new_cache(layout(window=4096), slots=1, branches=1)
+
+
+@pytest.mark.parametrize("arch", ["mistral", "phi3"])
+def test_a_model_s_own_sliding_window_may_be_as_long_as_all_that_a_query_sees(arch: str) -> None:
+    shape = layout()  # sinks 5, window 24, branch 24
+    model = toy_decoder(arch, sliding_window=53)
+    driver = Driver(model, shape)
+    slot, reference = driver.stream(SINKS), StreamReference(toy_model(arch), SINKS, window=24)
+    tokens = random_tokens(70, seed=3)
+    assert_same_logits(driver.feed(slot, tokens, random.Random(1)), reference.ingest(tokens))
+    branch, fork = driver.cache.fork(slot), reference.fork()
+    own = random_tokens(20, seed=5)
+    assert_same_logits(driver.append(branch, own), fork.append(own))
+    with pytest.raises(ModelError, match=r"= 53 tokens, but layers of toy-.* see only 52 tokens"):
+        Driver(toy_decoder(arch, sliding_window=52), shape)
 
 
 def _broken_at_call(number: int) -> Callable[..., Tensor]:

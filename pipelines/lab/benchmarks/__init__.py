@@ -22,6 +22,8 @@ BENCHMARKS: dict[str, str] = {
     "streams": "Tokens per second and per-token waits of 1 to 32 streams at once; fairness.",
     "idle": "A step with 1,000 open streams that are silent, against one with ten.",
     "pipeline": "A no-op operator from Kafka to Kafka, beside plain Faust and plain aiokafka.",
+    "step-cost": "What a step costs besides products and attention: planning, choosing tokens.",
+    "gpu": "On a GPU: invariants, tokens per second of up to 256 streams, beside transformers.",
     "contention": "Tokens per second beside busy neighbours and under a quota, over the fair share.",
     "peers": "The whole job beside Hugging Face generate and llama.cpp (extra: peers).",
 }

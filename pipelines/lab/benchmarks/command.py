@@ -53,6 +53,7 @@ def _command(names: list[str]) -> Callable[..., None]:
             int | None,
             typer.Option(min=1, help="Rounds (forward, restore, speculation, streams, peers)."),
         ] = None,
+        rows: Annotated[str, typer.Option(help="Rows of a step, such as 64,512 (step-cost).")] = "",
         threads: Annotated[int, typer.Option(help="torch threads; at most the cores.")] = 2,
         backend: Annotated[
             str, typer.Option(help="Run our tasks on openai or transformers too (peers).")
@@ -83,6 +84,7 @@ def _command(names: list[str]) -> Callable[..., None]:
                     backend=backend,
                     server_url=server_url,
                     server_model=server_model,
+                    rows=_numbers(rows),
                 )
                 if backend != "local" and name != "peers":
                     raise ConfigError("--backend is for peers, and for longstream eval")
@@ -99,6 +101,17 @@ def _command(names: list[str]) -> Callable[..., None]:
         typer.echo(line)
 
     return bench
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """ "64,512" as numbers. Raises ConfigError for anything else."""
+    try:
+        found = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ConfigError(f"--rows {text}: expected numbers with commas between") from None
+    if any(number < 1 for number in found):
+        raise ConfigError(f"--rows {text}: at least 1")
+    return found
 
 
 def _speaker(notes: Console, name: str) -> Callable[[str], None]:

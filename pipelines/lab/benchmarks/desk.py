@@ -25,6 +25,7 @@ from operators.decoding.acceptance import Costs, DraftControl
 from operators.decoding.draft_model import DraftModel
 from operators.decoding.drafters import NgramIndex
 from operators.decoding.generation import Generation
+from operators.decoding.verify import most_likely
 from operators.engine.residency import Residency
 from operators.engine.runner import Runner
 from operators.engine.scheduler import Scheduler, StepPlan
@@ -320,10 +321,12 @@ class Desk:
         self.runner.make_drafts(plan.decoding)
         rows = [planned.generation.verify_row(planned.draft) for planned in plan.decoding]
         logits = self.model.forward("decode", self.cache, rows)
+        best = most_likely(logits)
         at = 0
         for row, planned in zip(rows, plan.decoding, strict=True):
-            accepted, tokens = planned.generation.verified(logits[at : at + row.num_logits])
-            at += row.num_logits
+            end = at + row.num_logits
+            accepted, tokens = planned.generation.verified(logits[at:end], best[at:end])
+            at = end
             answer = next(a for a in answers if a.generation is planned.generation)
             turn = Turn(time.perf_counter(), len(row.tokens) - 1, accepted, len(tokens))
             answer.turns.append(turn)

@@ -36,7 +36,8 @@ class Run:
     ``model``: an alias, folder, file or hub name, or ``toy``. ``quick``: the smallest sizes at which
     every number is still computed; says nothing about speed. ``text``: a book to read.
     ``tokens``: another length of the stream or text. ``places``: at how many tokens of the text two
-    sides are compared. ``rounds``: another number of them.
+    sides are compared. ``rounds``: another number of them. ``rows``: numbers of rows of a
+    step.
     """
 
     model: str
@@ -52,6 +53,7 @@ class Run:
     are the former's."""
     server_url: str = ""
     server_model: str = ""
+    rows: tuple[int, ...] = ()
 
     def folder(self) -> Path:
         """Where the model lies (not for the toy); fetched on first use. Raises ModelError."""

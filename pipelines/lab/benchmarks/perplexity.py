@@ -114,7 +114,7 @@ def read(
         logits = model.forward("prefill", cache, [Row(slot, chunk, num_logits=len(chunk))])
         after = slice(at + 1, at + 1 + len(chunk))
         nll[after] = torch.nn.functional.cross_entropy(
-            logits, targets[after], reduction="none"
+            logits.float(), targets[after], reduction="none"
         ).double()
         if at // 10_000 != slot.length // 10_000:
             run.say(f"{name}: {slot.length:,} of {len(tokens):,} tokens")
