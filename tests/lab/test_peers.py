@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import json
 import sys
 import types
 from collections import Counter, defaultdict
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from operators.cache.batch import Row
@@ -18,6 +19,7 @@ from operators.decoding.acceptance import Costs
 from pipelines.lab.benchmarks.harness import Run
 from pipelines.lab.benchmarks.meeting_job import Job, in_turn, make_job
 from pipelines.lab.benchmarks.peer_llamacpp import LlamaCpp
+from pipelines.lab.benchmarks.peer_openvino import OpenVino
 from pipelines.lab.benchmarks.peer_served import served_sides
 from pipelines.lab.benchmarks.peers import QUICK, _config, _ratios, run_ours
 from pipelines.lab.benchmarks.toy import ByteTokenizer, toy_decoder
@@ -98,94 +100,75 @@ def test_the_best_setting_of_a_peer_counts_and_one_by_one_is_scaled_by_the_work(
         "llama.cpp, prefix cache x8": row(150.0, 30, 800),
         "llama.cpp, shifted cache x8": row(60.0, 30, 800),
     }
-    assert _ratios(table, 1) == {"vs_hf_best_1": 4.0, "vs_llamacpp_1": None}
-    assert _ratios(table, 8) == {"vs_hf_best_8": 6.4, "vs_llamacpp_8": 1.2}
-
-
-class Memory:
-    """A stand-in for llama.cpp: which token every sequence holds at which position, and what was
-    wanted of it. Its answer is always token 7."""
-
-    def __init__(self) -> None:
-        self.held: dict[int, dict[int, int]] = defaultdict(dict)
-        self.asked: list[list[int]] = []
-        self.decoded = 0
-
-    def decode(self, batch: Any) -> int:
-        for at in range(batch.n_tokens):
-            cells = self.held[batch.seq_id[at][0]]
-            assert batch.pos[at] == len(cells), "positions must follow each other without a gap"
-            cells[batch.pos[at]] = batch.token[at]
-            if batch.logits[at]:
-                self.asked.append([cells[i] for i in range(len(cells))])
-        self.decoded += batch.n_tokens
-        return 0
-
-    def remove(self, number: int, start: int, end: int) -> None:
-        cells = self.held[number]
-        kept = {p: t for p, t in cells.items() if p < start or (end != -1 and p >= end)}
-        self.held[number] = kept
-
-    def copy(self, source: int, target: int, start: int, end: int) -> None:
-        assert (start, end) == (-1, -1)
-        self.held[target] = dict(self.held[source])
-
-    def add(self, number: int, start: int, end: int, delta: int) -> None:
-        assert end == -1
-        cells = self.held[number]
-        self.held[number] = {p + delta if p >= start else p: t for p, t in cells.items()}
-
-
-def fake_llama(memory: Memory) -> types.ModuleType:
-    api: Any = types.ModuleType("llama_cpp")
-    nothing = lambda *args: types.SimpleNamespace()  # noqa: E731
-    for name in ("log_callback", "batch_free", "free", "model_free"):
-        setattr(api, f"llama_{name}", nothing)
-    for name in ("backend_init", "log_set", "model_default_params", "context_default_params"):
-        setattr(api, f"llama_{name}", nothing)
-    for name in ("model_load_from_file", "init_from_model", "get_memory", "model_get_vocab"):
-        setattr(api, f"llama_{name}", lambda *args: 1)
-    logits = (ctypes.c_float * 9)(*[0.0] * 7, 1.0, 0.0)
-    api.llama_vocab_n_tokens = lambda vocab: 9
-    api.llama_batch_init = lambda tokens, embd, seqs: types.SimpleNamespace(
-        n_tokens=0,
-        token=[0] * tokens,
-        pos=[0] * tokens,
-        n_seq_id=[0] * tokens,
-        seq_id=[[0] for _ in range(tokens)],
-        logits=[False] * tokens,
-    )
-    api.llama_memory_clear = lambda mem, data: memory.held.clear()
-    api.llama_memory_seq_rm = lambda mem, *args: memory.remove(*args)
-    api.llama_memory_seq_cp = lambda mem, *args: memory.copy(*args)
-    api.llama_memory_seq_add = lambda mem, *args: memory.add(*args)
-    api.llama_decode = lambda context, batch: memory.decode(batch)
-    api.llama_get_logits_ith = lambda context, at: ctypes.cast(
-        logits, ctypes.POINTER(ctypes.c_float)
-    )
-    return api
+    assert _ratios(table, 1) == {
+        "vs_hf_best_1": 4.0,
+        "vs_llamacpp_1": None,
+        "vs_openvino_1": None,
+        "vs_best_peer_1": 4.0,
+    }
+    assert _ratios(table, 8) == {
+        "vs_hf_best_8": 6.4,
+        "vs_llamacpp_8": 1.2,
+        "vs_openvino_8": None,
+        "vs_best_peer_8": 1.2,
+    }
 
 
 @pytest.mark.parametrize("shift", [False, True])
-@pytest.mark.parametrize("parallel", [1, 4])
-def test_llamacpp_answers_the_same_prompts_from_what_it_holds(
-    job: Job, shift: bool, parallel: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Prefix and shifted cache: what lies in memory when an answer begins is exactly its prompt."""
-    memory = Memory()
-    monkeypatch.setitem(sys.modules, "llama_cpp", fake_llama(memory))
-    size = len(job.prefix)
-    peer = LlamaCpp(
-        Path("none"), streams=2, parallel=parallel, window=job.window, prefix=size, threads=1
-    )
-    took = peer.run(job, shift=shift)
-    begun = Counter(tuple(held) for held in memory.asked)
-    assert all(begun[tuple(job.prompt(ask))] >= 1 for ask in job.asks)
-    assert took.generated == sum(ask.output for ask in job.asks) == len(memory.asked)
-    whole = sum(len(job.prompt(ask)) for ask in job.asks)
-    fresh = sum(len(s.transcript) - s.warm for s in job.streams)
-    fresh += sum(len(ask.instruction) for ask in job.asks)
-    if shift:
-        assert took.prefilled <= fresh, "it must run no token of the window twice"
-    else:
-        assert fresh < took.prefilled <= whole - sum(not ask.alone for ask in job.asks) * size
+def test_llamacpp_is_asked_for_the_same_answers(job: Job, shift: bool) -> None:
+    """Each stream's window answers in their order on a slot of their own; the others anywhere else."""
+    asked: list[dict[str, Any]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        asked.append(body)
+        counts = {"tokens_predicted": body["n_predict"], "timings": {"prompt_n": 5}}
+        return httpx.Response(200, json=counts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        client = httpx.Client
+        through = httpx.MockTransport(answer)
+        patch.setattr(httpx, "Client", lambda **set: client(**set, transport=through))
+        peer = LlamaCpp(Path("none"), streams=2, window=8, prefix=2, threads=1, url="http://peer")
+        took = peer.run(job, shift=shift)
+    warm, asked = asked[:2], asked[2:]
+    assert [body["id_slot"] for body in warm] == [0, 1]
+    for slot, stream in enumerate(job.streams):
+        windows = [job.prompt(ask) for ask in stream.asks if not ask.alone]
+        assert [body["prompt"] for body in asked if body["id_slot"] == slot] == windows
+    alone = Counter(tuple(body["prompt"]) for body in asked if body["id_slot"] >= 2)
+    assert alone == Counter(tuple(job.prompt(ask)) for ask in job.asks if ask.alone)
+    assert all((body["n_cache_reuse"] > 0) == shift for body in asked)
+    assert took.generated == sum(ask.output for ask in job.asks)
+    assert (took.answers, took.prefilled) == (len(job.asks), 5 * len(job.asks))
+
+
+def test_openvino_is_asked_for_the_same_answers(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for its pipeline: prompts, lengths, and all at once."""
+    asked: list[tuple[list[int], Any]] = []
+
+    class Pipe:
+        def __init__(self, *args: Any, **extra: Any) -> None:
+            self.steps = 0
+
+        def add_request(self, number: int, ids: Any, config: Any) -> Any:
+            assert number == len(asked)
+            asked.append((ids[0].tolist(), config))
+            made = types.SimpleNamespace(generated_ids=[0] * config.max_new_tokens)
+            return types.SimpleNamespace(read_all=lambda: [made])
+
+        def has_non_finished_requests(self) -> bool:
+            return False
+
+    api: Any = types.ModuleType("openvino_genai")
+    api.SchedulerConfig = api.GenerationConfig = types.SimpleNamespace
+    api.ContinuousBatchingPipeline = Pipe
+    core: Any = types.ModuleType("openvino")
+    core.Tensor = lambda array: array
+    monkeypatch.setitem(sys.modules, "openvino_genai", api)
+    monkeypatch.setitem(sys.modules, "openvino", core)
+    took = OpenVino(Path("none"), threads=1, cache_gb=1, lookup=True).run(job)
+    given = [(prompt, config.max_new_tokens) for prompt, config in asked[len(job.streams) :]]
+    assert given == [(job.prompt(ask), ask.output) for ask in job.asks]
+    assert all(config.num_assistant_tokens for _, config in asked)
+    assert took.generated == sum(ask.output for ask in job.asks)

@@ -31,6 +31,7 @@ from pipelines.device.calibration import VERIFY, cost_curve, load_calibrated
 from pipelines.lab.benchmarks.harness import TOY, Result, Run
 from pipelines.lab.benchmarks.meeting_job import Job, make_job
 from pipelines.lab.benchmarks.peer_llamacpp import LlamaCpp
+from pipelines.lab.benchmarks.peer_openvino import OpenVino
 from pipelines.lab.benchmarks.peer_result import Took
 from pipelines.lab.benchmarks.peer_served import served_sides
 from pipelines.lab.benchmarks.peer_transformers import LOOKUPS, Transformers
@@ -39,7 +40,7 @@ MODEL = "qwen2.5-coder-0.5b"
 FOUR_BITS = "ours with int4 weights"
 """Not our default, but llama.cpp's precision. It ends its answers itself, so it may generate more or
 fewer tokens than the others; the ratios are those of the default."""
-HF, LLAMACPP = "transformers", "llama.cpp"
+HF, LLAMACPP, OPENVINO = "transformers", "llama.cpp", "OpenVINO GenAI"
 MISSING = "not installed: pip install longstream[peers]"
 
 
@@ -51,7 +52,7 @@ class Sizes:
     update_tokens: int = 96
     summary_tokens: int = 96
     updates: int = 2
-    streams: tuple[int, ...] = (1, 8)
+    streams: tuple[int, ...] = (1, 8, 16)
     rounds: int = 1
     branch_tokens: int = 640
     batch: int = 8
@@ -64,9 +65,9 @@ Side = Callable[[Job], Took]
 
 
 def run(run: Run) -> Result:
-    """``vs_hf_best_K`` and ``vs_llamacpp_K``: wall clock of the best setting of that peer over ours,
-    with K streams; None where the peer is missing. ``sides``: seconds, tokens prefilled per answer
-    and tokens generated of every side and K."""
+    """``vs_hf_best_K``, ``vs_llamacpp_K``, ``vs_openvino_K``: wall clock of the best setting of that
+    peer over ours, with K streams; None where the peer is missing. ``vs_best_peer_K``: the least of
+    them. ``sides``: seconds, tokens prefilled per answer and tokens generated of every side and K."""
     sizes = QUICK if run.quick else LONG if run.long else Sizes()
     if run.tokens is not None:
         updates = max(1, run.tokens // sizes.update_tokens)
@@ -99,7 +100,11 @@ def run(run: Run) -> Result:
     return {**result, "sides": table, "missing": missing, "peer_versions": versions}
 
 
-_PACKAGES = {"transformers": "transformers", "llama-cpp-python": "llama_cpp_python"}
+_PACKAGES = {
+    "transformers": "transformers",
+    "xllamacpp": "xllamacpp",
+    "openvino-genai": "openvino_genai",
+}
 
 
 def _config(sizes: Sizes, streams: int) -> OperatorConfig:
@@ -209,7 +214,7 @@ def _peers(
         sides[f"{HF}, one by one"] = Transformers(stock).run
         for tokens in LOOKUPS:
             sides[f"{HF}, prompt lookup {tokens}"] = Transformers(stock, lookup=tokens).run
-    if find_spec("llama_cpp") is None:
+    if find_spec("xllamacpp") is None:
         missing[LLAMACPP] = MISSING
     elif run.model == TOY:
         missing[LLAMACPP] = "the toy model has no GGUF file"
@@ -218,7 +223,6 @@ def _peers(
         peer = LlamaCpp(
             file,
             streams=len(job.streams),
-            parallel=max(4, 2 * len(job.streams)) // len(job.streams),  # as many as ours has
             window=job.window,
             prefix=len(job.prefix),
             threads=torch.get_num_threads(),
@@ -226,6 +230,30 @@ def _peers(
         precision[LLAMACPP] = peer.precision
         sides[f"{LLAMACPP}, prefix cache"] = lambda job: peer.run(job, shift=False)
         sides[f"{LLAMACPP}, shifted cache"] = lambda job: peer.run(job, shift=True)
+    return sides | _openvino(run, len(job.streams), missing, precision)
+
+
+def _openvino(
+    run: Run, streams: int, missing: dict[str, str], precision: Result
+) -> dict[str, Side]:
+    if find_spec("openvino_genai") is None:
+        missing[OPENVINO] = MISSING
+        return {}
+    if run.model == TOY:
+        missing[OPENVINO] = "the toy model has no GGUF file"
+        return {}
+    file = models.gguf_file(run.model, lambda message, done: run.say(message))
+    sides: dict[str, Side] = {}
+    for name, lookup in (("prefix cache", False), ("prompt lookup", True)):
+        try:
+            peer = OpenVino(
+                file, threads=torch.get_num_threads(), cache_gb=1 + streams // 8, lookup=lookup
+            )
+        except RuntimeError as error:
+            missing[OPENVINO] = f"it does not read {file.name}: {str(error).splitlines()[-1]}"
+            return {}
+        precision[OPENVINO] = peer.precision
+        sides[f"{OPENVINO}, {name}"] = peer.run
     return sides
 
 
@@ -269,7 +297,10 @@ def _ratios(table: dict[str, Result], streams: int) -> Result:
         theirs = [scaled(table[name]) for name in names if name.startswith(kind)]
         return round(min(theirs) / ours["seconds"], 2) if theirs else None
 
-    return {
+    found = {
         f"vs_hf_best_{streams}": best(HF, {1, streams}),
         f"vs_llamacpp_{streams}": best(LLAMACPP, {streams}),
+        f"vs_openvino_{streams}": best(OPENVINO, {streams}),
     }
+    ratios = [ratio for ratio in found.values() if ratio is not None]
+    return {**found, f"vs_best_peer_{streams}": min(ratios, default=None)}
