@@ -79,7 +79,7 @@ class LlamaCpp:
             return [ask(slot, job.prompt(one), one.output) for one in asks]
 
         def of_all(slot: int) -> list[tuple[int, int]]:
-            done = []
+            done: list[tuple[int, int]] = []
             while True:
                 try:
                     one = alone.get_nowait()
