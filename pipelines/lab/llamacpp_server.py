@@ -19,9 +19,16 @@ _SERVERS: list[Any] = []
 """They live as long as the process."""
 
 
-def serve(file: Path, *, parallel: int = 4, context: int = CONTEXT, threads: int = 1) -> str:
-    """Serve a GGUF file on a free port of the loopback; returns the address. Raises ConfigError where
-    the package is missing."""
+def serve(
+    file: Path,
+    *,
+    parallel: int = 4,
+    context: int = CONTEXT,
+    threads: int = 1,
+    save_to: Path | None = None,
+) -> str:
+    """Serve a GGUF file on a free port of the loopback; returns the address. ``save_to``: the folder for
+    slots that it is asked to save. Raises ConfigError where the package is missing."""
     if importlib.util.find_spec("xllamacpp") is None:
         raise ConfigError("llama.cpp is not installed: pip install 'longstream[peers]'")
     import xllamacpp
@@ -31,6 +38,8 @@ def serve(file: Path, *, parallel: int = 4, context: int = CONTEXT, threads: int
     params.n_ctx, params.n_parallel = context * parallel, parallel
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.port, params.verbosity, params.warmup = 0, 0, False
+    if save_to is not None:
+        params.endpoint_slots, params.slot_save_path = True, f"{save_to}/"
     _SERVERS.append(xllamacpp.Server(params))
     return str(_SERVERS[-1].listening_address)
 
