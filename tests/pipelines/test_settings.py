@@ -210,7 +210,7 @@ def test_every_wrong_value_gets_its_sentence_and_place(
     lines = refusal(path, device="tpu").splitlines()
     assert lines == [
         f"partitions=0 ({path}): Input should be greater than or equal to 1",
-        "device='tpu' (command line): expected auto, cpu, cuda or cuda:N",
+        "device='tpu' (command line): expected auto, cpu, cuda, cuda:N or mps",
         "operator.window='wide' (LONGSTREAM_OPERATOR__WINDOW): Input should be a valid integer, "
         "unable to parse string as an integer",
     ]
