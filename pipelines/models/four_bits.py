@@ -38,7 +38,7 @@ _PARTS = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_OTHERS = {"token_embd.weight": "model.embed_tokens.weight", "output.weight": "lm_head.weight"}
+_OTHERS = {"token_embd.weight": "model.embed_tokens.weight", "output.weight": "lm_head.weight"}  # nosec B105
 
 
 def unpack(kind: str, data: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
