@@ -304,6 +304,16 @@ TIMES = Row(
             ),
         ),
         Panel(
+            "Tokens by task",
+            "ops",
+            "Tokens read and generated, a second, by what they were for; transcript is the streams' "
+            "own text.",
+            (
+                Query(rate("prompt_tokens_total", "task"), "{{task}} read"),
+                Query(rate("generation_tokens_total", "task"), "{{task}} generated"),
+            ),
+        ),
+        Panel(
             "Model process",
             "short",
             "1 while the model's process runs; restarts in the last 10 minutes; measurements lost.",
@@ -496,6 +506,39 @@ KAFKA = Board(
                 ),
             ),
         ),
+        Row(
+            "States",
+            (
+                Panel(
+                    "Size of a state",
+                    "bytes",
+                    "One stream's state as it was written: half and 95 % are smaller. The topic's "
+                    "limit is max_message_bytes.",
+                    quantiles("state_bytes", 0.5, 0.95),
+                    warn=512 << 10,
+                ),
+                Panel(
+                    "State bytes written",
+                    "Bps",
+                    "Bytes of states a second, before compression, by worker.",
+                    _one(rate("state_bytes_sum", "worker"), "{{worker}}"),
+                ),
+                Panel(
+                    "States in memory",
+                    "percentunit",
+                    "Memory of closed streams' states, as a share of what they may take.",
+                    _one(
+                        ratio(
+                            total("states_table_bytes", "worker"),
+                            total("states_table_limit_bytes", "worker"),
+                        ),
+                        "{{worker}}",
+                    ),
+                    warn=0.9,
+                    maximum=1,
+                ),
+            ),
+        ),
     ),
     variables=("worker", "model", "partition"),
 )
@@ -566,6 +609,22 @@ QUALITY = Board(
                     "evidence and change no memory.",
                     _one(rate("late_revisions_total"), "late corrections"),
                 ),
+                Panel(
+                    "Translations by policy",
+                    "ops",
+                    "Translations a second, by the policy that let them out.",
+                    _one(rate("translation_latency_seconds_count", "policy"), "{{policy}}"),
+                    stacked=True,
+                    width=12,
+                ),
+                Panel(
+                    "Translation delay, p95",
+                    "s",
+                    "From text taken by the engine to its translation, by policy.",
+                    _one(quantile(0.95, "translation_latency_seconds", "policy"), "{{policy}}"),
+                    warn=30,
+                    width=12,
+                ),
             ),
         ),
         Row(
@@ -597,6 +656,22 @@ QUALITY = Board(
                     warn=0.01,
                     maximum=1,
                     alert=("DeadLetters",),
+                    width=12,
+                ),
+                Panel(
+                    "Notes refused, 1 h",
+                    "short",
+                    "Notes of the model that an update did not take, by reason.",
+                    _one(grown("refused_notes_total", "1h", "reason"), "{{reason}}"),
+                    width=12,
+                ),
+                Panel(
+                    "Runs that came to nothing, 1 h",
+                    "short",
+                    "Updates, translations and answers without a usable result, by task and reason. "
+                    "What was there before stays.",
+                    _one(grown("failed_runs_total", "1h", "task, reason"), "{{task}} {{reason}}"),
+                    warn=10,
                     width=12,
                 ),
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -15,6 +16,9 @@ from operators.decoding.verify import most_likely
 from operators.engine.scheduler import Planned, StepPlan
 from operators.model.loader import DecoderModel
 from operators.observer import Observer
+
+TRANSCRIPT = "transcript"
+"""Label of prompt tokens that are no task's: the streams' own text."""
 
 
 class StepRunner(Protocol):
@@ -52,7 +56,7 @@ class Runner:
         rows = [row for row, _ in plan.prompts] + blocks
         tokens = sum(len(row.tokens) for row in rows)
         logits = self._model.forward("prefill", self._cache, rows)
-        self._observer.count("prompt_tokens", tokens)
+        self._count_prompts(plan)
         self._observer.observe("prefill_seconds", self._clock() - began)
         best = most_likely(logits)
         at = 0
@@ -65,16 +69,25 @@ class Runner:
             self._draft.ingest(blocks)
         return tokens
 
+    def _count_prompts(self, plan: StepPlan) -> None:
+        """Tokens of this forward by the task they were read for; a stream's own are the transcript's."""
+        read = Counter({TRANSCRIPT: sum(len(block.row.tokens) for block in plan.blocks)})
+        for row, generation in plan.prompts:
+            read[generation.task] += len(row.tokens)
+        for task, tokens in read.items():
+            if tokens:
+                self._observer.count("prompt_tokens", tokens, task=task)
+
     def _note_prompt(
         self, generation: Generation, tokens: int, logits: Tensor | None, best: Sequence[int]
     ) -> None:
         generated = generation.prompt_done(tokens, logits, best)
         if logits is None:
             return
-        self._observer.count("generation_tokens", generated)
+        self._observer.count("generation_tokens", generated, task=generation.task)
         generation.first_token_at = generation.last_token_at = self._clock()
         waited = generation.first_token_at - generation.due_at
-        self._observer.observe("time_to_first_token_seconds", waited)
+        self._observer.observe("time_to_first_token_seconds", waited, task=generation.task)
 
     def _verify(self, decoding: Sequence[Planned]) -> int:
         self.make_drafts(decoding)
@@ -107,15 +120,16 @@ class Runner:
         now = self._clock()
         if generation.last_token_at is not None and tokens:
             each = (now - generation.last_token_at) / len(tokens)
-            self._observer.observe("inter_token_latency_seconds", each)
+            self._observer.observe("inter_token_latency_seconds", each, task=generation.task)
         generation.last_token_at = now
-        self._observer.count("generation_tokens", len(tokens))
+        self._observer.count("generation_tokens", len(tokens), task=generation.task)
         if drafted:
-            self._count_drafts(generation.drafter_name, drafted, accepted)
+            self._count_drafts(generation, drafted, accepted)
 
-    def _count_drafts(self, drafter: str, drafted: int, accepted: int) -> None:
-        self._observer.count("spec_decode_drafts")
-        self._observer.count("spec_decode_draft_tokens", drafted)
-        self._observer.count("spec_decode_accepted_tokens", accepted, drafter=drafter)
+    def _count_drafts(self, generation: Generation, drafted: int, accepted: int) -> None:
+        observer, task, drafter = self._observer, generation.task, generation.drafter_name
+        observer.count("spec_decode_drafts", task=task)
+        observer.count("spec_decode_draft_tokens", drafted, task=task)
+        observer.count("spec_decode_accepted_tokens", accepted, task=task, drafter=drafter)
         for position in range(accepted):
-            self._observer.count("spec_decode_accepted_tokens_per_pos", position=str(position))
+            observer.count("spec_decode_accepted_tokens_per_pos", position=str(position))

@@ -169,13 +169,14 @@ class ServedRunner:
 
     def _take(self, generation: ServedGeneration, answer: TextAnswer) -> None:
         generation.finish(answer, self._model.tokenizer.encode(answer.text))
-        observer = self._observer
-        observer.count("prompt_tokens", answer.prompt_tokens)
-        observer.count("generation_tokens", answer.output_tokens)
-        observer.observe("time_to_first_token_seconds", answer.first_token_s)
+        observer, task = self._observer, generation.task
+        observer.count("prompt_tokens", answer.prompt_tokens, task=task)
+        observer.count("generation_tokens", answer.output_tokens, task=task)
+        observer.observe("time_to_first_token_seconds", answer.first_token_s, task=task)
         if answer.output_tokens > 1:
             each = (answer.seconds - answer.first_token_s) / (answer.output_tokens - 1)
-            observer.observe("inter_token_latency_seconds", max(0.0, each))
+            observer.observe("inter_token_latency_seconds", max(0.0, each), task=task)
         if answer.drafted:
-            observer.count("spec_decode_draft_tokens", answer.drafted)
-            observer.count("spec_decode_accepted_tokens", answer.accepted, drafter="server")
+            accepted = answer.accepted
+            observer.count("spec_decode_draft_tokens", answer.drafted, task=task)
+            observer.count("spec_decode_accepted_tokens", accepted, task=task, drafter="server")
