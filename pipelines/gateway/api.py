@@ -28,7 +28,7 @@ from pipelines.gateway import shapes
 from pipelines.gateway.access import Access, Caller, Refused
 from pipelines.gateway.events import Changes, EventStream
 from pipelines.gateway.feed import Feed
-from pipelines.gateway.limits import Full, Places
+from pipelines.gateway.limits import Full, Places, Record
 from pipelines.gateway.sender import Sender, Stored, Unavailable
 from pipelines.gateway.views import (
     Cursor,
@@ -76,10 +76,16 @@ class Api:
     """Handlers. ``views`` are only read here; what is written goes to Kafka and comes back from it."""
 
     def __init__(
-        self, settings: Settings, views: Views, changes: Changes, feed: Feed, sender: Sender
+        self,
+        settings: Settings,
+        views: Views,
+        changes: Changes,
+        feed: Feed,
+        sender: Sender,
+        record: Record,
     ) -> None:
         self._settings, self._views, self._changes = settings, views, changes
-        self._feed, self._sender = feed, sender
+        self._feed, self._sender, self._record = feed, sender, record
         self.access = Access(settings)
         self.readers = Places(settings.gateway_max_readers)
         self._forgetting = Places(2)
@@ -202,7 +208,9 @@ class Api:
         if self.readers.used >= self.readers.limit:
             raise Full
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return EventStream(view, self._views, self._changes, self.readers, cursor, headers)
+        return EventStream(
+            view, self._views, self._changes, self.readers, cursor, headers, self._record
+        )
 
     # --- writing -------------------------------------------------------------------------------
 
@@ -245,7 +253,9 @@ class Api:
         records: list[Any] = [(value, list(HEADERS)) for value in values]
         if not records:
             return []
-        return await self._sender.send(self._settings.topic_segments, stream_id, records)
+        stored = await self._sender.send(self._settings.topic_segments, stream_id, records)
+        self._record("gateway_segments", len(stored))
+        return stored
 
     def _checked(
         self, stream_id: str, caller: Caller, fields: Any, types: tuple[str, ...]
@@ -329,6 +339,7 @@ class Api:
             with self._waiters.one():
                 value = (encode_question(question), list(QUESTION_HEADERS))
                 await self._sender.send(self._settings.topic_questions, view.stream_id, [value])
+                self._record("gateway_questions", 1)
                 await self._answered(view, name, wait)
         elif wait:
             with self._waiters.one():

@@ -22,6 +22,8 @@ from pipelines.gateway.gate import HANDLERS, Gate
 from pipelines.gateway.openapi import document
 from pipelines.gateway.sender import Sender
 from pipelines.gateway.views import Views
+from pipelines.observability.catalogue import GATEWAY_SPECS
+from pipelines.observability.metrics import CONTENT_TYPE, SideMetrics
 
 MEDIA = {
     ".html": "text/html; charset=utf-8",
@@ -37,12 +39,15 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.metrics = SideMetrics(GATEWAY_SPECS)
         self.changes = Changes()
         self.views = Views(settings, self.changes.notify)
         self.feed = Feed(settings, self.views)
         self.sender = Sender(settings)
-        self.api = Api(settings, self.views, self.changes, self.feed, self.sender)
-        gate = Gate(self._routes(), settings, self.api.access)
+        self.api = Api(
+            settings, self.views, self.changes, self.feed, self.sender, self.metrics.record
+        )
+        gate = Gate(self._routes(), settings, self.api.access, self.metrics.record)
         gate.ready = self.feed.caught_up.is_set
         self.app: ASGIApp = gate
 
@@ -51,6 +56,7 @@ class Gateway:
         routes = [
             Route("/live", api.live),
             Route("/ready", api.ready),
+            Route("/metrics", self._metrics),
             Route("/openapi.json", _openapi),
             Route("/v1/streams", api.streams),
             Route(STREAM, api.stream, methods=["GET"]),
@@ -70,6 +76,21 @@ class Gateway:
             *_files(),
         ]
         return Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=HANDLERS)
+
+    async def _metrics(self, request: Request) -> Response:
+        for name, value in (
+            ("readers", self.api.readers.used),
+            ("readers_limit", self.api.readers.limit),
+            ("streams", len(self.views)),
+            ("view_bytes", self.views.bytes),
+            ("ready", self.feed.caught_up.is_set() and self.feed.away is None),
+        ):
+            self.metrics.record(f"gateway_{name}", float(value))
+        return Response(self.metrics.render(), media_type=CONTENT_TYPE)
+
+    def stuck(self) -> None:
+        """A connection was cut off because its peer took nothing."""
+        self.metrics.record("gateway_readers_dropped", 1, "stuck")
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:

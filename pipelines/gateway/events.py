@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any
 
-from pipelines.gateway.limits import Full, Places
+from pipelines.gateway.limits import Full, Places, Record
 from pipelines.gateway.views import Cursor, Entry, StreamView, Views, frame
 
 BEAT_SECONDS = 15.0
@@ -68,7 +68,9 @@ class EventStream:
         places: Places,
         after: Cursor | None,
         headers: Mapping[str, str],
+        record: Record,
     ) -> None:
+        self._record = record
         self._view, self._views, self._changes = view, views, changes
         self._places, self._headers = places, headers
         self._seen = after or view.cursor
@@ -112,6 +114,7 @@ class EventStream:
                 return
             if number < log.first_number:  # it reads more slowly than the log forgets
                 changed.cancel()
+                self._record("gateway_readers_dropped", 1, "behind")
                 await _body(send, self._reset(), more=False)
                 return
             block = bytearray()

@@ -17,14 +17,15 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.config.fields import Settings
-from pipelines.gateway.access import Access, Caller, Refused
-from pipelines.gateway.limits import Full, Places, Rate
+from pipelines.gateway.access import ALL, Access, Caller, Refused
+from pipelines.gateway.limits import Full, Places, Rate, Record
 from pipelines.gateway.sender import Unavailable
 from pipelines.gateway.shapes import Problem
 
 log = logging.getLogger(__name__)
 
 SAFE = ("GET", "HEAD", "OPTIONS")
+METHODS = (*SAFE, "POST", "PATCH", "DELETE", "PUT")
 MAX_BODY_SECONDS = 20.0
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -56,8 +57,9 @@ TITLES = {
 class Gate:
     """An ASGI app around the routes."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, access: Access) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, access: Access, record: Record) -> None:
         self._app, self._settings, self._access = app, settings, access
+        self._record = record
         self._rate = Rate(settings.gateway_requests_per_s)
         self._places = Places(settings.gateway_max_requests)
         self._body = settings.gateway_body_kib << 10
@@ -90,9 +92,15 @@ class Gate:
             # Starlette has answered 500. A traceback with its variables would hold what people said.
             frame = traceback.extract_tb(error.__traceback__)[-1]
             log.error("%s in %s:%s", type(error).__name__, frame.filename, frame.lineno)
-        if scope["type"] == "http":
-            seconds = time.monotonic() - started
-            log.debug("%s %s in %.3f s", scope["method"], answer.status, seconds)
+        self._count(scope, answer.status, time.monotonic() - started)
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        method = "WEBSOCKET" if scope["type"] == "websocket" else scope["method"]
+        log.debug("%s %s in %.3f s", method, status, seconds)
+        known = method if method in (*METHODS, "WEBSOCKET") else "other"
+        self._record("gateway_requests", 1, known, str(status or "none"))
+        if method != "WEBSOCKET" and not scope["path"].endswith(("/events", "/questions")):
+            self._record("gateway_request_seconds", seconds)
 
     async def _pass(
         self, scope: Scope, receive: Receive, send: _Answer, headers: Mapping[str, str]
@@ -103,6 +111,8 @@ class Gate:
             await _preflight(send)
             return
         scope.setdefault("state", {})
+        if scope["path"] == "/metrics" and ALL not in self._access.caller(headers, address).tenants:
+            raise Refused(403, "the numbers are of all tenants: this wants a token for *")
         if is_api:
             caller = self._access.caller(headers, address)
             scope["state"]["caller"] = caller

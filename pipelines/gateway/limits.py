@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 MAX_CALLERS = 10_000
+Record = Callable[..., None]
+"""``record(metric, value, *labels)``: see pipelines.observability.catalogue.GATEWAY_SPECS."""
 
 
 class Rate:

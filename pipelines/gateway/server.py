@@ -8,9 +8,9 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from operators.errors import ConfigError
@@ -22,16 +22,20 @@ LEAVE_SECONDS = 3
 BACKLOG = 2048
 
 
-def bounded_protocol(seconds: float) -> type[H11Protocol]:
+def bounded_protocol(seconds: float, on_stuck: Callable[[], None]) -> type[H11Protocol]:
     """HTTP connections that are cut off when their peer takes nothing for so many seconds: what waits
-    for a slow reader is then one socket's buffer, for so long at most."""
+    for a slow reader is then one socket's buffer, for so long at most. ``on_stuck``: one was."""
 
     class BoundedProtocol(H11Protocol):
         _stuck: asyncio.TimerHandle | None = None
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._stuck = self.loop.call_later(seconds, self.transport.abort)
+            self._stuck = self.loop.call_later(seconds, self._cut_off)
+
+        def _cut_off(self) -> None:
+            on_stuck()
+            self.transport.abort()
 
         def resume_writing(self) -> None:
             super().resume_writing()
@@ -88,7 +92,7 @@ async def serve(settings: Settings, on_url: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT. ``on_url`` is told the address. Raises ConfigError."""
     gateway = Gateway(settings)
     with listen(settings) as listener:
-        server = Server(config_of(gateway.app, settings), gateway.changes.close)
+        server = Server(config_of(gateway.app, settings, gateway.stuck), gateway.changes.close)
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, server.stop)
@@ -96,11 +100,13 @@ async def serve(settings: Settings, on_url: Callable[[str], None]) -> None:
         await server.serve(sockets=[listener])
 
 
-def config_of(app: Any, settings: Settings) -> uvicorn.Config:
+def config_of(
+    app: ASGIApp, settings: Settings, on_stuck: Callable[[], None] = lambda: None
+) -> uvicorn.Config:
     """No access log (it would hold streams' names), no header that names the server."""
     return uvicorn.Config(
         app,
-        http=bounded_protocol(settings.gateway_send_timeout_s),
+        http=bounded_protocol(settings.gateway_send_timeout_s, on_stuck),
         ws="websockets-sansio",
         ws_max_size=settings.gateway_body_kib << 10,
         ws_per_message_deflate=False,

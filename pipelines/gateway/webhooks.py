@@ -41,6 +41,7 @@ from aiokafka.errors import KafkaError
 from operators.errors import ConfigError, LongstreamError
 from operators.events import EVENT_NAMESPACE, LedgerItem, SummaryEvent
 from pipelines.config.fields import Settings
+from pipelines.gateway.limits import Record
 from pipelines.gateway.sender import Sender, Unavailable
 from pipelines.gateway.views import now_ms
 from pipelines.kafka.clients import client_options, disconnect
@@ -202,6 +203,10 @@ def is_public(address: str) -> bool:
     return bool(inner.is_global and not inner.is_multicast)
 
 
+def unrecorded(name: str, value: float, *labels: str) -> None:
+    """Metrics that nobody reads."""
+
+
 class Deliverer:
     """Posts notes to one hook. ``sleep``: tests bring their own."""
 
@@ -210,8 +215,10 @@ class Deliverer:
         hook: Hook,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         attempts: int = ATTEMPTS,
+        record: Record = unrecorded,
     ) -> None:
         self._hook, self._sleep, self._attempts = hook, sleep, attempts
+        self._record = record
         resolver = None if hook.allow_private else PublicOnly()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(resolver=resolver, limit=4),
@@ -228,7 +235,9 @@ class Deliverer:
         for attempt in range(1, self._attempts + 1):
             wait, reason = await self._once(note.event_id, body, attempt)
             if wait is None and reason is None:
+                self._record("webhook_deliveries", 1, self._hook.name)
                 return
+            self._record("webhook_failures", 1, self._hook.name, _word(reason or ""))
             if wait is None or attempt == self._attempts:
                 raise Undeliverable(reason or "", attempt)
             await self._sleep(wait)
@@ -267,6 +276,11 @@ class Deliverer:
             return backoff, type(error).__name__
 
 
+def _word(reason: str) -> str:
+    """A reason as a label: a status, the name of an error, or that the address is not public."""
+    return reason if " " not in reason.removeprefix("status ") else "not public"
+
+
 def _is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
@@ -281,10 +295,18 @@ def _is_address(host: str) -> bool:
 class HookReader:
     """One hook's group on the topic of summaries."""
 
-    def __init__(self, settings: Settings, hook: Hook, tenant_of: TenantOf, sender: Sender) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        hook: Hook,
+        tenant_of: TenantOf,
+        sender: Sender,
+        record: Record = unrecorded,
+    ) -> None:
         self._settings, self._hook, self._tenant_of = settings, hook, tenant_of
-        self._sender = sender
-        self.delivered = self.dead = 0
+        self._sender, self._record = sender, record
+        record("webhook_deliveries", 0, hook.name)  # seen at 0 from the start
+        record("webhook_dead_letters", 0, hook.name)
 
     async def run(self) -> None:
         """Until cancelled. A group that is new begins with what comes from then on."""
@@ -297,7 +319,7 @@ class HookReader:
             isolation_level="read_committed",
             max_partition_fetch_bytes=self._settings.max_message_bytes,
         )
-        deliverer = Deliverer(self._hook)
+        deliverer = Deliverer(self._hook, record=self._record)
         known: set[Any] = set()
         try:
             await consumer.start()
@@ -327,9 +349,8 @@ class HookReader:
         for note in notes_of(event, self._hook):
             try:
                 await deliverer.deliver(note)
-                self.delivered += 1
             except Undeliverable as error:
-                self.dead += 1
+                self._record("webhook_dead_letters", 1, self._hook.name)
                 log.warning("webhook %s: %s", self._hook.name, error)
                 await self._bury(record, note, error)
 
@@ -377,7 +398,7 @@ def _summary(value: bytes | None) -> SummaryEvent | None:
     return event if isinstance(event, SummaryEvent) else None
 
 
-async def run(settings: Settings, hooks: list[Hook]) -> None:
+async def run(settings: Settings, hooks: list[Hook], record: Record = unrecorded) -> None:
     """All hooks, until cancelled. Tenants are learnt from the segments, where a hook asks for them."""
     from pipelines.gateway.feed import Feed
     from pipelines.gateway.views import Views
@@ -396,7 +417,7 @@ async def run(settings: Settings, hooks: list[Hook]) -> None:
             await asyncio.sleep(0.2)
 
     sender = Sender(settings)
-    readers = [HookReader(settings, hook, tenant_of, sender) for hook in hooks]
+    readers = [HookReader(settings, hook, tenant_of, sender, record) for hook in hooks]
     try:
         async with asyncio.TaskGroup() as tasks:
             if any(hook.tenants for hook in hooks):

@@ -30,7 +30,7 @@ ERASURE = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 @dataclass(frozen=True)
 class Spec:
-    """One metric. ``labels`` are its own; ``worker`` and ``model`` are added to all of them."""
+    """One metric. ``labels`` are its own; ``worker`` and ``model`` are added to all of a worker's."""
 
     kind: Kind
     name: str
@@ -269,6 +269,51 @@ DEVICE_SPECS = (
         "translation_normalized_erasure",
         "Tokens of the previous translation taken back, as a share of its length.",
         buckets=ERASURE,
+    ),
+)
+
+GATEWAY_SPECS = (
+    Spec("gauge", "gateway_readers", "Readers of server-sent events now."),
+    Spec("gauge", "gateway_readers_limit", "Most of them (gateway_max_readers)."),
+    Spec(
+        "counter",
+        "gateway_readers_dropped",
+        "Connections cut off because they took nothing for gateway_send_timeout_s (stuck), and "
+        "readers told to start anew because the log had moved on (behind).",
+        ("reason",),
+        known=("stuck", "behind"),
+    ),
+    Spec(
+        "counter",
+        "gateway_requests",
+        "Requests answered, and sockets opened (method WEBSOCKET, code 101), by status code.",
+        ("method", "code"),
+    ),
+    Spec(
+        "histogram",
+        "gateway_request_seconds",
+        "From a request to its whole answer, without events, sockets and questions, which wait.",
+        (),
+        SECONDS_SHORT,
+    ),
+    Spec("counter", "gateway_segments", "Segments, marks and edits written to Kafka."),
+    Spec("counter", "gateway_questions", "Questions written to Kafka."),
+    Spec("gauge", "gateway_streams", "Streams that the gateway holds."),
+    Spec("gauge", "gateway_view_bytes", "Memory they take; gateway_max_mib is the bound."),
+    Spec(
+        "gauge",
+        "gateway_ready",
+        "1 while all that Kafka held at the start is read, and it answers.",
+    ),
+)
+WEBHOOK_SPECS = (
+    Spec("counter", "webhook_deliveries", "Notes that the target took.", ("hook",)),
+    Spec("counter", "webhook_failures", "Attempts that failed, by why.", ("hook", "reason")),
+    Spec(
+        "counter",
+        "webhook_dead_letters",
+        "Notes given up and put on the dead-letter topic.",
+        ("hook",),
     ),
 )
 

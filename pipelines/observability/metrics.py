@@ -29,7 +29,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pipelines.observability.catalogue import DEVICE_SPECS, FROM_DEVICE, SPECS, Spec
 from pipelines.observability.telemetry import Beat, BeatObserver, decode_key
 
-__all__ = ["CONTENT_TYPE", "EXPORTED", "BeatObserver", "Metrics"]
+__all__ = ["CONTENT_TYPE", "EXPORTED", "BeatObserver", "Metrics", "SideMetrics"]
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 PREFIX = "longstream"
@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-class _Family:
-    """One Prometheus metric with the worker's constant labels filled in."""
+class Family:
+    """One Prometheus metric with the process's constant labels filled in."""
 
     def __init__(self, spec: Spec, registry: CollectorRegistry, constant: dict[str, str]) -> None:
         self.spec = spec
@@ -62,7 +62,7 @@ class _Family:
                 full, spec.help, names, buckets=spec.buckets, registry=registry
             )
         if not spec.labels:
-            self._parent.labels(*self._constant)  # visible at 0 from the start
+            self._child(())  # visible at 0 from the start
         for value in spec.known:
             self.record(0.0, value)
 
@@ -73,13 +73,17 @@ class _Family:
         """
         if not math.isfinite(value):
             raise ValueError(f"{self.spec.name}: {value} is not a finite number")
-        child = self._parent.labels(*self._constant, *self._bounded(labels))
+        child = self._child(self._bounded(labels))
         if isinstance(child, Counter):
             child.inc(value)
         elif isinstance(child, Gauge):
             child.set(value)
         else:
             child.observe(value)
+
+    def _child(self, labels: tuple[str, ...]) -> Counter | Gauge | Histogram:
+        values = (*self._constant, *labels)
+        return self._parent.labels(*values) if values else self._parent
 
     def remove(self, *labels: str) -> None:
         """Stop exporting one label combination, if it was exported."""
@@ -94,6 +98,23 @@ class _Family:
             return ("other",) * len(labels)
         self._seen.add(labels)
         return labels
+
+
+class SideMetrics:
+    """Metrics of a process that is no worker: without labels of its own."""
+
+    def __init__(self, specs: Sequence[Spec]) -> None:
+        self.registry = CollectorRegistry()
+        self._families = {spec.name: Family(spec, self.registry, {}) for spec in specs}
+        ProcessCollector(registry=self.registry)
+
+    def record(self, name: str, value: float, *labels: str) -> None:
+        """Add to a counter, set a gauge, observe into a histogram. Raises KeyError, ValueError."""
+        self._families[name].record(value, *labels)
+
+    def render(self) -> bytes:
+        """The text a scrape gets (content type ``CONTENT_TYPE``)."""
+        return generate_latest(self.registry)
 
 
 class Metrics:
@@ -111,7 +132,7 @@ class Metrics:
     ) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
         constant = {"worker": worker, "model": model}
-        self._families = {spec.name: _Family(spec, self.registry, constant) for spec in SPECS}
+        self._families = {spec.name: Family(spec, self.registry, constant) for spec in SPECS}
         self._logged: set[str] = set()
         _build_info(self.registry, constant)
         ProcessCollector(registry=self.registry)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.websockets import WebSocketDisconnect
 
 from operators.errors import ConfigError
@@ -468,3 +469,49 @@ def test_questions_that_cannot_be_asked() -> None:
     )
     assert gateway.views.get("none") is None
     assert kept.records == []
+
+
+def numbers(client: Any, **headers: str) -> dict[tuple[str, ...], float]:
+    """(series, its label values by the labels' names…) -> value, of the gateway's own metrics."""
+    page = client.get("/metrics", headers=headers)
+    assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return {
+        (sample.name.removeprefix("longstream_"), *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(page.text)
+        for sample in family.samples
+    }
+
+
+def test_requests_questions_and_segments_are_counted() -> None:
+    _, client, _ = one()
+    client.get("/v1/streams/s/summary")
+    client.get("/v1/streams/nobody")
+    client.request("BREW", "/v1/streams")
+    client.post("/v1/streams/s/segments", json={"segment_id": "n", "text": "More."})
+    client.post("/v1/streams/s/segments", json={"segments": [{"text": "a"}, {"text": "b"}]})
+    client.post("/v1/streams/s/questions", json={"text": "Who pays?"})
+    seen = numbers(client)
+    assert seen["gateway_requests_total", "200", "GET"] == 1
+    assert seen["gateway_requests_total", "404", "GET"] == 1
+    assert seen["gateway_requests_total", "405", "other"] == 1
+    assert seen["gateway_requests_total", "201", "POST"] == 2
+    assert seen["gateway_segments_total",] == 3
+    assert seen["gateway_questions_total",] == 1
+    assert (seen["gateway_streams",], seen["gateway_ready",]) == (1, 1)
+    assert seen["gateway_readers_limit",] == Settings().gateway_max_readers
+    assert seen["gateway_readers_dropped_total", "behind"] == 0
+
+
+def test_the_numbers_name_no_stream_and_want_a_token_of_all_tenants(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"{TOKEN} one\na-token-of-everyone *\n")
+    gateway, _ = made(tokens=tokens)
+    gateway.views.take("segments", 1, 1, segment(1, "x", stream_id="secret-name", tenant="one"))
+    client = client_of(gateway)
+    assert client.get("/metrics").status_code == 401
+    some = client.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
+    assert some.status_code == 403
+    client.get("/v1/streams/secret-name", headers={"authorization": f"Bearer {TOKEN}"})
+    all_tenants = {"authorization": "Bearer a-token-of-everyone"}
+    assert numbers(client, **all_tenants)["gateway_requests_total", "401", "GET"] == 1
+    assert "secret-name" not in client.get("/metrics", headers=all_tenants).text

@@ -26,7 +26,7 @@ OPENED: list[asyncio.StreamWriter] = []
 @contextlib.asynccontextmanager
 async def serving(gateway: Gateway) -> AsyncIterator[int]:
     """The gateway's port; its lifespan, which would connect to Kafka, is left out."""
-    config = config_of(gateway.app, gateway.settings)
+    config = config_of(gateway.app, gateway.settings, gateway.stuck)
     config.lifespan = "off"
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
@@ -159,6 +159,8 @@ def test_a_reader_that_takes_nothing_is_cut_off_and_holds_no_memory() -> None:
                 number += 1
                 await quick.event()  # the other one is not held up
             assert gateway.api.readers.used == 1
+            dropped = 'longstream_gateway_readers_dropped_total{reason="stuck"} 1.0'
+            assert dropped in gateway.metrics.render().decode()
             slow.close()
 
     asyncio.run(scenario())

@@ -23,6 +23,8 @@ from pipelines.gateway.webhooks import (
     read_hooks,
     signature,
 )
+from pipelines.observability.catalogue import WEBHOOK_SPECS
+from pipelines.observability.metrics import SideMetrics
 from pipelines.wire.codec import encode_event
 from tests.pipelines.gateway import KeptRecords, item, summary
 
@@ -180,8 +182,9 @@ def test_dead_letters_and_tenants() -> None:
             async def tenant_of(stream_id: str) -> str | None:
                 return {"s": "one", "t": "two"}.get(stream_id)
 
-            reader = HookReader(Settings(), hook, tenant_of, kept)  # type: ignore[arg-type]
-            deliverer = Deliverer(hook, no_wait)
+            metrics = SideMetrics(WEBHOOK_SPECS)
+            reader = HookReader(Settings(), hook, tenant_of, kept, metrics.record)  # type: ignore[arg-type]
+            deliverer = Deliverer(hook, no_wait, record=metrics.record)
             for stream in ("t", "unknown", "s"):
                 value = encode_event(event(stream_id=stream))
                 record = SimpleNamespace(
@@ -193,6 +196,10 @@ def test_dead_letters_and_tenants() -> None:
             ((topic, stream, value),) = kept.records
             assert (topic, stream) == (Settings().topic_dlq, "s")
             assert json.loads(value)["type"] == "decision"
+            page = metrics.render().decode()
+            assert 'webhook_failures_total{hook="crm",reason="status 410"} 1.0' in page
+            assert 'webhook_dead_letters_total{hook="crm"} 1.0' in page
+            assert 'webhook_deliveries_total{hook="crm"} 0.0' in page
 
     asyncio.run(scenario())
 
