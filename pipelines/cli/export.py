@@ -98,11 +98,13 @@ def export(
         typer.Option("--date", help="Day of the conversation (2026-11-29); default: of the notes."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="File to write; default: stdout.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     config: Config = None,
     bootstrap: Bootstrap = None,
 ) -> None:
     """Write a stream's notes as Markdown (ready for Obsidian), JSON or iCalendar to-dos with due dates;
     or its transcript, or a translation of it, as captions."""
+    form = "json" if as_json else form
     with complaints("export"):
         day = _day(said_on)
         if events is not None:

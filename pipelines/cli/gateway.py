@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from operators.errors import ConfigError, LongstreamError
+from pipelines.cli.output import Json, emit
 from pipelines.config.load import load_settings
 from pipelines.config.logs import configure_logging
 
@@ -19,6 +21,7 @@ def gateway(
     bootstrap: Annotated[str | None, typer.Option(help="Kafka brokers, host:port,…")] = None,
     host: Annotated[str | None, typer.Option(help="Address to serve on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to serve on; 0 takes a free one.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Serve streams, their notes and a page until SIGTERM or Ctrl-C.
 
@@ -36,9 +39,16 @@ def gateway(
             raise ConfigError(
                 f"{error.name} is missing: pip install 'longstream[gateway]'"
             ) from None
-        asyncio.run(serve(settings, lambda url: typer.echo(f"longstream gateway: {url}/")))
+        asyncio.run(serve(settings, partial(_announce, as_json)))
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
     except (LongstreamError, OSError) as error:
         typer.echo(f"longstream gateway: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+
+
+def _announce(as_json: bool, url: str) -> None:
+    if as_json:
+        emit({"url": f"{url}/"})
+    else:
+        typer.echo(f"longstream gateway: {url}/")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.output import complaints
+from pipelines.cli.output import JsonAnyway, complaints
 from pipelines.config.load import load_settings
 from pipelines.wire.codec import encode_segment
 
@@ -21,6 +21,7 @@ def listen(
     stream: Annotated[str | None, typer.Option(help="Stream id; default: the file's name.")] = None,
     language: Annotated[str | None, typer.Option(help="Language spoken; default: en.")] = "en",
     finals: Annotated[bool, typer.Option("--finals", help="Leave drafts out.")] = False,
+    as_json: JsonAnyway = False,
 ) -> None:
     """Recognise speech with faster-whisper (extra asr): a JSON line per draft and per utterance.
 

@@ -19,6 +19,10 @@ from pipelines.worker import exit_codes
 Config = Annotated[Path | None, typer.Option(help="Settings file (TOML or YAML).")]
 Bootstrap = Annotated[str | None, typer.Option(help="Kafka brokers, host:port,…")]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")]
+JsonAnyway = Annotated[
+    bool, typer.Option("--json", help="Standard output is JSON lines with and without this.")
+]
+"""For commands that write nothing else: a program may pass --json to all of them."""
 
 INTERRUPTED = 130
 PIPE_WIDTH = 160

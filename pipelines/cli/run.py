@@ -19,7 +19,7 @@ from operators.errors import ConfigError
 from operators.events import Segment
 from operators.state import Failure
 from pipelines.cli.convert import Bad, From
-from pipelines.cli.output import complaints
+from pipelines.cli.output import JsonAnyway, complaints
 from pipelines.config.fields import Settings
 from pipelines.wire.codec import read_transcript
 from pipelines.wire.questions import question_fields
@@ -71,6 +71,7 @@ def run(
     snapshot: Annotated[
         Path | None, typer.Option(help="Keep the stream open at the end and save it here.")
     ] = None,
+    as_json: JsonAnyway = False,
 ) -> None:
     """Summarise, translate and answer on a transcript; events go to standard output as JSON lines.
 

@@ -44,11 +44,13 @@ def worker(
         int | None, typer.Option(help="Port of /metrics, /live and /ready.")
     ] = None,
     log_format: Annotated[str | None, typer.Option(help="plain or json.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --log-format json.")] = False,
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C."""
     from pipelines.config.logs import configure_logging
 
     log = logging.getLogger(__name__)
+    log_format = "json" if as_json else log_format
     try:
         settings = load_settings(
             config, bootstrap=bootstrap, model=model, http_port=http_port, log_format=log_format

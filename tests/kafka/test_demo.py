@@ -24,7 +24,7 @@ def start(kafka) -> Iterator:
     """Starts ``longstream demo`` on the session's broker; what is left of it is killed."""
     started: list[subprocess.Popen] = []
 
-    def go(*args: str) -> subprocess.Popen:
+    def go(*args: str, stderr: int = subprocess.STDOUT) -> subprocess.Popen:
         environment = {
             **os.environ,
             "LONGSTREAM_BOOTSTRAP": kafka,
@@ -33,7 +33,7 @@ def start(kafka) -> Iterator:
         process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.cli.main", "demo", *args],
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             text=True,
             cwd=ROOT,
             env=environment,
@@ -47,8 +47,8 @@ def start(kafka) -> Iterator:
     for process in started:
         process.kill()
         process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+        for pipe in filter(None, (process.stdout, process.stderr)):
+            pipe.close()
 
 
 def family(process: subprocess.Popen) -> list[psutil.Process]:
@@ -65,14 +65,15 @@ def until_said(process: subprocess.Popen, text: str) -> None:
 
 def test_everything_sent_is_counted_back(start, tmp_path):
     file = tmp_path / "run.md"
-    process = start("--segments", "5", "--translate", "fr,de", "--transcript-out", str(file))
-    output, _ = process.communicate(timeout=120)
-    numbers = json.loads(output.splitlines()[-1])
+    options = ("--segments", "5", "--translate", "fr,de", "--transcript-out", str(file), "--json")
+    process = start(*options, stderr=subprocess.PIPE)
+    output, said = process.communicate(timeout=120)
+    numbers = json.loads(output)  # and nothing else
     assert (numbers["streams"], numbers["segments_in"], numbers["segments_covered"]) == (3, 15, 15)
     assert (numbers["translations_out"], numbers["dead_letters"]) == (30, 0)
     # The echo has no cache to evict from and generates nothing: exactly that is held against it.
     assert process.returncode == 1
-    failed = [line for line in output.splitlines() if line.startswith("FAILED")]
+    failed = [line for line in said.splitlines() if line.startswith("FAILED")]
     assert sum("nothing was evicted" in line for line in failed) == 3
     assert sum("the worker's metrics did not give" in line for line in failed) == len(failed) - 3
     assert json.dumps(numbers, ensure_ascii=False) in file.read_text()

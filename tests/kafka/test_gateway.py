@@ -28,7 +28,7 @@ class GatewayProcess:
 
     def __init__(self, topics: Any, port: int = 0) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cli.main", "gateway", "--port", str(port)],
+            [sys.executable, "-m", "pipelines.cli.main", "gateway", "--port", str(port), "--json"],
             cwd=ROOT,
             env=environment_of(topics),
             stdout=subprocess.PIPE,
@@ -36,8 +36,7 @@ class GatewayProcess:
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert "http://" in line, line
-        self.url = line.split()[-1].rstrip("/")
+        self.url = json.loads(line)["url"].rstrip("/")
         self.port = int(self.url.rpartition(":")[2])
         wait_until(lambda: self.call("GET", "/ready")[0] == 200, 60)
 

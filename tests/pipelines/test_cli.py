@@ -19,20 +19,7 @@ from pipelines.config.load import default_values, describe, load_settings
 from pipelines.worker import exit_codes
 
 ROOT = Path(__file__).parents[2]
-WITHOUT_JSON = {
-    "gateway",
-    "mcp",
-    "webhooks",
-    "export",
-    "listen",
-    "bench",
-    "eval",
-    "soak",
-    "chaos",
-    "demo",
-    "worker",
-    "run",
-}
+WITHOUT_JSON = {"mcp"}
 """Their results are JSON lines in any case, or files, or there is none."""
 
 

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.live import Live
 
 from operators.errors import LongstreamError
+from pipelines.cli.output import Json
 from pipelines.cli.replaying import parse_speed
 from pipelines.dev import broker
 from pipelines.dev.broker.base import free_ports
@@ -77,6 +78,7 @@ def demo(
             envvar="TRANSCRIPT", help="Write the whole run verbatim to this Markdown file."
         ),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Replay meetings as parallel streams and show what comes out. Last line: one JSON object."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -86,7 +88,7 @@ def demo(
             DEMO, model=model, streams=streams, segments=segments, targets=targets, speed=speed
         )
         parse_speed(plan.speed)
-        code = run(plan, plain, transcript_out, page)
+        code = run(plan, plain, transcript_out, page, as_json)
     except KeyboardInterrupt:
         typer.echo("longstream demo: interrupted; everything it started is stopped", err=True)
         raise typer.Exit(130) from None
@@ -97,14 +99,18 @@ def demo(
 
 
 def run(
-    plan: DemoPlan, plain: bool = False, transcript_out: Path | None = None, page: bool = False
+    plan: DemoPlan,
+    plain: bool = False,
+    transcript_out: Path | None = None,
+    page: bool = False,
+    as_json: bool = False,
 ) -> int:
     """The whole demo: 0 if all that went in came out, 1 if not. With ``page`` and a terminal the worker
-    and the page stay until Ctrl-C."""
+    and the page stay until Ctrl-C. ``as_json``: all but the last line goes to standard error."""
     started = time.monotonic()
-    console = Console()
+    console = Console(stderr=as_json)
     if not console.is_terminal:
-        console = Console(width=PIPE_WIDTH)
+        console = Console(stderr=as_json, width=PIPE_WIDTH)
     live = console.is_terminal and not plain
 
     def log(line: str) -> None:

@@ -246,7 +246,7 @@ class DemoRun:
 
     def _say(self, line: str) -> None:
         if self._live is None:
-            print(line, flush=True)
+            print(line, file=self._console.file, flush=True)
 
 
 def _sleep_until(stop: threading.Event) -> Callable[[float], None]:

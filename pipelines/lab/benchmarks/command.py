@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from operators.errors import ConfigError, LongstreamError
+from pipelines.cli.output import Json, emit
 from pipelines.lab.benchmarks import BENCHMARKS, TAKES, find
 from pipelines.lab.benchmarks.harness import TOY, Result, Run, measure, set_threads
 from pipelines.lab.benchmarks.plots import plot_all
@@ -141,6 +142,7 @@ def report(
     ] = Path("docs/benchmarks"),
     plots: Annotated[Path, typer.Option(help="Folder for the plots.")] = Path("docs/plots"),
     page: Annotated[Path, typer.Option(help="The Markdown page.")] = Path("docs/benchmarks.md"),
+    as_json: Json = False,
 ) -> None:
     """Make docs/benchmarks.md and its plots from the JSON results (needs the extra: plots)."""
     try:
@@ -149,4 +151,7 @@ def report(
     except (LongstreamError, OSError) as error:
         typer.echo(f"longstream bench report: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
-    typer.echo(f"{page}: {', '.join(found)}")
+    if as_json:
+        emit({"page": str(page), "benchmarks": list(found)})
+    else:
+        typer.echo(f"{page}: {', '.join(found)}")

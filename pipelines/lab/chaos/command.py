@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from operators.errors import LongstreamError
+from pipelines.cli.output import JsonAnyway
 
 
 def chaos(
@@ -65,6 +66,7 @@ def chaos(
     keep: Annotated[
         Path | None, typer.Option(help="Folder for the workers' logs; otherwise they are removed.")
     ] = None,
+    as_json: JsonAnyway = False,
 ) -> None:
     """Run workers on a real Kafka while they are killed, frozen, joined, asked to leave, and the
     broker is restarted; then read all topics from their start and compare them with the input.

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from operators.errors import ConfigError, LongstreamError
+from pipelines.cli.output import JsonAnyway
 from pipelines.cli.replaying import parse_speed
 from pipelines.config.fields import TOPIC_FIELDS, Settings
 from pipelines.dev import broker
@@ -47,6 +48,7 @@ def soak(
     max_growth: Annotated[
         float, typer.Option(help="Growth of a process's memory that fails the run.")
     ] = 0.05,
+    as_json: JsonAnyway = False,
 ) -> None:
     """Replay a long transcript through Kafka and a worker and watch what the processes use.
 
