@@ -60,8 +60,8 @@ def commands_page() -> str:
         + NOTE
         + "`longstream COMMAND --help` says the same. `--json` gives the result "
         "as JSON on standard output; progress and complaints go to standard error. Not `mcp`, "
-        "which talks a protocol there; `bench` and `eval` end with a JSON line and write it to the file of "
-        "`--json FILE`. Without a terminal "
+        "which talks a protocol there; `bench` and `eval` end with a JSON line and write it to the "
+        "file of `--json FILE`. Without a terminal "
         "there are no colours. `longstream --install-completion` completes commands and options in "
         "bash, zsh, fish and PowerShell.\n",
         "## Exit codes\n\n| code | meaning |\n|---|---|\n"

