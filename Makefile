@@ -90,7 +90,7 @@ sbom: setup ## dist/longstream.cdx.json: every package with its version (Cyclone
 
 audit: setup ## Known weaknesses of the pinned versions (pip-audit; asks a public database)
 	@$(BIN)/python -m pip install -q -c constraints.txt pip-audit
-	@$(BIN)/pip-audit --no-deps --disable-pip -r constraints.txt
+	@$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 newcomer: ## Every command of the quick start, as printed, in a clone and an environment of its own
 	@$(PYTHON) tests/newcomer.py

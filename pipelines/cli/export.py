@@ -16,7 +16,7 @@ from operators.errors import ConfigError, LongstreamError, SegmentError
 from operators.events import (
     NO_SETTINGS,
     AnswerEvent,
-    Event,
+    AnyEvent,
     Segment,
     StreamSettings,
     SummaryEvent,
@@ -49,7 +49,7 @@ class Export:
     translations: list[TranslationEvent] = field(default_factory=list)
     ended: bool = False
 
-    def add(self, record: Segment | Event) -> None:
+    def add(self, record: Segment | AnyEvent) -> None:
         if record.stream_id != self.stream:
             return
         if isinstance(record, Segment):
@@ -179,14 +179,14 @@ def _day_of(summary: SummaryEvent) -> datetime.date:
 # --- where it is read from ---------------------------------------------------------------------------
 
 
-def gathered(stream: str, records: Iterable[Segment | Event]) -> Export:
+def gathered(stream: str, records: Iterable[Segment | AnyEvent]) -> Export:
     found = Export(stream)
     for record in records:
         found.add(record)
     return found
 
 
-def _lines(path: str) -> Iterator[Segment | Event]:
+def _lines(path: str) -> Iterator[Segment | AnyEvent]:
     """Events and segments of a file; answers, and what is neither, are skipped."""
     decoder = RecordDecoder(max_text_bytes=ALL_TEXT, input_adapter="longstream")
     with sys.stdin.buffer if path == "-" else Path(path).open("rb") as lines:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
-from operators.events import Event, Segment, SummaryEvent, TranslationEvent
+from operators.events import AnswerEvent, AnyEvent, Segment, SummaryEvent, TranslationEvent
 
 TAIL = 60
+ANSWERS = 3
 SEEN = 10_000
 
 
@@ -40,6 +41,8 @@ class StreamView:
     tail: deque[Segment] = field(default_factory=lambda: deque(maxlen=TAIL))
     summary: SummaryEvent | None = None
     translations: deque[TranslationEvent] = field(default_factory=lambda: deque(maxlen=TAIL))
+    answers: deque[AnswerEvent] = field(default_factory=lambda: deque(maxlen=ANSWERS))
+    """Answers to questions, by whom so ever they were asked."""
     segments: int = 0
     last_seq: int = -1
     summaries: int = 0
@@ -51,6 +54,7 @@ class StreamView:
         if segment.type == "forget":
             self.tail.clear()
             self.translations.clear()
+            self.answers.clear()
             self.summary = None
         if segment.type == "session_end":
             self.ended = True
@@ -105,7 +109,7 @@ class Follower:
             view.take_segment(segment)
         return view
 
-    def take_event(self, event: Event) -> StreamView | None:
+    def take_event(self, event: AnyEvent) -> StreamView | None:
         """The view the event changed; None if it is old, seen, or of a stream not followed."""
         view = self._view(event.stream_id)
         if view is None or (event.event_id and not self._seen.add(event.event_id)):
@@ -114,6 +118,9 @@ class Follower:
             changed = view.take_summary(event)
         elif isinstance(event, TranslationEvent):
             changed = view.take_translation(event)
+        elif isinstance(event, AnswerEvent):
+            view.answers.append(event)
+            changed = True
         else:
             changed = True  # a user's own task: shown as it comes
         return view if changed else None

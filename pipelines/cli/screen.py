@@ -15,7 +15,8 @@ from rich.panel import Panel
 from rich.text import Text
 
 from operators.events import (
-    Event,
+    AnswerEvent,
+    AnyEvent,
     LedgerItem,
     ResultEvent,
     Segment,
@@ -124,12 +125,22 @@ def translation_text(event: TranslationEvent) -> Text:
     return text.append(clean(event.tail), style="dim italic") if event.tail else text
 
 
+def answer_text(event: AnswerEvent) -> Text:
+    """The question (or its kind), and the answer; how many places of the stream bear it out."""
+    text = Text(f"{clean(event.question) or event.kind} ", style="bold magenta")
+    if event.refused:
+        return text.append("– nothing said about it", style="dim italic")
+    text.append(clean(event.text), style="default")
+    return text.append(f" ({len(event.evidence)} places)", style="dim")
+
+
 def _stream_row(view: StreamView) -> Layout:
     """One stream: three panels side by side."""
     summary = view.summary
     ledger = [item_text(item) for item in summary.items] if summary else []
     if summary and not ledger and summary.text:
         ledger = [Text(clean(summary.text))]
+    ledger += [answer_text(event) for event in view.answers]
     about = "ledger"
     if summary:
         about = f"ledger r{summary.revision} · covers {summary.covers.to_seq + 1}"
@@ -198,10 +209,13 @@ def plain_segment(segment: Segment) -> str:
     return f"[{segment.stream_id}] {segment_text(segment).plain}"
 
 
-def plain_event(event: Event) -> Iterable[str]:
+def plain_event(event: AnyEvent) -> Iterable[str]:
     """Lines for a terminal that cannot be redrawn, or a pipe."""
     if isinstance(event, TranslationEvent):
         yield f"[{event.stream_id}] {translation_text(event).plain}"
+        return
+    if isinstance(event, AnswerEvent):
+        yield f"[{event.stream_id}] asked: {answer_text(event).plain}"
         return
     if isinstance(event, ResultEvent):
         yield f"[{event.stream_id}] {clean(event.task)}: {clean(event.text)}"

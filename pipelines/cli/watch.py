@@ -1,4 +1,4 @@
-"""``longstream watch``: follow one stream's transcript, ledger and translations in a terminal."""
+"""``longstream watch``: follow one stream's transcript, ledger, translations and answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from operators.events import Event, Segment
+from operators.events import AnyEvent, Segment
 from pipelines.cli.following import Follower
 from pipelines.cli.output import Bootstrap, Config, complaints
 from pipelines.cli.screen import Status, draw, plain_event, plain_segment
@@ -60,6 +60,7 @@ def run(
         settings.topic_summaries_latest,
         settings.topic_summaries,
         settings.topic_translations,
+        settings.topic_answers,
     ]
     start = topics if from_beginning else [settings.topic_summaries_latest]
     follower = Follower(streams)
@@ -79,7 +80,7 @@ def run(
 
 def _changes(
     reader: Reader, follower: Follower, settings: Settings
-) -> Iterator[Segment | Event | None]:
+) -> Iterator[Segment | AnyEvent | None]:
     """What changed a view, in order; None after each poll, so that the caller can look up."""
     while True:
         for record in reader.poll(POLL_SECONDS):
@@ -97,7 +98,9 @@ def _ended(follower: Follower) -> bool:
     return all(view.summary is not None and view.summary.status == "final" for view in views)
 
 
-def _lines(changes: Iterator[Segment | Event | None], follower: Follower, until_end: bool) -> None:
+def _lines(
+    changes: Iterator[Segment | AnyEvent | None], follower: Follower, until_end: bool
+) -> None:
     for change in changes:
         if change is None:
             if until_end and _ended(follower):
@@ -110,7 +113,9 @@ def _lines(changes: Iterator[Segment | Event | None], follower: Follower, until_
                 print(line, flush=True)
 
 
-def _json(changes: Iterator[Segment | Event | None], follower: Follower, until_end: bool) -> None:
+def _json(
+    changes: Iterator[Segment | AnyEvent | None], follower: Follower, until_end: bool
+) -> None:
     for change in changes:
         if change is None:
             if until_end and _ended(follower):
@@ -121,7 +126,7 @@ def _json(changes: Iterator[Segment | Event | None], follower: Follower, until_e
 
 
 def _live(
-    changes: Iterator[Segment | Event | None],
+    changes: Iterator[Segment | AnyEvent | None],
     follower: Follower,
     settings: Settings,
     console: Console,

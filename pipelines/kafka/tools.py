@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     from kafka.partitioner.default import murmur2
 
 from operators.errors import LongstreamError, SegmentError
-from operators.events import AnswerEvent, Event, Segment
+from operators.events import AnyEvent, Segment
 from pipelines.config.fields import Settings
 from pipelines.kafka import header_names
 from pipelines.kafka.clients import login, ssl_context, turned_away
@@ -205,7 +205,7 @@ def no_broker(settings: Settings, error: BaseException) -> LongstreamError:
     )
 
 
-def read(record: Any, settings: Settings) -> Segment | Event | None:
+def read(record: Any, settings: Settings) -> Segment | AnyEvent | None:
     """A record of one of our topics as its type; None if it is not readable, or a tombstone."""
     try:
         if record.topic == settings.topic_segments:
@@ -217,7 +217,6 @@ def read(record: Any, settings: Settings) -> Segment | Event | None:
                 offset=record.offset,
                 max_text_bytes=MAX_TEXT,
             )
-        event = decode_event(record.value) if record.value is not None else None
-        return None if isinstance(event, AnswerEvent) else event
+        return decode_event(record.value) if record.value is not None else None
     except (SegmentError, LongstreamError):
         return None  # the worker puts it on the dead-letter topic; a viewer skips it

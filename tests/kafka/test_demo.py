@@ -71,6 +71,8 @@ def test_everything_sent_is_counted_back(start, tmp_path):
     numbers = json.loads(output)  # and nothing else
     assert (numbers["streams"], numbers["segments_in"], numbers["segments_covered"]) == (3, 15, 15)
     assert (numbers["translations_out"], numbers["dead_letters"]) == (30, 0)
+    assert numbers["answers_out"] == 3  # each meeting was asked something
+    assert said.count("asked: ") == 3
     # The echo has no cache to evict from and generates nothing: exactly that is held against it.
     assert process.returncode == 1
     failed = [line for line in said.splitlines() if line.startswith("FAILED")]

@@ -12,9 +12,11 @@ from rich.console import Console
 
 from operators.errors import ConfigError
 from operators.events import (
+    AnswerEvent,
     Covers,
     KvInfo,
     LedgerItem,
+    Question,
     Segment,
     SummaryEvent,
     TranslationEvent,
@@ -22,7 +24,7 @@ from operators.events import (
 )
 from pipelines.cli.following import Follower, Seen, StreamView
 from pipelines.cli.replaying import Sent
-from pipelines.cli.screen import Status, draw
+from pipelines.cli.screen import Status, draw, plain_event
 from pipelines.config.load import load_settings
 from pipelines.dev.demo.plan import DEMO, leading, meeting_files, transcripts, with_choices
 from pipelines.dev.demo.report import RunFacts, json_line, markdown, problems, remarks, result
@@ -105,6 +107,7 @@ def test_a_good_run_has_no_problems_and_these_numbers():
         "segments_covered": 3,
         "summaries_out": 2,
         "translations_out": 6,
+        "answers_out": 0,
         "dead_letters": 0,
         "streams": 1,
         "tokens_per_second": 12.0,
@@ -125,6 +128,28 @@ def test_the_json_is_one_line():
 
 def test_results_in_another_order_count_the_same():
     assert result(tally_of(good_log()[::-1]), FACTS) == result(tally_of(good_log()), FACTS)
+
+
+def test_a_question_wants_its_answer():
+    tally = tally_of(good_log())
+    tally.take_question(Question(stream_id="s", question_id="q", text="Who pays?"))
+    assert not tally.complete()
+    assert problems(tally, FACTS) == ["s: the question 'Who pays?' was not answered"]
+    answer = AnswerEvent(
+        stream_id="s", epoch=0, revision=1, question_id="q", question="Who pays?", text="Ana\x1b."
+    )
+    tally.take_answer(answer)
+    assert tally.complete()
+    assert problems(tally, FACTS) == []
+    assert result(tally, FACTS)["answers_out"] == 1
+    assert "**Who pays?** Ana" in markdown(tally, FACTS, {})
+    assert list(plain_event(answer)) == ["[s] asked: Who pays? Ana . (0 places)"]
+    follower = Follower()
+    follower.take_event(summary(1, 1))
+    follower.take_event(answer)
+    screen = Console(width=120, file=io.StringIO())
+    screen.print(draw(list(follower.views.values()), Status(), 20), height=20)
+    assert "Who pays?" in screen.file.getvalue()
 
 
 # --- planted faults, each of which must fail the run ---------------------------------------------

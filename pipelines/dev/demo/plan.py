@@ -26,6 +26,8 @@ class DemoPlan:
     words: int | None = 260
     """…and not more once this many words are reached (None: no such limit)."""
     targets: tuple[str, ...] = ("fr",)
+    question: str = "Which groups are our target?"
+    """Asked in the first meeting after its first summary; the others are asked what is new in them."""
     speed: str = "max"
     window: int = 256
     slack: int = 64

@@ -43,6 +43,7 @@ def result(tally: Tally, facts: RunFacts) -> dict[str, Any]:
         "segments_covered": sum(row.covered for row in rows),
         "summaries_out": sum(row.summaries for row in rows),
         "translations_out": sum(row.translations for row in rows),
+        "answers_out": len(tally.answers),
         "dead_letters": tally.dead_letters,
         "streams": len(rows),
         "tokens_per_second": _rounded(rate, 2),
@@ -164,6 +165,7 @@ def markdown(tally: Tally, facts: RunFacts, settings: dict[str, str]) -> str:
         lines += ["", f"## {clean(stream_id)}", "", "### Ledger, revision by revision", ""]
         for event in tally.summaries(stream_id):
             lines += _revision(event)
+        lines += _answers(tally, stream_id)
         lines += ["### Transcript with translations", ""]
         lines += _dialogue(tally, stream_id)
     lines += ["", "## Closing table", "", _row(COLUMNS), _row(["---"] * len(COLUMNS))]
@@ -192,6 +194,15 @@ def _revision(event: SummaryEvent) -> list[str]:
     if not items:
         items = [_md(event.text) or "(empty)"]
     return [head, "", *items, ""]
+
+
+def _answers(tally: Tally, stream_id: str) -> list[str]:
+    answers = [event for event in tally.answers.values() if event.stream_id == stream_id]
+    lines = ["### Asked", ""] if answers else []
+    for event in answers:
+        said = "\n  ".join(_md(line) for line in event.text.splitlines()) or "*(refused)*"
+        lines += [f"- **{_md(event.question or event.kind)}** {said}", ""]
+    return lines
 
 
 def _dialogue(tally: Tally, stream_id: str) -> list[str]:

@@ -15,10 +15,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from kafka import KafkaProducer
 from rich.console import Console
 from rich.live import Live
 
-from operators.events import Segment, SummaryEvent
+from operators.events import AnswerEvent, Question, Segment, SummaryEvent
 from pipelines.cli.following import Follower
 from pipelines.cli.replaying import Pacer, Replay, Sent, merged, parse_speed, timeline
 from pipelines.cli.screen import Status, draw, plain_event, plain_segment
@@ -27,6 +28,8 @@ from pipelines.dev.demo.plan import DemoPlan
 from pipelines.dev.demo.tally import Tally
 from pipelines.dev.demo.worker import Measured, WorkerProcess
 from pipelines.kafka.tools import Reader, partition_count, producer, read
+from pipelines.wire.partitioning import partition_of
+from pipelines.wire.questions import encode_question
 
 POLL_SECONDS = 0.25
 MEASURE_SECONDS = 1.0
@@ -54,6 +57,9 @@ class DemoRun:
         self.last_work: float | None = None
         """When the model was last seen to have read or written tokens."""
         self.note = ""
+        self._asking: KafkaProducer
+        self._first = ""
+        """The stream that is asked the plan's question."""
         self.page = ""
         """Address of the page, if there is one."""
         self._console = console
@@ -82,16 +88,19 @@ class DemoRun:
         topics = [
             self.settings.topic_summaries,
             self.settings.topic_translations,
+            self.settings.topic_answers,
             self.settings.topic_dlq,
         ]
         reader = Reader(self.settings, topics, from_start=())
         expected = sum(map(len, segments))
         stop = threading.Event()
+        self._first = segments[0][0].stream_id if segments and segments[0] else ""
         thread = threading.Thread(target=self._replay, args=(segments, stop), name="replay")
         self.sending = self.last_result = time.monotonic()
         thread.start()
         try:
-            return self._follow(worker, reader, expected)
+            with producer(self.settings) as self._asking:
+                return self._follow(worker, reader, expected)
         finally:
             stop.set()
             thread.join(10.0)
@@ -175,10 +184,34 @@ class DemoRun:
         self.last_result = now
         if isinstance(event, SummaryEvent) and self.first_summary is None:
             self.first_summary = now - self.started
-        self.tally.take_event(event)
+        if isinstance(event, AnswerEvent):
+            self.tally.take_answer(event)
+        else:
+            self.tally.take_event(event)
+            self._ask(event.stream_id)
         if self.follower.take_event(event):
             for line in plain_event(event):
                 self._say(line)
+
+    def _ask(self, stream_id: str) -> None:
+        """Put this run's question to a stream, once it has a summary."""
+        if any(q.stream_id == stream_id for q in self.tally.questions.values()):
+            return
+        if not self.tally.summaries(stream_id):
+            return
+        name = f"demo-{stream_id}"
+        question = Question(stream_id=stream_id, question_id=name, kind="catch_up")
+        if stream_id == self._first:
+            question = Question(stream_id=stream_id, question_id=name, text=self.plan.question)
+        topic = self.settings.topic_questions
+        count = partition_count(self._asking, topic, self.settings)
+        self._asking.send(
+            topic,
+            key=stream_id.encode(),
+            value=encode_question(question),
+            partition=partition_of(stream_id, count),
+        )
+        self.tally.take_question(question)
 
     def _take_dead_letter(self, record: Any) -> None:
         if (record.key or b"").decode(errors="replace") not in self.follower.views:

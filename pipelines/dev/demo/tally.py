@@ -11,7 +11,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from operators.events import Event, Segment, SummaryEvent, TranslationEvent, task_of
+from operators.events import (
+    AnswerEvent,
+    Event,
+    Question,
+    Segment,
+    SummaryEvent,
+    TranslationEvent,
+    task_of,
+)
 from pipelines.cli.replaying import Sent
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -78,6 +86,20 @@ class Tally:
         self.events: dict[str, list[Event]] = defaultdict(list)
         self._dead: dict[str, set[int]] = defaultdict(set)
         self.dead_letters = 0
+        self.questions: dict[str, Question] = {}
+        self.answers: dict[str, AnswerEvent] = {}
+        """By the question's id."""
+
+    def take_question(self, question: Question) -> None:
+        """A question that is put to the worker."""
+        self.questions[question.question_id] = question
+
+    def take_answer(self, event: AnswerEvent) -> None:
+        self.answers[event.question_id] = event
+
+    @property
+    def unanswered(self) -> list[Question]:
+        return [q for name, q in self.questions.items() if name not in self.answers]
 
     def take_sent(self, sent: Sent) -> None:
         """A record the broker acknowledged; only final segments count as input."""
@@ -115,8 +137,9 @@ class Tally:
         return [self.sent[stream_id][seq].segment for seq in sorted(self.sent[stream_id])]
 
     def complete(self) -> bool:
-        """Every stream has its closing summary and every segment its translations."""
-        rows = self.rows()
+        """Every stream has its closing summary, every segment its translations, every question its
+        answer."""
+        rows = [] if self.unanswered else self.rows()
         return bool(rows) and all(row.finished and row.untranslated == 0 for row in rows)
 
     def finished(self) -> bool:
@@ -155,6 +178,11 @@ class Tally:
             grounded=found_words(texts, spoken),
         )
         row.problems = [*_losses(row), *self._revision_problems(stream_id)]
+        row.problems += [
+            f"{stream_id}: the question {q.text or q.kind!r} was not answered"
+            for q in self.unanswered
+            if q.stream_id == stream_id
+        ]
         return row
 
     def _untranslated(self, stream_id: str) -> int:
