@@ -92,7 +92,7 @@ audit: setup ## Known weaknesses of the pinned versions (pip-audit; asks a publi
 	@$(BIN)/python -m pip install -q -c constraints.txt pip-audit
 	@$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
-newcomer: ## Every command of the quick start, as printed, in a clone and an environment of its own
+newcomer: ## Every command of quick start and README, as printed, in a clone and an environment of its own
 	@$(PYTHON) tests/newcomer.py
 
 clean: ## Remove the virtual environment and caches of this folder
