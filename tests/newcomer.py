@@ -6,8 +6,8 @@ as printed.
 It knows docs/quickstart.md and README.md and nothing else. ``--python``: an environment that has
 longstream already, in place of a new one (what ``make`` would install is left out); ``--cache``: models
 that are here already. Without Docker or Java what needs a broker is left out, and that is said. The demo
-then runs on its embedded broker, and has to say what that one does not promise. The small model stands in
-place of the default one. ``make test`` is left out: it takes long, and is run by itself.
+then runs on its embedded broker, and has to say what that one does not promise. The small model
+stands in place of the default one. ``make test`` is left out: it takes long, and is run by itself.
 """
 
 from __future__ import annotations
