@@ -43,7 +43,7 @@ def metrics_page() -> str:
         TAIL,
         "## Of the gateway\n\n`/metrics` of `longstream gateway`; where it wants tokens, one of all "
         "tenants.\n\n" + _table(GATEWAY_SPECS),
-        "## Of webhooks\n\n`longstream webhooks --metrics-port`.\n\n" + _table(WEBHOOK_SPECS),
+        "## Of webhooks\n\n`--metrics-port` of `longstream webhooks`.\n\n" + _table(WEBHOOK_SPECS),
         "## Recorded by Prometheus\n\n`dashboards/prometheus/rules.yml`; the alerts are written in "
         "these.\n\n" + _recorded(),
         "## Buckets\n\n" + _buckets(),
