@@ -104,8 +104,14 @@ class OperatorConfig:
     ledger_tokens: int = 320
     """Token budget of the ledger shown to the model; above it the ledger is compacted."""
     ledger_bytes: int = 49_152
-    """Bytes of the durable ledger (text of its items). Above it near-duplicates are merged, then settled
-    and superseded items and the least important topics go, which says ``ledger_trimmed``."""
+    """Bytes of the durable ledger (text of its items). Above it what is superseded, withdrawn or done,
+    then the oldest topics go to the archive, which says ``ledger_trimmed``."""
+    archive_bytes: int = 98_304
+    """Bytes of the archive, the part of a stream's state that answers questions and that events do not
+    show. Above it the oldest items are forgotten, which says ``archive_trimmed`` (0: no archive)."""
+    view_notes: int = 60
+    """Notes in a summary's ``text``: decisions, open actions and questions before topics, then by
+    importance, the newer of equals. ``items`` has the whole ledger."""
     targets: tuple[str, ...] = ()
     """BCP 47 tags (fr, pt-BR, zh-Hant, sr-Latn) of the languages every final segment is published in,
     unless its stream asks for others. A segment that is already in one of them passes as it is."""
@@ -181,6 +187,9 @@ class OperatorConfig:
     """A segment with more text than this is refused (dead letter)."""
     max_queue: int = 256
     """Segments of one stream waiting in the engine; feed refuses more (backpressure)."""
+    prompt_pack: str = "auto"
+    """The model's family: how its chat template is filled and what ends an answer. auto: told by the
+    template; else smollm, qwen3 (no thinking), qwen2.5, phi, chatml, llama3, gemma, mistral, plain."""
     prompts: dict[str, str] = field(default_factory=dict)
     """Overrides of the files in operators/tasks/prompts, by name without suffix."""
 
@@ -204,6 +213,8 @@ class OperatorConfig:
         need(self.skip_behind >= 0, "skip_behind", "segments, 0 switches it off")
         need(self.summary_method in METHODS, "summary_method", f"one of {', '.join(METHODS)}")
         need(self.ledger_bytes >= 1024, "ledger_bytes", "at least 1024 bytes")
+        need(self.archive_bytes >= 0, "archive_bytes", "bytes, 0 for no archive")
+        need(self.view_notes >= 1, "view_notes", "at least 1 note")
         need(self.summary_tokens >= 8, "summary_tokens", "at least 8 tokens")
         for name in ("targets", "question", "glossary", "participants", "instructions", "template"):
             need(getattr(self, f"max_{name}") >= 0, f"max_{name}", "0 or more")

@@ -187,6 +187,18 @@ class Stability(msgspec.Struct, frozen=True):
     normalized_erasure: float = 0.0
 
 
+ChangeOp = Literal["add", "update", "done", "withdraw", "remove"]
+
+
+class ItemChange(msgspec.Struct, frozen=True):
+    """What a revision did to one item. ``update``: it is otherwise now, or takes the place of
+    ``replaces``, which is superseded. ``remove``: it left the ledger, for the archive or merged."""
+
+    op: ChangeOp
+    id: str
+    replaces: str | None = None
+
+
 class SummaryEvent(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="insight.summary.v1"
 ):
@@ -204,6 +216,8 @@ class SummaryEvent(
     usage: Usage = Usage()
     kv: KvInfo = KvInfo()
     stability: Stability = Stability()
+    changes: tuple[ItemChange, ...] = ()
+    """What was done to the items since the revision before, item by item."""
     refused: dict[str, int] = {}
     """Notes that were not taken, by reason."""
     rule: dict[str, float] = {}

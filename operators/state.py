@@ -53,6 +53,8 @@ class SessionState(msgspec.Struct, frozen=True, kw_only=True):
     revisions: dict[str, int] = {}
     items: tuple[LedgerItem, ...] = ()
     next_item: int = 1
+    archived: tuple[LedgerItem, ...] = ()
+    """Items that had no room in the ledger, oldest first; bounded by ``archive_bytes``."""
     window: tuple[WindowSegment, ...] = ()
     covered_seq: int = -1
     covered_segment_id: str = ""

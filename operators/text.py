@@ -10,7 +10,11 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
-_WORD = re.compile(r"\w+(?:['’]\w+)*", re.UNICODE)
+import regex
+
+_WORD = regex.compile(r"[\w\p{M}]+(?:['’][\w\p{M}]+)*")
+"""Letters with their marks: Hindi's vowels, Arabic's and Hebrew's points are marks."""
+_LETTERS = re.compile(r"\w+")
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+"
 )
@@ -32,8 +36,8 @@ def units(text: str) -> list[str]:
         at = 0
         for run in _UNSPACED.finditer(word):
             found += _whole(word[at : run.start()])
-            part = run.group()
-            found += [part[i : i + 2] for i in range(len(part) - 1)] or [part]
+            for part in _LETTERS.findall(run.group()):
+                found += [part[i : i + 2] for i in range(len(part) - 1)] or [part]
             at = run.end()
         found += _whole(word[at:])
     return found
@@ -130,6 +134,18 @@ def numbers(text: str) -> set[str]:
     """The numbers in a text as plain digits: 40,000 and 40 000 are one, in digits of any script."""
     found = _NUMBER.findall(unicodedata.normalize("NFKC", text))
     return {"".join(str(unicodedata.digit(c)) for c in n if c.isdigit()) for n in found}
+
+
+def capitalised(sentence: str) -> list[str]:
+    """The words of a sentence that begin with a capital, but for its first: names, days, in German all
+    nouns. None in scripts without capitals."""
+    found = _WORD.findall(unicodedata.normalize("NFKC", sentence))[1:]
+    return [word for word in found if word[0].isupper() and len(re.split("['’]", word)[0]) > 1]
+
+
+def cased(text: str) -> bool:
+    """Whether the text is of a script that has capitals."""
+    return text.upper() != text.lower()
 
 
 def longest_copy(text: str, source: str) -> int:

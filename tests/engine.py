@@ -41,6 +41,9 @@ class ToyTokenizer(ByteTokenizer):
     def vocabulary(self) -> dict[str, int]:
         return {str(i): i for i in range(self.vocab_size)}
 
+    def first(self, word: str) -> int:
+        return self.encode(word)[0]
+
     def chat(self, system: str, user: str) -> tuple[list[int], list[int]]:
         before, after = f"{system[:4]}|{user}".split("{window}")
         return self.encode(before[:6]), self.encode(after + "\n>")

@@ -257,7 +257,7 @@ class Intake:
             session.failed.append(Failure(work.ticket, "edit", error.reason, str(error)))
             return False
         self._observer.count("edits", op=op, result="done")
-        session.ledger.items, session.ledger.next_item = made.items, made.next_item
+        session.set_items(made.items, made.next_item)
         event = self._summary.after_edit(view_of(session, self._summary), session.ended)
         session.last_output["ledger"] = event.text
         session.events.append(session.stamp(session.with_degraded(event), work.ticket))

@@ -107,7 +107,7 @@ def _take_over(session: Session, state: SessionState) -> None:
     session.ended, session.cursor = state.ended, state.cursor
     session.next_seq = session.settled_seq = state.next_seq
     session.revisions = dict(state.revisions)
-    session.ledger = Ledger(state.items, state.next_item)
+    session.ledger = Ledger(state.items, state.next_item, state.archived)
     session.last_output = dict(state.last_output)
     session.degraded = state.degraded
     session.settings = session.settled_settings = state.settings

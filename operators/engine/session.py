@@ -34,7 +34,9 @@ from operators.events import (
     Covers,
     Event,
     Evidence,
+    ItemChange,
     KvInfo,
+    LedgerItem,
     Question,
     Restored,
     Segment,
@@ -48,6 +50,7 @@ from operators.events import (
 from operators.state import Emission, Failure, SessionState, WindowSegment
 from operators.tasks import corrections
 from operators.tasks.base import Ledger, Outcome, SeenSegment
+from operators.tasks.ledger import changes_of
 from operators.text import similarity
 
 E = TypeVar("E", bound=AnyEvent)
@@ -186,6 +189,8 @@ class Session:
     settled_seq: int = 0  # next_seq as of cursor
     revisions: dict[str, int] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
+    changes: tuple[ItemChange, ...] = ()
+    """Of the notes since the last summary event."""
     tokens_total: int = 0
     last_output: dict[str, str] = field(default_factory=dict)
     draft_controls: dict[str, DraftControl] = field(default_factory=dict)
@@ -356,38 +361,48 @@ class Session:
                     speaker=name or part.info.speaker,
                     revision=max(segment.revision, part.info.revision),
                 )
-        self.ledger.items = corrections.corrected(
-            self.ledger.items, segment.segment_id, text, name, segment.revision
-        )
+        self._cite(segment.segment_id, text, name, segment.revision)
 
     def cite_corrections(self) -> None:
         """Corrections that came while an update was running, for what it cites."""
         for part in self.window:
             info = part.info
             if info.correction is not None:
-                self.ledger.items = corrections.corrected(
-                    self.ledger.items, info.segment_id, info.correction, info.speaker, info.revision
-                )
+                self._cite(info.segment_id, info.correction, info.speaker, info.revision)
+
+    def _cite(self, segment_id: str, text: str | None, speaker: str | None, revision: int) -> None:
+        notes, correction = self.ledger, (segment_id, text, speaker, revision)
+        notes.items = corrections.corrected(notes.items, *correction)
+        notes.archived = corrections.corrected(notes.archived, *correction)
 
     def apply(self, outcome: Outcome, fork: int | None = None) -> None:
         """Put a run's outcome into the stream's state. ``fork``: the frontier up to which it covers
         the transcript, for a run that may say so."""
         if fork is not None and outcome.covers:
             self.cover(max(fork, self.covered))
+        if outcome.archived is not None:
+            self.ledger.archived = outcome.archived
         if outcome.items is not None:
-            self.ledger.items = outcome.items
-            self.ledger.next_item = outcome.next_item or self.ledger.next_item
+            self.set_items(outcome.items, outcome.next_item or self.ledger.next_item)
             self.cite_corrections()
         self.last_output.update(outcome.remember)
+
+    def set_items(self, items: tuple[LedgerItem, ...], next_item: int) -> None:
+        """Replace the notes; the next summary event says what was done to them."""
+        self.changes = (*self.changes, *changes_of(self.ledger.items, items))
+        self.ledger.items, self.ledger.next_item = items, next_item
 
     def add_degraded(self, flag: str) -> None:
         if flag not in self.degraded:
             self.degraded = (*self.degraded, flag)
 
     def with_degraded(self, event: SummaryEvent) -> SummaryEvent:
-        """The event with the current ledger and the flags since the last one, which are cleared."""
+        """The event with the current ledger, and with the flags and changes since the last one, which
+        are cleared."""
         flags, self.degraded = self.degraded, ()
-        return replace(event, items=self.ledger.items, degraded=(*flags, *event.degraded))
+        changes, self.changes = self.changes, ()
+        found = (*flags, *event.degraded)
+        return replace(event, items=self.ledger.items, changes=changes, degraded=found)
 
     def kv_info(self) -> KvInfo:
         return KvInfo(self.layout.sinks, self.layout.window, self.evicted_total, self.restored)
@@ -497,6 +512,7 @@ class Session:
             revisions=dict(self.revisions),
             items=self.ledger.items,
             next_item=self.ledger.next_item,
+            archived=self.ledger.archived,
             window=tuple(p.info for p in parts),
             covered_seq=covers.to_seq,
             covered_segment_id=covers.to_segment_id,

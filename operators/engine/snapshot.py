@@ -30,10 +30,10 @@ _KEY, _CHECKSUM_CHARS = "longstream", 64
 _PROBE = "Guten Tag, 12:30 \u2014 \u4f60\u597d <|im_end|>"
 _SHAPE_ANSWERS = (
     *("update_tokens", "update_interval_s", "summary_method", "summary_tokens", "ledger_tokens"),
-    *("ledger_bytes", "branch_tokens", "skip_behind"),
+    *("ledger_bytes", "archive_bytes", "view_notes", "branch_tokens", "skip_behind"),
     *("targets", "translation_unit_tokens", "translation_noise", "translation_policy"),
     *("topic_shift", "update_adaptive", "update_silence_s"),
-    *("prompts", "temperature", "top_k", "top_p"),
+    *("prompts", "prompt_pack", "temperature", "top_k", "top_p"),
     *("repetition_penalty", "sampling_seed", "sampling_acceptance", "sampled_tasks"),
 )
 

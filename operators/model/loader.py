@@ -30,6 +30,7 @@ from operators.cache.kv_cache import KvCache, KvLayout, KvShape
 from operators.cache.rope import Rope
 from operators.errors import ModelError
 from operators.model import quantization
+from operators.model.families import AUTO
 from operators.model.network import Network, check_compiler, from_transformers
 from operators.model.tokenizer import HubTokenizer, Tokenizer
 
@@ -273,13 +274,15 @@ def load_model(
     dtype_prefill: str = "auto",
     dtype_decode: str = "auto",
     compile: bool = False,
+    prompt_pack: str = AUTO,
 ) -> DecoderModel:
     """Load a local folder (or hub name) of safetensors + tokenizer.
 
     ``device`` auto: CUDA where there is one, else CPU. Types auto: bf16, or fp16 on a device without
     it, for generation the same as for ingest (a measured choice is up to the caller:
     :meth:`DecoderModel.use_for_decode`).
-    ``compile``: see :meth:`Network.compiled`; unmeasured.
+    ``compile``: see :meth:`Network.compiled`; unmeasured. ``prompt_pack``: the model's family
+    (:mod:`operators.model.families`), told by its chat template.
     Raises ModelError with what to do when the model is missing or cannot be run exactly.
     """
     if device == "auto":
@@ -302,7 +305,7 @@ def load_model(
         ) from error
     return DecoderModel(
         network,
-        HubTokenizer(tokenizer, network.config, network.generation_config),
+        HubTokenizer(tokenizer, network.config, network.generation_config, prompt_pack),
         name=name or Path(path).name,
         dtype_prefill=dtype_prefill,
         dtype_decode=dtype_decode,

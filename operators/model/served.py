@@ -123,6 +123,9 @@ class TextTokenizer:
     def vocabulary(self) -> dict[str, int]:
         return {}
 
+    def first(self, word: str) -> int:
+        return self.encode(word)[0]
+
     def chat(self, system: str, user: str) -> tuple[list[int], list[int]]:
         before, _, after = user.partition("{window}")
         encode = self.encode

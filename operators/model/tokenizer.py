@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from operators.errors import ModelError
+from operators.model.families import AUTO, family_of
 
 
 class Tokenizer(Protocol):
@@ -31,29 +32,44 @@ class Tokenizer(Protocol):
         """Tokens before and after what stands at ``{window}`` in ``user``."""
         ...
 
+    def first(self, word: str) -> int:
+        """The token with which an answer begins that begins with ``word``."""
+        ...
+
 
 A_DAY = datetime.date(2024, 7, 26)
 """What a chat template is told when it asks for the date (the one in Llama 3's own template)."""
 _MARK = "\N{SYMBOL FOR NULL}WINDOW\N{SYMBOL FOR NULL}"
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""A space, in the tokens of SentencePiece."""
+_THINK, _THOUGHT = "<think>", "\n\n</think>\n\n"
 
 
 class HubTokenizer:
-    """A transformers (fast) tokenizer behind the :class:`Tokenizer` interface."""
+    """A transformers (fast) tokenizer behind the :class:`Tokenizer` interface. ``family``: see
+    :mod:`operators.model.families`; raises ConfigError for one that is not known."""
 
-    def __init__(self, tokenizer: Any, config: Any, generation_config: Any = None) -> None:
+    def __init__(
+        self, tokenizer: Any, config: Any, generation_config: Any = None, family: str = AUTO
+    ) -> None:
         self.hub = self._tokenizer = tokenizer
+        self._lead: list[int] = []
+        self.family = family_of(tokenizer.chat_template, family)
         ids: set[int] = set()
         for source in (tokenizer, config, generation_config):
             value = getattr(source, "eos_token_id", None)
             ids.update([value] if isinstance(value, int) else value or [])
         vocab = tokenizer.get_vocab()
-        ids.update(vocab[t] for t in ("<|im_end|>", "<|endoftext|>", "<|eot_id|>") if t in vocab)
+        ids.update(vocab[token] for token in self.family.ends if token in vocab)
         self.eos_ids = frozenset(ids)
         added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
         # "Unknown" stands for a character the model has no token for, which is ordinary text.
         self._reserved = frozenset(added) - ({tokenizer.unk_token_id} - self.eos_ids)
         names = sorted((name for name in added.values() if name), key=len, reverse=True)
         self._reserved_name = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        letter = tokenizer.convert_ids_to_tokens(self._split("x")[:1])
+        if letter and letter[0].startswith(_SPACE):
+            self._lead = self._split("\n")
 
     def encode(self, text: str) -> list[int]:
         ids = self._split(text)
@@ -67,11 +83,19 @@ class HubTokenizer:
         return [i for i in ids if i not in self._reserved]
 
     def _split(self, text: str) -> list[int]:
-        """Tokens of ``text`` with the names of special tokens split up."""
-        ids: list[int] = self._tokenizer.encode(
-            text, add_special_tokens=False, split_special_tokens=True
-        )
-        return ids
+        """Tokens of ``text`` with the names of special tokens split up. Of tokenizers that put a space
+        before every text, without that space: ours stand inside others."""
+
+        def split(text: str) -> list[int]:
+            return list(
+                self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+            )
+
+        if self._lead:
+            ids, lead = split(f"\n{text}"), len(self._lead)
+            if ids[:lead] == self._lead:
+                return ids[lead:]
+        return split(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -83,8 +107,23 @@ class HubTokenizer:
 
     def chat(self, system: str, user: str) -> tuple[list[int], list[int]]:
         before, after = self._framed(system, user.replace("{window}", _MARK)).split(_MARK)
+        if after.rstrip().endswith(_THINK):  # a template that knows no other answer than thinking
+            after = after.rstrip() + _THOUGHT
         encode = self._tokenizer.encode
-        return encode(before, add_special_tokens=False), encode(after, add_special_tokens=False)
+        lead = len(self._lead)
+        behind = encode("\n" + after if lead else after, add_special_tokens=False)
+        return encode(before, add_special_tokens=False), behind[lead:]
+
+    def first(self, word: str) -> int:
+        """See :meth:`Tokenizer.first`: behind a frame some templates write a space."""
+        frame = answered = ""
+        if self._tokenizer.chat_template:
+            try:
+                frame = self._apply([("user", "x")])
+                answered = self._apply([("user", "x"), ("assistant", _MARK)]).partition(_MARK)[0]
+            except Exception:  # as in _framed: whatever a template raises
+                answered = ""
+        return self._split(f" {word}" if answered == f"{frame} " else word)[0]
 
     def _framed(self, system: str, user: str) -> str:
         """The conversation as the model's template writes it. Where that refuses a system message, or
@@ -118,5 +157,6 @@ class HubTokenizer:
             add_generation_prompt=True,
             strftime_now=A_DAY.strftime,
             date_string=A_DAY.strftime("%d %b %Y"),
+            **self.family.variables,
         )
         return text

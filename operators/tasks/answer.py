@@ -183,10 +183,11 @@ class AnswerTask(Task):
 
 
 def passages_of(view: StreamView) -> list[Passage]:
-    """The live notes, then the turns of the window, in order of the stream."""
+    """The live notes, those of the archive first, then the turns of the window, in order of the
+    stream."""
     notes = [
         Passage(line.removeprefix("- "), item.evidence, item)
-        for item in view.ledger.items
+        for item in (*view.ledger.archived, *view.ledger.items)
         if item.state not in GONE
         for line in listing([item], view.settings.summary_language)
     ]

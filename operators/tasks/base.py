@@ -104,10 +104,12 @@ class SeenSegment(NamedTuple):
 
 @dataclass
 class Ledger:
-    """A stream's durable notes and the number of the next one. Replaced by outcomes only."""
+    """A stream's durable notes and the number of the next one. Replaced by outcomes only. ``archived``:
+    notes that had no room; they answer questions, and no event shows them."""
 
     items: tuple[LedgerItem, ...] = ()
     next_item: int = 1
+    archived: tuple[LedgerItem, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,15 +195,16 @@ class Answer:
 class Outcome:
     """What a run came to. The engine numbers the events and fills in what they cover.
 
-    ``items``: the new ledger, None for no change. ``covers``: everything up to the fork is now in
-    the ledger (the summary alone may say so). ``remember``: outputs to be seen again by later runs,
-    by name. ``part``: what :meth:`Task.join` is given for one part of a segment. ``failed``: the run
-    came to nothing and must leave no trace; the reason.
+    ``items``: the new ledger, None for no change; ``archived``: likewise. ``covers``: everything up to
+    the fork is now in the ledger (the summary alone may say so). ``remember``: outputs to be seen again
+    by later runs, by name. ``part``: what :meth:`Task.join` is given for one part of a segment.
+    ``failed``: the run came to nothing and must leave no trace; the reason.
     """
 
     events: tuple[AnyEvent, ...] = ()
     items: tuple[LedgerItem, ...] | None = None
     next_item: int | None = None
+    archived: tuple[LedgerItem, ...] | None = None
     covers: bool = False
     remember: Mapping[str, str] = field(default_factory=dict)
     part: Any = None

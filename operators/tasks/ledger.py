@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from operators.events import Evidence, ItemKind, LedgerItem
+from operators.events import ChangeOp, Evidence, ItemChange, ItemKind, LedgerItem
 from operators.text import (
     content,
     numbers,
@@ -27,6 +27,7 @@ from operators.text import (
     words,
 )
 
+Items = tuple[LedgerItem, ...]
 _LINE = re.compile(
     r"^\s*(?:[-*•]|\d+[.)])?\s*\**(TOPIC|DECISION|ACTION|QUESTION)S?\b\**"
     r"\s*(?:\(([^)]{1,60})\))?\s*\**:\**\s*(.+)$",
@@ -190,12 +191,14 @@ def _evidence_of(text: str, sources: Sequence[LedgerItem]) -> tuple[Evidence, ..
 
 
 def render(items: Sequence[LedgerItem]) -> str:
-    """The ledger's live items as text, one line per item; "(none)" when there is none."""
+    """The ledger's live items as text, one line per item, with owner and due date where the item's text
+    does not say them; "(none)" when there is none."""
     lines = []
     for item in items:
         if item.state in GONE:
             continue
-        details = [d for d in (item.owner, item.due, "done" if item.state == "done" else "") if d]
+        details = [d for d in (item.owner, item.due) if d and d.casefold() not in item.text.casefold()]
+        details += ["done"] if item.state == "done" else []
         about = f" ({', '.join(details)})" if details else ""
         lines.append(f"{_LABELS[item.kind]}{about}: {item.text}")
     return "\n".join(lines) or "(none)"
@@ -285,30 +288,83 @@ def settle(
     )
 
 
-def trim(items: tuple[LedgerItem, ...], limit: int) -> tuple[tuple[LedgerItem, ...], bool]:
-    """The ledger within ``limit`` bytes of text, and whether anything went. First what is superseded or
-    withdrawn, then what is done, then topics by importance, oldest first. Decisions, open actions and
-    open questions stay, and so does what a person wrote."""
-    size = sum(len(item.text.encode()) for item in items)
-    if size <= limit:
-        return items, False
-    gone: set[str] = set()
+def trim(items: Items, limit: int) -> tuple[Items, Items]:
+    """The ledger within ``limit`` bytes of text, and what has no room: first what is superseded or
+    withdrawn, then what is done, then topics, the oldest first. Decisions, open actions and open
+    questions stay, and so does what a person wrote."""
+    size, gone = _size(items), set[str]()
     for item in sorted(items, key=_worth):
-        if size <= limit or _worth(item)[0] == KEEP:
+        if size <= limit or _worth(item) == KEEP:
             break
         gone.add(item.id)
-        size -= len(item.text.encode())
-    return tuple(item for item in items if item.id not in gone), bool(gone)
+        size -= _size([item])
+    kept = tuple(item for item in items if item.id not in gone)
+    return kept, tuple(item for item in items if item.id in gone)
 
 
 KEEP = 3
 
 
-def _worth(item: LedgerItem) -> tuple[int, float]:
+def _worth(item: LedgerItem) -> int:
     if item.by == "person":
-        return KEEP, 0.0
+        return KEEP
     if item.state in GONE:
-        return 0, 0.0
+        return 0
     if item.state == "done":
-        return 1, 0.0
-    return (2, item.importance) if item.kind == "topic" else (KEEP, 0.0)
+        return 1
+    return 2 if item.kind == "topic" else KEEP
+
+
+def archive(archived: Items, gone: Items, limit: int) -> tuple[Items, bool]:
+    """The archive with what left the ledger, within ``limit`` bytes of text, and whether its oldest
+    items were forgotten."""
+    found = (*archived, *gone)
+    size, first = _size(found), 0
+    while size > limit:
+        size -= _size([found[first]])
+        first += 1
+    return found[first:], first > 0
+
+
+def _size(items: Iterable[LedgerItem]) -> int:
+    return sum(len(item.text.encode()) for item in items)
+
+
+def published(items: Items, most: int) -> Items:
+    """The live items that a summary's text shows, ``most`` of them at most, in their order: what is
+    decided or open before topics and what is done, then by importance, the newer of equals."""
+    live = [item for item in items if item.state not in GONE]
+    if len(live) <= most:
+        return tuple(live)
+    order = sorted(range(len(live)), key=lambda at: (_rank(live[at]), at), reverse=True)
+    return tuple(live[at] for at in sorted(order[:most]))
+
+
+def _rank(item: LedgerItem) -> tuple[bool, float]:
+    return _worth(item) == KEEP, item.importance
+
+
+def changes_of(before: Items, after: Items) -> Iterator[ItemChange]:
+    """What was done to the items between two states of a ledger. An item that another supersedes is told
+    with that one."""
+    old, new = ({item.id: item for item in items} for items in (before, after))
+    replaced = {item.supersedes for item in after if item.id not in old}
+    for item in before:
+        if item.id not in new:
+            yield ItemChange("remove", item.id)
+    for item in after:
+        was = old.get(item.id)
+        if was is None:
+            told: ChangeOp = "update" if item.supersedes in old else "add"
+            yield ItemChange(told, item.id, item.supersedes)
+        elif item.state != was.state and item.id not in replaced:
+            yield ItemChange(_SETTLED.get(item.state, "update"), item.id)
+        elif item.state == was.state and _told(item) != _told(was):
+            yield ItemChange("update", item.id)
+
+
+_SETTLED: dict[str, ChangeOp] = {"done": "done", "withdrawn": "withdraw"}
+
+
+def _told(item: LedgerItem) -> tuple[str | None, ...]:
+    return item.kind, item.text, item.owner, item.due

@@ -24,6 +24,8 @@ from operators.events import Evidence, ItemKind, LedgerItem
 from operators.tasks import ledger
 from operators.tasks.base import Answer, Ask, SeenSegment, StreamView, Tools
 from operators.text import (
+    capitalised,
+    cased,
     content,
     covered,
     is_question,
@@ -49,6 +51,7 @@ HINTS = {
     "number_lost": "Keep every number and date of the turn.",
     "unsupported": "Say nothing that is not in the turn.",
     "content_lost": "Keep the names and things that the turn is about.",
+    "name_lost": "Use these words: {words}.",
     "other_script": "Write in the language of the turn.",
     "empty": "Write one sentence.",
 }
@@ -81,13 +84,15 @@ NOTES, TOKENS_PER_NOTE = 4, 100
 half as many topics."""
 MIN_SUPPORT = 0.6
 """Share of a note's content that must stand in its turn or be a person's name."""
-KEPT = 0.6
-"""Share of a short turn's content that its note must keep."""
+KEPT, KEPT_CASELESS = 0.4, 0.6
+"""Share of a short turn's content that its note must keep, beside its names; and where names cannot be
+told from other words."""
+COPY_FROM = 12
 MAX_COPY = 8
 """Units in a row that a note may not copy."""
 QUOTE_UNITS, QUOTE_WEIGHT = 18, 0.5
-"""A turn of at most so many units that is so sure of its kind, has a number or changes an item, may
-stand for itself when its sentence fails a check twice."""
+"""A turn of at most so many units that has a number or a name, changes an item or (in scripts without
+capitals) is so sure of its kind may stand for itself when its sentence fails a check twice."""
 TELLING = 3.0
 """Content a turn must have to be compared with items: a few short words are like anything."""
 RELATED, PAIRS = 0.4, 12
@@ -158,7 +163,7 @@ class MinuteTaker:
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
-        self._letters = {x: tools.tokenizer.encode(x)[0] for x in LETTERS}
+        self._letters = {x: tools.tokenizer.first(x) for x in LETTERS}
         self._prior: tuple[float, ...] | None = None
         self._same: tuple[float, ...] | None = None
 
@@ -221,7 +226,7 @@ class MinuteTaker:
 
     def _note(self, draft: Draft, people: list[str]) -> Ask:
         said, speaker = draft.turn.said, draft.turn.speaker or "the speaker"
-        most = _in_words(said, MAX_COPY) if _is_long(said) else 0
+        most = _in_words(said, MAX_COPY) if len(units(said)) > _in_words(said, COPY_FROM) else 0
         form = LINE if draft.owner is None else begins_with(draft.owner)
         limits = {"grammar": form, "max_copy": most, "sources": (said,), "free": tuple(people)}
         return self._text(
@@ -231,7 +236,7 @@ class MinuteTaker:
             what=WHAT[draft.kind],
             speaker=speaker,
             turn=draft.turn.line,
-            hint=HINTS.get(draft.problem, ""),
+            hint=HINTS.get(draft.problem, "").format(words=", ".join(lost_names(draft))),
         )
 
     def _details(self, made: Minutes, people: Sequence[str], names: Names) -> Part:
@@ -375,7 +380,8 @@ def checked(draft: Draft, refused: Counter[str]) -> bool:
     if draft.problem:
         refused[draft.problem] += 1
         said = draft.turn.said
-        telling = draft.importance >= QUOTE_WEIGHT or bool(numbers(said) or draft.turn.changes)
+        sure = not cased(said) and draft.importance >= QUOTE_WEIGHT
+        telling = numbers(said) or capitalised(said) or draft.turn.changes or sure
         if _is_long(said) or not telling:
             return False
         draft.text = said.strip()
@@ -392,15 +398,29 @@ def problem_of(draft: Draft, people: Sequence[str]) -> str:
         return "other_script"
     if numbers(text) - numbers(" ".join(sources)):
         return "number_added"
-    if draft.kind != "topic" and numbers(said) - numbers(text):
+    before = draft.turn.changes.text if draft.turn.changes is not None else ""
+    if draft.kind != "topic" and numbers(said) - numbers(f"{text} {before}"):
         return "number_lost"
     if support(text, sources) < MIN_SUPPORT:
         return "unsupported"
-    if not _is_long(said) and support(said, [text, draft.turn.speaker]) < KEPT:
+    if lost_names(draft):
+        return "name_lost"
+    kept = KEPT if cased(said) else KEPT_CASELESS
+    if not _is_long(said) and support(said, [text, draft.turn.speaker]) < kept:
         return "content_lost"
-    if longest_copy(text, said) > _in_words(said, MAX_COPY) and _is_long(said):
+    far = len(units(said)) > _in_words(said, COPY_FROM)
+    if far and longest_copy(text, said) > _in_words(said, MAX_COPY):
         return "copied"
     return ""
+
+
+def lost_names(draft: Draft) -> list[str]:
+    """The names of a short turn that its sentence does not have."""
+    turn = draft.turn
+    if _is_long(turn.said):
+        return []
+    kept = content(" ".join((draft.text, draft.owner or "", turn.speaker)))
+    return [name for name in capitalised(turn.said) if not content(name).keys() <= kept.keys()]
 
 
 def begins_with(name: str) -> Grammar:

@@ -32,6 +32,8 @@ from operators.text import normalized_erasure
 
 TASK = "summary"
 COMPACTION = "compaction"
+TRIMMED, FORGOTTEN = "ledger_trimmed", "archive_trimmed"
+"""In ``degraded``: notes went to the archive; the archive's oldest were forgotten."""
 MAX_NOTES = 4
 SINCE_WORDS, SINCE_CHARS = 8, 80
 
@@ -106,14 +108,18 @@ class SummaryTask(Task):
         items = ledger.settle(notes.items, made.done, revision)
         new = [item_of(d, notes.next_item + at, revision) for at, d in enumerate(made.drafts)]
         items = ledger.add_items(items, new, refused)
-        items, trimmed = ledger.trim(items, self.tools.config.ledger_bytes)
-        event = self._event(view, trigger, items, ("ledger_trimmed",) if trimmed else ())
+        items, gone = ledger.trim(items, self.tools.config.ledger_bytes)
+        most = self.tools.config.archive_bytes
+        archived, forgotten = ledger.archive(notes.archived, gone, most)
+        trimmed = (*((TRIMMED,) if gone else ()), *((FORGOTTEN,) if forgotten else ()))
+        event = self._event(view, trigger, items, trimmed)
         usage = total([answer.usage for answer in made.answers])
         event = replace(event, usage=usage, refused=dict(refused))
         return Outcome(
             (event,),
             items,
             notes.next_item + len(new),
+            archived,
             covers=True,
             remember={"ledger": event.text},
         )
@@ -214,7 +220,7 @@ class SummaryTask(Task):
         items: tuple[LedgerItem, ...],
         degraded: tuple[str, ...],
     ) -> SummaryEvent:
-        text = ledger.render(items)
+        text = ledger.render(ledger.published(items, self.tools.config.view_notes))
         deleted, erasure = normalized_erasure(view.last_output.get("ledger", ""), text)
         return SummaryEvent(
             stream_id=view.stream_id,

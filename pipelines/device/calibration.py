@@ -114,6 +114,7 @@ def load_calibrated(
         dtype_prefill=config.dtype_prefill,
         dtype_decode=config.dtype_decode,
         compile=config.compile,
+        prompt_pack=config.prompt_pack,
     )
     free = config.dtype_decode == "auto" and model.dtypes["prefill"] == "bf16"
     if free and model.device.type == "cpu":

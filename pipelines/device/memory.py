@@ -205,7 +205,8 @@ def size_of_folder(path: Path, config: OperatorConfig) -> Size:
                 shape.vocab_size * shape.hidden_size
             )  # the embedding itself is only looked up
         weights += int(matrices * DECODE_BYTES[kind])
-    prefix = Prompts(HubTokenizer(tokenizer, shape, generation), config.prompts).prefix
+    framed = HubTokenizer(tokenizer, shape, generation, config.prompt_pack)
+    prefix = Prompts(framed, config.prompts).prefix
     return Size(
         weights,
         KvShape(

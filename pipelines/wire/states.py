@@ -4,10 +4,11 @@ What is left out, in this order, until it fits:
 
 1. ``last_output``: drafts of the next answers; only speed is lost.
 2. Answers that are kept in case their question comes again: it stays known, and is not answered twice.
-3. Items that were superseded or withdrawn, oldest first.
-4. Evidence of items beyond the first place of each.
-5. Text of the window that a summary covers, oldest first: a stream restored from it has less context.
-6. Finished actions and settled topics, the least important first.
+3. The archive, oldest first.
+4. Items that were superseded or withdrawn, oldest first.
+5. Evidence of items beyond the first place of each.
+6. Text of the window that a summary covers, oldest first: a stream restored from it has less context.
+7. Finished actions and settled topics, the least important first.
 
 Decisions, open actions, open questions, what a person wrote or took back, and text that no summary
 covers are never left out.
@@ -52,6 +53,9 @@ def _smaller(state: SessionState) -> Iterator[SessionState]:
         known = tuple(answer.question_id for answer in state.answers)
         state = replace(state, answers=(), answered=(*state.answered, *known))
         yield state
+    for left_out in _halves(list(state.archived)):
+        yield replace(state, archived=state.archived[len(left_out) :])
+    state = replace(state, archived=())
     gone = [item for item in state.items if _is_gone(item)]
     for left_out in _halves(gone):
         yield replace(state, items=tuple(i for i in state.items if i not in left_out))

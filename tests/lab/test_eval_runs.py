@@ -64,6 +64,22 @@ def test_facts_plants_and_asks_in_the_language_of_the_transcript(tmp_path: Path)
     assert (tmp_path / "facts.png").stat().st_size > 0
 
 
+def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "kept.jsonl"
+    options = ["--meetings", "ES2006b", "--segments", "6", "--resume", str(file)]
+    _invoke("facts", *BRIEF, *options, "--sides", "last_window")
+    (line,) = file.read_text("utf-8").splitlines()
+    assert json.loads(line)["side"] == "last_window"
+    both = _invoke("facts", *BRIEF, *options, "--sides", "ours,last_window")
+    assert len(file.read_text("utf-8").splitlines()) == 2
+    again = _invoke("facts", *BRIEF, *options, "--sides", "ours,last_window")
+    assert len(file.read_text("utf-8").splitlines()) == 2, "nothing was run again"
+    for name in ("sides", "facts", "replies", "answered", "refused", "texts"):
+        assert again[name] == both[name]
+    _invoke("facts", *BRIEF, *options, "--sides", "last_window", "--set", "update_tokens=100")
+    assert len(file.read_text("utf-8").splitlines()) == 3, "other settings, another result"
+
+
 def test_documents_beside_each_other_give_the_same_translations(tmp_path: Path) -> None:
     texts = []
     for at_once in (1, 4):

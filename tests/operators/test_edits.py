@@ -12,6 +12,7 @@ from operators.config import OperatorConfig
 from operators.errors import SegmentError
 from operators.events import (
     Evidence,
+    ItemChange,
     ItemEdit,
     ItemKind,
     LedgerItem,
@@ -85,6 +86,19 @@ def test_an_edit_is_published_at_once_without_the_model() -> None:
     assert "Thursday" in event.text
     assert (event.items[0].by, event.items[0].last_changed_revision) == ("person", 1)
     assert (emission.done, emission.state.items) == ([0], event.items)
+
+
+def test_an_edits_event_says_what_it_changed() -> None:
+    done = edit("1", op="done", item="i2")
+    gone = edit("2", op="withdraw", item="i1")
+    new = edit("3", op="add", text="A remark.")
+    emissions = run(opened(), done, gone, new)
+    changes = [event.changes for emission in emissions for event in emission.events]  # type: ignore[union-attr]
+    assert changes == [
+        (ItemChange("done", "i2"),),
+        (ItemChange("withdraw", "i1"),),
+        (ItemChange("add", "i3"),),
+    ]
 
 
 def test_every_operation() -> None:
@@ -184,8 +198,8 @@ def test_an_update_changes_nothing_of_a_persons() -> None:
     later = noted(5, "Ben calls the supplier in Bergen on Friday.", "action_item", supersedes="i1")
     assert ledger.add_items((mine, gone), [later], refused) == (mine, gone, later)
     many = (mine, gone, *(noted(n, f"Topic {n} " + "x" * 200, "topic") for n in range(3, 20)))
-    kept, trimmed = ledger.trim(many, 1024)
-    assert trimmed
+    kept, gone = ledger.trim(many, 1024)
+    assert gone
     assert {"i1", "i2"} <= {item.id for item in kept}
 
 

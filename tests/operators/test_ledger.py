@@ -5,14 +5,17 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from operators.events import Evidence, LedgerItem
+from operators.events import Evidence, ItemChange, LedgerItem
 from operators.languages import split
 from operators.tasks.ledger import (
     MAX_ITEM_CHARS,
     add_notes,
+    archive,
+    changes_of,
     copied,
     merge_notes,
     parse_notes,
+    published,
     render,
 )
 from operators.text import normalized_erasure, repeated_trigram_share
@@ -177,3 +180,51 @@ def test_notes_run_together_on_one_line_are_told_apart() -> None:
         ("action_item", "send the samples."),
         ("open_question", "Who pays for it?"),
     ]
+
+
+# --- what an event shows and says ------------------------------------------------------------------
+
+
+def test_a_text_shows_what_is_decided_or_open_before_topics() -> None:
+    items = (
+        replace(item(1, "An early topic."), importance=0.9),
+        replace(item(2, "A later topic."), importance=0.9),
+        replace(item(3, "A minor topic."), importance=0.2),
+        replace(item(4, "A decision."), kind="decision", importance=0.1),
+        replace(item(5, "A former decision."), kind="decision", state="superseded"),
+        replace(item(6, "A task."), kind="action_item", state="done", importance=0.5),
+    )
+    assert [i.id for i in published(items, 9)] == ["i1", "i2", "i3", "i4", "i6"]
+    assert [i.id for i in published(items, 3)] == ["i1", "i2", "i4"]
+    assert [i.id for i in published(items, 2)] == ["i2", "i4"], "of equals the newer one"
+    assert [i.id for i in published(items, 1)] == ["i4"]
+
+
+def test_changes_tell_every_operation_once() -> None:
+    task = replace(item(4, "Ben calls."), kind="action_item")
+    before = (item(1, "Tuesday."), item(2, "Ana asks."), item(3, "Old."), task, item(5, "Same."))
+    after = (
+        replace(before[0], state="superseded"),
+        replace(before[1], state="withdrawn", by="person"),
+        replace(task, state="done"),
+        replace(before[4], last_changed_revision=7),
+        replace(item(6, "Thursday."), supersedes="i1"),
+        item(7, "New."),
+    )
+    assert list(changes_of(before, after)) == [
+        ItemChange("remove", "i3"),
+        ItemChange("withdraw", "i2"),
+        ItemChange("done", "i4"),
+        ItemChange("update", "i6", "i1"),
+        ItemChange("add", "i7"),
+    ]
+    reopened = (replace(task, owner="Ana"), replace(after[1], state="open"))
+    assert [c.op for c in changes_of((task, after[1]), reopened)] == ["update", "update"]
+
+
+def test_the_archive_forgets_its_oldest_items_first() -> None:
+    old, gone = (item(1, "a" * 60), item(2, "b" * 60)), (item(3, "c" * 60),)
+    assert archive(old, gone, 200) == ((*old, *gone), False)
+    assert archive(old, gone, 120) == ((old[1], *gone), True)
+    assert archive(old, gone, 0) == ((), True)
+    assert archive((), (), 0) == ((), False)

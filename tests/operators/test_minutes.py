@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from operators import languages
 from operators.config import OperatorConfig
 from operators.events import Evidence, KvInfo, LedgerItem, ModelInfo, Source, SummaryEvent, Usage
+from operators.state import SessionState
 from operators.stream_operator import StreamOperator
 from operators.stream_settings import StreamSettings
 from operators.tasks import ledger
+from operators.tasks.answer import passages_of
 from operators.tasks.base import Answer, Ask, Due, Ledger, SeenSegment, StreamView, Tools
 from operators.tasks.minutes import (
     Draft,
@@ -25,6 +28,7 @@ from operators.tasks.minutes import (
     select,
 )
 from operators.tasks.prompts import Prompts
+from operators.tasks.retrieval import search
 from operators.tasks.summary import SummaryTask
 from operators.text import is_question, longest_copy, numbers, script, similarity, units
 from tests.engine import ToyTokenizer, toy_decoder
@@ -55,8 +59,8 @@ DUE = {"en": "Wednesday", "fr": "avant mercredi", "de": "vor Mittwoch", "es": "m
 SPEAKERS = ["Ana", "Ben", "Carla", "Dan"]
 
 
-def tools() -> Tools:
-    config = OperatorConfig(branch_tokens=4000, window=4000)
+def tools(**settings: Any) -> Tools:
+    config = OperatorConfig(branch_tokens=4000, window=4000, **settings)
     tokenizer = ToyTokenizer()
     return Tools(config, Prompts(tokenizer), tokenizer, ModelInfo("toy"))
 
@@ -77,6 +81,18 @@ def run(seen: StreamView, script: Script) -> SummaryEvent:
     """Drive one update; ``script`` gives the answer to every prompt."""
     task = SummaryTask()
     task.tools = tools()
+    outcome = drive(task, seen, script)
+    (event,) = outcome.events
+    assert isinstance(event, SummaryEvent)
+    assert outcome.items is not None
+    assert outcome.next_item is not None
+    seen.ledger.items, seen.ledger.next_item = outcome.items, outcome.next_item
+    assert outcome.covers
+    return event
+
+
+def drive(task: SummaryTask, seen: StreamView, script: Script) -> Any:
+    """The outcome of one update."""
     steps = task.run(seen, Due("request"))
     asks = next(steps)
     try:
@@ -84,11 +100,7 @@ def run(seen: StreamView, script: Script) -> SummaryEvent:
             decode = task.tools.tokenizer.decode
             asks = steps.send([script(decode(ask.prompt), ask) for ask in asks])
     except StopIteration as end:
-        outcome = end.value
-    (event,) = outcome.events
-    seen.ledger.items, seen.ledger.next_item = outcome.items, outcome.next_item
-    assert outcome.covers
-    return event
+        return end.value
 
 
 def weights(best: int | None, of: int = 5) -> Answer:
@@ -270,14 +282,14 @@ def test_what_goes_first_when_the_ledger_is_full() -> None:
     )  # fmt: skip
     kept = []
     for limit in (700, 600, 500, 400, 300, 100):
-        left, trimmed = ledger.trim(items, limit)
-        assert trimmed == (limit < 700)
+        left, gone = ledger.trim(items, limit)
+        assert {*left, *gone} == {*items}
         kept.append([i.id for i in left])
     assert kept == [
         ["old", "a1", "t1", "t2", "d1", "a2", "q"],
         ["a1", "t1", "t2", "d1", "a2", "q"],
         ["t1", "t2", "d1", "a2", "q"],
-        ["t1", "d1", "a2", "q"],
+        ["t2", "d1", "a2", "q"],
         ["d1", "a2", "q"],
         ["d1", "a2", "q"],
     ]
@@ -322,10 +334,47 @@ def test_a_question_is_known_by_its_mark_and_a_semicolon_is_none() -> None:
 def test_words_numbers_and_scripts_of_any_language() -> None:
     assert units("Naïve café, 40,000!")[:2] == ["naïve", "café"]
     assert units("报告周五") == ["报告", "告周", "周五"]
+    assert units("करूँगा שָׁלוֹם") == ["करूँगा", "שָׁלוֹם"], "a mark belongs to its letter"
     assert numbers("40,000 or 40 000 or ٤٠٠٠٠ or 4") == {"40000", "4"}
     assert (script("今日は"), script("Привет"), script("12 %")) == ("CJK", "CYRILLIC", "")
     assert similarity("Sie moves the labels", "she move a label") > 0.5
     assert longest_copy("a b c d", "x b c d y") == 3
+
+
+def topic(number: int, text: str) -> LedgerItem:
+    return LedgerItem(
+        id=f"i{number}", kind="topic", text=text, importance=0.9, evidence=(Evidence("s0"),)
+    )
+
+
+def test_what_has_no_room_goes_to_the_archive_and_still_answers() -> None:
+    """A fact of the first minutes was gone from memory once the ledger was full."""
+    old = tuple(
+        topic(n, f"Number {n}: the yard in Bergen has {n} docks. " + "x" * 80) for n in range(1, 12)
+    )
+    said = "We decided to order the batteries from Novatek."
+    seen = view([said], old)
+    task = SummaryTask()
+    task.tools = tools(ledger_bytes=1024)
+    outcome = drive(task, seen, scripted({said: "C"}))
+    (event,) = outcome.events
+    assert isinstance(event, SummaryEvent)
+    assert "ledger_trimmed" in event.degraded
+    left = [item.id for item in old if item not in outcome.items]
+    assert left
+    assert [item.id for item in outcome.archived] == left == [i.id for i in old[: len(left)]]
+    kept = Ledger(outcome.items, 20, outcome.archived)
+    passages = passages_of(replace(seen, ledger=kept))
+    assert search("How many docks has the yard of number 1?", passages).passages[0].item == old[0]
+
+
+def test_the_archive_is_in_the_streams_state_and_comes_back() -> None:
+    archived = (topic(1, "The yard in Bergen has 4 docks."),)
+    state = SessionState(stream_id="a", archived=archived, next_item=2)
+    operator = StreamOperator(toy_decoder(), CONFIG)
+    operator.open("a", state)
+    operator.feed(speech("a", 1)[0], 0)
+    assert drain(operator)[-1].state.archived == archived
 
 
 @pytest.mark.usefixtures("device")

@@ -204,6 +204,16 @@ def test_a_limit_below_anything_useful_is_an_error_with_a_sentence() -> None:
         limit.learn(500)
 
 
+def test_the_archive_goes_before_any_note_of_the_ledger() -> None:
+    archived = tuple(replace(item, id=f"a{item.id}") for item in FULL.items)
+    full = replace(FULL, last_output={}, archived=archived)
+    state = fit_state(full, size(full) - 300, size)
+    assert state is not None
+    assert state.items == full.items
+    assert 0 < len(state.archived) < len(archived)
+    assert state.archived == archived[-len(state.archived) :], "the oldest went"
+
+
 def test_states_round_trip_shrunk_or_not() -> None:
     state = fit_state(FULL, size(FULL) - 700, size)
     assert state is not None

@@ -28,6 +28,9 @@ class ByteTokenizer:
     def vocabulary(self) -> dict[str, int]:
         return {str(i): i for i in range(BYTES + 1)}
 
+    def first(self, word: str) -> int:
+        return self.encode(word)[0]
+
     def chat(self, system: str, user: str) -> tuple[list[int], list[int]]:
         """A few tokens in front; the instructions proper would fill a byte tokenizer's window."""
         before, after = user.split("{window}")

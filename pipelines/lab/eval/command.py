@@ -223,7 +223,15 @@ Checkpoints = Annotated[
 Window = Annotated[int, typer.Option(help="Tokens of transcript that stay visible, on all sides.")]
 Answer = Annotated[int, typer.Option(help="Tokens of a plain side's summary.")]
 Context = Annotated[int, typer.Option(help="Tokens of a plain prompt and its answer.")]
-Lines = Annotated[int, typer.Option(help="Only so many lines of each meeting; 0: all.")]
+Lines = Annotated[
+    int, typer.Option("--lines", "--segments", help="Only so many lines of each meeting; 0: all.")
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        help="Keep what each side made of each meeting in this file, and begin with what it has."
+    ),
+]
 
 
 @app.command()
@@ -240,6 +248,7 @@ def summaries(
     window: Window = 1024,
     answer: Answer = 256,
     context: Context = 4096,
+    resume: Resume = None,
     model: Model = MODEL,
     dtype: Dtype = "auto",
     setting: Settings = None,
@@ -262,6 +271,7 @@ def summaries(
             sides=_split(sides),
             checkpoints=checkpoints,
             bounds=Bounds(window, answer, context),
+            resume=resume,
         )
         settings = {"window": window, **_settings(setting, dtype)}
         return evaluation.run(
@@ -298,6 +308,7 @@ def facts(
     window: Window = 1024,
     answer: Answer = 256,
     context: Context = 4096,
+    resume: Resume = None,
     model: Model = MODEL,
     dtype: Dtype = "auto",
     setting: Settings = None,
@@ -324,6 +335,7 @@ def facts(
             sides=_split(sides),
             checkpoints=checkpoints,
             bounds=Bounds(window, answer, context),
+            resume=resume,
         )
         settings = {"window": window, **_settings(setting, dtype)}
         return evaluation.run(

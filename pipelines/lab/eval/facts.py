@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from operators.stream import Stream
@@ -12,39 +11,23 @@ from pipelines.lab.eval import plants
 from pipelines.lab.eval import summary_sides as sides
 from pipelines.lab.eval.engine import Engine
 from pipelines.lab.eval.grounding import Note, share
-from pipelines.lab.eval.meetings import Meeting
 from pipelines.lab.eval.plants import Fact, Planted
 from pipelines.lab.eval.summaries import LAST_WINDOW, OURS, Job, averaged, headline, summarised
-from pipelines.lab.eval.summary_meters import Summarised, meter
+from pipelines.lab.eval.summary_meters import Reply, Summarised, meter
 from pipelines.lab.eval.summary_sides import Say
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What came back to one question; ``fact`` is None where nothing in the transcript answers it."""
-
-    question: str
-    text: str
-    refused: bool
-    fact: Fact | None
-
-    @property
-    def right(self) -> bool:
-        if self.fact is None:
-            return self.refused
-        return not self.refused and plants.answers(self.fact, self.text)
+def right(reply: Reply, fact: Fact | None) -> bool:
+    """Whether a reply has what its fact says; without one, where nothing answers it, it must refuse."""
+    if fact is None:
+        return reply.refused
+    return not reply.refused and plants.answers(fact, reply.text)
 
 
 def run(engine: Engine, planted: Sequence[Planted], job: Job, say: Say) -> dict[str, Any]:
     """All figures; ``facts``: every fact of every meeting and what each side has of it."""
-    replies: dict[str, list[Reply]] = {}
     by_name = {p.meeting.name: p for p in planted}
-
-    def own(meeting: Meeting) -> Summarised:
-        made, replies[meeting.name] = _ours(engine, by_name[meeting.name], say)
-        return made
-
-    made = summarised(engine, job, say, own)
+    made = summarised(engine, job, say, lambda meeting: _ours(engine, by_name[meeting.name], say))
     measured = {
         name: [meter(found[m.name], m, m.checkpoints(job.checkpoints)) for m in job.meetings]
         for name, found in made.items()
@@ -55,7 +38,16 @@ def run(engine: Engine, planted: Sequence[Planted], job: Job, say: Say) -> dict[
     }
     over = {name: averaged(measured[name]) | _remembered(looked[name]) for name in made}
     own_figures, window = over.get(OURS, {}), over.get(LAST_WINDOW, {})
-    asked = [reply for found in replies.values() for reply in found]
+    asked = {
+        p.meeting.name: [
+            (reply, fact)
+            for reply in made[OURS][p.meeting.name].replies
+            for fact in [_asked(p).get(reply.question)]
+        ]
+        for p in planted
+        if OURS in made
+    }
+    told = [(right(reply, fact), fact) for found in asked.values() for reply, fact in found]
     return {
         "retention": own_figures.get("retention"),
         "retention_lastwindow": window.get("retention"),
@@ -63,18 +55,18 @@ def run(engine: Engine, planted: Sequence[Planted], job: Job, say: Say) -> dict[
         "owner": own_figures.get("owner"),
         "due": own_figures.get("due"),
         **headline(over),
-        "answered": _rounded(share([r.right for r in asked if r.fact is not None])),
-        "refused": _rounded(share([r.right for r in asked if r.fact is None])),
+        "answered": _rounded(share([good for good, fact in told if fact is not None])),
+        "refused": _rounded(share([good for good, fact in told if fact is None])),
         "weights": engine.weights,
         "sides": over,
         "by_position": {name: by_position(rows) for name, rows in looked.items()},
         "facts": looked,
         "replies": {
             name: [
-                {"question": r.question, "text": r.text, "right": r.right, "refused": r.refused}
-                for r in found
+                {"question": r.question, "text": r.text, "right": right(r, f), "refused": r.refused}
+                for r, f in found
             ]
-            for name, found in replies.items()
+            for name, found in asked.items()
         },
         "texts": {
             name: {meeting: run.last.text for meeting, run in found.items()}
@@ -83,7 +75,7 @@ def run(engine: Engine, planted: Sequence[Planted], job: Job, say: Say) -> dict[
     }
 
 
-def _ours(engine: Engine, planted: Planted, say: Say) -> tuple[Summarised, list[Reply]]:
+def _ours(engine: Engine, planted: Planted, say: Say) -> Summarised:
     """The product on one meeting; its questions are asked before the stream ends, and what they cost
     is not counted."""
     made, meeting = Summarised(), planted.meeting
@@ -92,7 +84,7 @@ def _ours(engine: Engine, planted: Planted, say: Say) -> tuple[Summarised, list[
         stream = operator.open(meeting.name)
         sides.listen(stream, meeting, made, say)
         asked_at, before = time.perf_counter(), (spent.prefilled, spent.generated)
-        replies = _ask(stream, planted, say)
+        made.replies = _ask(stream, planted, say)
         asking = time.perf_counter() - asked_at
         after = (spent.prefilled, spent.generated)
         stream.close()
@@ -100,17 +92,21 @@ def _ours(engine: Engine, planted: Planted, say: Say) -> tuple[Summarised, list[
     made.seconds = time.perf_counter() - began - asking
     made.prefilled = spent.prefilled - (after[0] - before[0])
     made.generated = spent.generated - (after[1] - before[1])
-    return made, replies
+    return made
+
+
+def _asked(planted: Planted) -> dict[str, Fact | None]:
+    """The questions, and the fact that answers each; None where nothing does."""
+    questions: dict[str, Fact | None] = {f.question: f for f in planted.sheet.facts}
+    return questions | dict.fromkeys(planted.sheet.unanswerable)
 
 
 def _ask(stream: Stream, planted: Planted, say: Say) -> list[Reply]:
-    questions: list[tuple[str, Fact | None]] = [(f.question, f) for f in planted.sheet.facts]
-    questions += [(text, None) for text in planted.sheet.unanswerable]
     replies = []
-    for text, fact in questions:
+    for text in _asked(planted):
         say(f"ours {planted.meeting.name}: {text}")
         answer = stream.ask(text)
-        replies.append(Reply(text, answer.text, answer.refused, fact))
+        replies.append(Reply(text, answer.text, answer.refused))
     return replies
 
 

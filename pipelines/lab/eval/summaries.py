@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from operators.errors import ConfigError
 from pipelines.lab.eval import summary_sides as sides
 from pipelines.lab.eval.engine import Engine
+from pipelines.lab.eval.kept import Kept
 from pipelines.lab.eval.meetings import Meeting
 from pipelines.lab.eval.summary_meters import Summarised, meter
 from pipelines.lab.eval.summary_sides import Bounds, Say, Side
@@ -54,6 +56,8 @@ class Job:
     sides: Sequence[str] = ALL
     checkpoints: int = 10
     bounds: Bounds = field(default_factory=Bounds)
+    resume: Path | None = None
+    """Where finished parts are kept, and taken from."""
 
 
 def run(engine: Engine, job: Job, say: Say) -> dict[str, Any]:
@@ -104,12 +108,18 @@ def summarised(
     if unknown:
         raise ConfigError(f"--sides: any of {', '.join(ALL)}; not {', '.join(sorted(unknown))}")
     plain = plain_sides(engine, job, say)
+    bounds = (job.bounds.window, job.bounds.answer, job.bounds.context, job.checkpoints)
+    kept = Kept(job.resume, [engine.name, engine.weights, engine.settings, bounds])
     made: dict[str, dict[str, Summarised]] = {name: {} for name in job.sides}
     for meeting in job.meetings:
         checkpoints = meeting.checkpoints(job.checkpoints)
         for name in job.sides:
-            side = plain.get(name)
-            made[name][meeting.name] = own(meeting) if side is None else side(meeting, checkpoints)
+            found = kept.get(name, meeting)
+            if found is None:
+                side = plain.get(name)
+                found = own(meeting) if side is None else side(meeting, checkpoints)
+                kept.put(name, meeting, found)
+            made[name][meeting.name] = found
     return made
 
 

@@ -27,11 +27,21 @@ class Revision:
     notes: tuple[Note, ...] = ()
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What came back to one question."""
+
+    question: str
+    text: str
+    refused: bool
+
+
 @dataclass
 class Summarised:
     """One side on one meeting."""
 
     revisions: list[Revision] = field(default_factory=list)
+    replies: list[Reply] = field(default_factory=list)
     prefilled: int = 0
     generated: int = 0
     seconds: float = 0.0
