@@ -197,7 +197,9 @@ def render(items: Sequence[LedgerItem]) -> str:
     for item in items:
         if item.state in GONE:
             continue
-        details = [d for d in (item.owner, item.due) if d and d.casefold() not in item.text.casefold()]
+        details = [
+            d for d in (item.owner, item.due) if d and d.casefold() not in item.text.casefold()
+        ]
         details += ["done"] if item.state == "done" else []
         about = f" ({', '.join(details)})" if details else ""
         lines.append(f"{_LABELS[item.kind]}{about}: {item.text}")
@@ -331,17 +333,16 @@ def _size(items: Iterable[LedgerItem]) -> int:
 
 
 def published(items: Items, most: int) -> Items:
-    """The live items that a summary's text shows, ``most`` of them at most, in their order: what is
-    decided or open before topics and what is done, then by importance, the newer of equals."""
+    """The live items that a summary's text shows, in their order: the ``most`` important, the newer of
+    equals. What is decided or open comes first, but half of the places are for topics and what is
+    done."""
     live = [item for item in items if item.state not in GONE]
-    if len(live) <= most:
-        return tuple(live)
-    order = sorted(range(len(live)), key=lambda at: (_rank(live[at]), at), reverse=True)
-    return tuple(live[at] for at in sorted(order[:most]))
-
-
-def _rank(item: LedgerItem) -> tuple[bool, float]:
-    return _worth(item) == KEEP, item.importance
+    order = sorted(range(len(live)), key=lambda at: (live[at].importance, at), reverse=True)
+    standing = [at for at in order if _worth(live[at]) == KEEP]
+    others = [at for at in order if _worth(live[at]) != KEEP]
+    shown = standing[: most - min(len(others), most // 2)]
+    shown += others[: most - len(shown)]
+    return tuple(live[at] for at in sorted(shown))
 
 
 def changes_of(before: Items, after: Items) -> Iterator[ItemChange]:

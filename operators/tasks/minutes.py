@@ -4,7 +4,8 @@ A model of one or two billion parameters can neither cite nor check itself, but 
 well and rewrites one turn well. So an update (1) judges every new turn by the probabilities of five
 letters, (2) selects the weightiest, (3) has one sentence written of each, with owner and due date of an
 action, and (4) checks every sentence against its turn. Evidence and owner follow from the turn. What
-fails a check is replaced by the turn's own words where these are short, else refused and counted.
+fails a check is written once more with the reason, then replaced by the turn's own words where these
+are short and say something that can be looked up, else refused and counted.
 
 The letters' probabilities are divided by what the model gives for a turn without content (contextual
 calibration, Zhao et al. 2021, arXiv 2102.09690). No rule here knows a language.
@@ -87,9 +88,9 @@ MIN_SUPPORT = 0.6
 KEPT, KEPT_CASELESS = 0.4, 0.6
 """Share of a short turn's content that its note must keep, beside its names; and where names cannot be
 told from other words."""
-COPY_FROM = 12
-MAX_COPY = 8
-"""Units in a row that a note may not copy."""
+MAX_COPY, TERSE = 8, 12
+"""Units in a row that a note may not copy, of turns of more than TERSE units: a shorter one is a minute
+already, and the limit bent its end ("next Friday" for "on Friday")."""
 QUOTE_UNITS, QUOTE_WEIGHT = 18, 0.5
 """A turn of at most so many units that has a number or a name, changes an item or (in scripts without
 capitals) is so sure of its kind may stand for itself when its sentence fails a check twice."""
@@ -226,7 +227,7 @@ class MinuteTaker:
 
     def _note(self, draft: Draft, people: list[str]) -> Ask:
         said, speaker = draft.turn.said, draft.turn.speaker or "the speaker"
-        most = _in_words(said, MAX_COPY) if len(units(said)) > _in_words(said, COPY_FROM) else 0
+        most = 0 if _fits(said, TERSE) else _in_words(said, MAX_COPY)
         form = LINE if draft.owner is None else begins_with(draft.owner)
         limits = {"grammar": form, "max_copy": most, "sources": (said,), "free": tuple(people)}
         return self._text(
@@ -408,8 +409,7 @@ def problem_of(draft: Draft, people: Sequence[str]) -> str:
     kept = KEPT if cased(said) else KEPT_CASELESS
     if not _is_long(said) and support(said, [text, draft.turn.speaker]) < kept:
         return "content_lost"
-    far = len(units(said)) > _in_words(said, COPY_FROM)
-    if far and longest_copy(text, said) > _in_words(said, MAX_COPY):
+    if not _fits(said, TERSE) and longest_copy(text, said) > _in_words(said, MAX_COPY):
         return "copied"
     return ""
 
@@ -455,7 +455,11 @@ def owner_in(answer: str, turn: Turn, people: Sequence[str], names: Names) -> st
 
 
 def _is_long(said: str) -> bool:
-    return len(units(said)) > _in_words(said, QUOTE_UNITS)
+    return not _fits(said, QUOTE_UNITS)
+
+
+def _fits(said: str, count: int) -> bool:
+    return len(units(said)) <= _in_words(said, count)
 
 
 def _in_words(text: str, count: int) -> int:

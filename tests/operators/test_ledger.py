@@ -194,10 +194,12 @@ def test_a_text_shows_what_is_decided_or_open_before_topics() -> None:
         replace(item(5, "A former decision."), kind="decision", state="superseded"),
         replace(item(6, "A task."), kind="action_item", state="done", importance=0.5),
     )
+    more = (replace(item(7, "A question?"), kind="open_question", importance=0.3),)
     assert [i.id for i in published(items, 9)] == ["i1", "i2", "i3", "i4", "i6"]
     assert [i.id for i in published(items, 3)] == ["i1", "i2", "i4"]
     assert [i.id for i in published(items, 2)] == ["i2", "i4"], "of equals the newer one"
     assert [i.id for i in published(items, 1)] == ["i4"]
+    assert [i.id for i in published(items + more, 3)] == ["i2", "i4", "i7"], "half are topics"
 
 
 def test_changes_tell_every_operation_once() -> None:

@@ -20,6 +20,7 @@ from operators.tasks.answer import passages_of
 from operators.tasks.base import Answer, Ask, Due, Ledger, SeenSegment, StreamView, Tools
 from operators.tasks.minutes import (
     Draft,
+    MinuteTaker,
     Turn,
     calibrated,
     checked,
@@ -30,7 +31,16 @@ from operators.tasks.minutes import (
 from operators.tasks.prompts import Prompts
 from operators.tasks.retrieval import search
 from operators.tasks.summary import SummaryTask
-from operators.text import is_question, longest_copy, numbers, script, similarity, units
+from operators.text import (
+    capitalised,
+    cased,
+    is_question,
+    longest_copy,
+    numbers,
+    script,
+    similarity,
+    units,
+)
 from tests.engine import ToyTokenizer, toy_decoder
 from tests.operators.test_stream_operator import CONFIG, drain, essence, speech
 
@@ -242,6 +252,59 @@ def test_a_long_turn_whose_sentence_fails_is_refused_and_counted() -> None:
     draft.problem = problem_of(draft, ["Ana"])
     assert not checked(draft, refused)
     assert refused == {"unsupported": 1}
+
+
+def test_a_sentence_that_lost_a_name_is_asked_again_with_it() -> None:
+    """ "The endurance test ran for 91 hours": which test was not said."""
+    said = "I had the wrong figure, the Sirocco endurance test ran for 91 hours."
+    lost = "The endurance test ran for 91 hours."
+    hints = []
+
+    def answer(prompt: str, ask: Ask) -> Answer:
+        if 'without "I"' not in prompt:
+            return scripted({said: "B"})(prompt, ask)
+        hints.append("Use these words: Sirocco." in prompt)
+        return text(lost.replace("The", "The Sirocco") if hints[-1] else lost)
+
+    event = run(view([said]), answer)
+    assert hints == [False, True]
+    assert [item.text for item in event.items] == ["The Sirocco endurance test ran for 91 hours."]
+
+
+@pytest.mark.parametrize(
+    ("said", "noted"),
+    [
+        ("We need to unplug my laptop and plug in yours.", False),
+        ("We need to unplug the laptop of Priya and plug in yours.", True),
+        ("We need to unplug 2 laptops and plug in yours.", True),
+        ("我们需要把我的笔记本电脑拔下来。", True),  # names cannot be told: the weight decides
+    ],
+)
+def test_a_turn_stands_for_itself_only_if_there_is_something_to_look_up(
+    said: str, noted: bool
+) -> None:
+    event = run(view([said]), scripted({said: "C"}, {said: "Nothing like it at all, 7."}))
+    assert [item.text for item in event.items] == [said] * noted
+    assert sum(event.refused.values()) == 1
+
+
+def test_a_short_turn_is_a_minute_already_and_a_longer_one_is_put_in_other_words() -> None:
+    short = "Tomas will book the laboratory in Granada before June 3."
+    longer = "So then Tomas will book the laboratory in Granada before June 3, as we said."
+    for said, problem in ((short, ""), (longer, "copied")):
+        turn = Turn("Ana", said, 40, [])
+        assert problem_of(Draft(turn, "topic", 1.0, text=short), ["Ana"]) == problem
+        taker = MinuteTaker(tools())
+        ask = taker._note(Draft(turn, "topic", 1.0), ["Ana"])
+        assert ask.max_copy == (8 if problem else 0)
+
+
+def test_names_of_a_sentence() -> None:
+    assert capitalised("Then Ana's team in Porto meets, I'll say, on Friday.") == [
+        *("Ana's", "Porto", "Friday")
+    ]
+    assert capitalised("评审改到周五10点。") == []
+    assert (cased("Привет"), cased("今日は"), cased("नमस्ते")) == (True, False, False)
 
 
 def test_what_is_sure_small_talk_or_unsure_gets_no_note() -> None:
