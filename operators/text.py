@@ -26,7 +26,7 @@ _FULL_WEIGHT = 4
 
 def words(text: str) -> list[str]:
     """Lower-case words of a text, punctuation dropped."""
-    return _WORD.findall(text.lower())
+    return list(_WORD.findall(text.lower()))
 
 
 def units(text: str) -> list[str]:
