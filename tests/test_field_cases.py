@@ -165,7 +165,7 @@ def a_template_that_writes_the_date() -> None:
 def notes_in_another_script_give_way_to_the_words() -> None:
     said = "评审改到星期五上午，供应商晚了。"
     kept, refused, text = note(said, "The team moved the review to Friday.")
-    assert (kept, refused, text) == (True, Counter(other_script=1), said)
+    assert (kept, refused, text) == (True, Counter(other_language=1), said)
 
 
 @case("Q07")

@@ -53,7 +53,7 @@ HINTS = {
     "unsupported": "Say nothing that is not in the turn.",
     "content_lost": "Keep the names and things that the turn is about.",
     "name_lost": "Use these words: {words}.",
-    "other_script": "Write in the language of the turn.",
+    "other_language": "Write in {language}.",
     "empty": "Write one sentence.",
 }
 """What a second try is told, by what was wrong with the first."""
@@ -105,6 +105,8 @@ CHANGED, NEAR = 0.7, 0.5
 """Shared content from which a turn restates an item, and from which it may."""
 RARE = 0.05
 """Share of the turns seen in which a word may occur and still be a name."""
+ASKED_IN = "en"
+"""The prompts' language, which a small model falls into."""
 NOTE_TOKENS, DUE_TOKENS, OWNER_TOKENS = 48, 10, 8
 LINE = Grammar.regex(r"([^\n:：]{1,59}|[^\n:：]{60}[^\n]{0,340})\n?")
 """One line that does not begin with a speaker's name and a colon."""
@@ -142,6 +144,21 @@ class Draft:
     """Why the sentence cannot stand, if it cannot."""
     owner: str | None = None
     due: str | None = None
+    spoken: str | None = None
+    """The turn's language (BCP 47), where it is known."""
+    wanted: str | None = None
+    """The language the stream wants its notes in; None: the turn's own."""
+
+    @property
+    def translated(self) -> bool:
+        """Whether the sentence is in another language than the turn: their words cannot be compared."""
+        return bool(self.wanted and self.spoken and not languages.same(self.wanted, self.spoken))
+
+    @property
+    def language(self) -> str:
+        """What the sentence is to be written in, in words."""
+        tag = self.wanted or self.spoken
+        return languages.name(tag) if tag else "the language of that turn"
 
 
 @dataclass
@@ -177,6 +194,7 @@ class MinuteTaker:
         people = sorted(speakers | set(view.settings.participants or ()))
         yield from self._relate(turns, view.ledger.items, made)
         made.drafts = select(turns)
+        self._name_languages(made.drafts, view)
         yield from self._details(made, people, Names(view))
         yield from self._write(made.drafts, made, people)
         yield from self._write([draft for draft in made.drafts if draft.problem], made, people)
@@ -215,6 +233,15 @@ class MinuteTaker:
 
     # --- write -------------------------------------------------------------------------------
 
+    def _name_languages(self, drafts: Sequence[Draft], view: StreamView) -> None:
+        """What each turn is in (the stream's language where it does not tell) and what its note is to be
+        in. Mutates the drafts."""
+        usual = languages.detect(" ".join(s.text for s in view.segments))
+        wanted = languages.known(view.settings.summary_language)
+        for draft in drafts:
+            draft.spoken = languages.detect(draft.turn.said) or usual
+            draft.wanted = wanted
+
     def _write(self, drafts: Sequence[Draft], made: Minutes, people: list[str]) -> Part:
         """One sentence per draft. Mutates the drafts."""
         if not drafts:
@@ -237,7 +264,8 @@ class MinuteTaker:
             what=WHAT[draft.kind],
             speaker=speaker,
             turn=draft.turn.line,
-            hint=HINTS.get(draft.problem, "").format(words=", ".join(lost_names(draft))),
+            language=draft.language,
+            hint=_hint(draft),
         )
 
     def _details(self, made: Minutes, people: Sequence[str], names: Names) -> Part:
@@ -375,10 +403,16 @@ def calibrated(weights: Sequence[float], prior: Sequence[float]) -> tuple[float,
     return tuple(r / total for r in raw)
 
 
+def _hint(draft: Draft) -> str:
+    """What a second try is told, by what was wrong with the first; empty for a first one."""
+    words = ", ".join(lost_names(draft))
+    return HINTS.get(draft.problem, "").format(words=words, language=draft.language)
+
+
 def checked(draft: Draft, refused: Counter[str]) -> bool:
     """Whether the draft may become a note. One whose sentence fails a check says what its turn says,
     word for word, where that is short enough."""
-    if draft.problem:
+    if draft.problem and not _says_what_is_new(draft):
         refused[draft.problem] += 1
         said = draft.turn.said
         sure = not cased(said) and draft.importance >= QUOTE_WEIGHT
@@ -389,23 +423,35 @@ def checked(draft: Draft, refused: Counter[str]) -> bool:
     return bool(draft.text)
 
 
+def _says_what_is_new(draft: Draft) -> bool:
+    """Whether the sentence lost only names of the item that is now otherwise ("not on Tuesday")."""
+    turn = draft.turn
+    if draft.problem != "name_lost" or turn.changes is None:
+        return False
+    before = content(turn.changes.text).keys()
+    was = all(content(name).keys() <= before for name in lost_names(draft))
+    return was and support(turn.said, [draft.text, turn.speaker]) >= KEPT
+
+
 def problem_of(draft: Draft, people: Sequence[str]) -> str:
     """Why the draft's sentence cannot stand, or an empty string."""
     text, said = draft.text, draft.turn.said
     sources = [draft.turn.line, *people, draft.owner or ""]
     if len(units(text)) < 2:
         return "empty"
-    if script(text) != script(said) and script(said):
-        return "other_script"
+    if _in_another_language(draft):
+        return "other_language"
     if numbers(text) - numbers(" ".join(sources)):
         return "number_added"
     before = draft.turn.changes.text if draft.turn.changes is not None else ""
     if draft.kind != "topic" and numbers(said) - numbers(f"{text} {before}"):
         return "number_lost"
-    if support(text, sources) < MIN_SUPPORT:
-        return "unsupported"
     if lost_names(draft):
         return "name_lost"
+    if draft.translated:
+        return ""
+    if support(text, sources) < MIN_SUPPORT:
+        return "unsupported"
     kept = KEPT if cased(said) else KEPT_CASELESS
     if not _is_long(said) and support(said, [text, draft.turn.speaker]) < kept:
         return "content_lost"
@@ -414,10 +460,27 @@ def problem_of(draft: Draft, people: Sequence[str]) -> str:
     return ""
 
 
+def _in_another_language(draft: Draft) -> bool:
+    """Whether the sentence is plainly not in the language it is to be in."""
+    if (
+        not draft.wanted
+        and script(draft.turn.said)
+        and script(draft.text) != script(draft.turn.said)
+    ):
+        return True
+    tag = draft.wanted or draft.spoken
+    if tag is None:
+        return False
+    found = languages.detect(draft.text)
+    if found:
+        return not languages.same(found, tag)
+    return languages.looks_like(draft.text, ASKED_IN, rather_than=tag)
+
+
 def lost_names(draft: Draft) -> list[str]:
-    """The names of a short turn that its sentence does not have."""
+    """The names of a short turn that its sentence does not have, if it is no translation."""
     turn = draft.turn
-    if _is_long(turn.said):
+    if _is_long(turn.said) or draft.translated:
         return []
     kept = content(" ".join((draft.text, draft.owner or "", turn.speaker)))
     return [name for name in capitalised(turn.said) if not content(name).keys() <= kept.keys()]

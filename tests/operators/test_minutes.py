@@ -172,7 +172,7 @@ def test_a_sentence_with_another_number_or_script_gives_way_to_the_turn_itself(
 ) -> None:
     decision = MEETINGS[language][0]
     for wrong, reason in ((decision.replace("10", "11").replace("ten", "11"), "number_added"),
-                          ("Решение принято" if language != "ru" else "x", "other_script")):  # fmt: skip
+                          ("Решение принято", "other_language")):  # fmt: skip
         event = run(view([decision]), scripted({decision: "C"}, {decision: wrong}))
         assert [item.text for item in event.items] == [decision]
         assert event.refused == {reason: 1}
@@ -297,6 +297,31 @@ def test_a_short_turn_is_a_minute_already_and_a_longer_one_is_put_in_other_words
         taker = MinuteTaker(tools())
         ask = taker._note(Draft(turn, "topic", 1.0), ["Ana"])
         assert ask.max_copy == (8 if problem else 0)
+
+
+def test_notes_are_in_the_language_of_the_turn_or_the_one_asked_for() -> None:
+    """A small model that is asked in English writes English, unless it is told the language."""
+    said = "Der Kunde in Halden hat 640 Stück bestellt."
+    english = "The customer in Halden ordered 640 pieces."
+    asked = []
+
+    def answer(prompt: str, ask: Ask) -> Answer:
+        if 'without "I"' not in prompt:
+            return scripted({said: "B"})(prompt, ask)
+        asked.append(prompt)
+        return text(english)
+
+    event = run(view([said]), answer)
+    assert "in German, with" in asked[0]
+    assert "Write in German." in asked[1]
+    assert [item.text for item in event.items] == [said]
+    seen = view([said])
+    event = run(replace(seen, settings=StreamSettings(summary_language="en")), answer)
+    assert "in English, with" in asked[2]
+    assert [item.text for item in event.items] == [english]
+    wrong = Draft(Turn("Ana", said, 9, []), "topic", 1.0, "The customer ordered 60.", wanted="en")
+    wrong.spoken = "de"
+    assert problem_of(wrong, ["Ana"]) == "number_added"
 
 
 def test_names_of_a_sentence() -> None:

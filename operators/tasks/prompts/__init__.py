@@ -36,7 +36,7 @@ _OPTIONAL = {
     "summary": {"ledger", "since"},
     "answer": {"language"},
     "translate": {"hint"},
-    "note": {"hint", "speaker", "what"},
+    "note": {"hint", "language", "speaker", "what"},
     "owner": {"speaker"},
 }
 """``ledger``: the notes so far. The default prompt leaves it out: a 1.5B model that sees its notes
