@@ -45,6 +45,8 @@ _LABELS = {kind: label for label, kind in _KINDS.items()}
 MAX_ITEM_CHARS = 280
 SAME = 0.7
 """Similarity from which two items are about the same thing."""
+NEAR, MAX_EVIDENCE = 0.6, 6
+"""Similarity from which two topics are one in a ledger that is too long, and places that it then has."""
 MAX_REPEATED = 0.3
 """Share of a note's trigrams that may stand in the ledger already: small models vary sentences' ends."""
 
@@ -291,17 +293,43 @@ def settle(
 
 
 def trim(items: Items, limit: int) -> tuple[Items, Items]:
-    """The ledger within ``limit`` bytes of text, and what has no room: first what is superseded or
-    withdrawn, then what is done, then topics, the oldest first. Decisions, open actions and open
-    questions stay, and so does what a person wrote."""
-    size, gone = _size(items), set[str]()
-    for item in sorted(items, key=_worth):
+    """The ledger within ``limit`` bytes of text, and what has no room: first topics that another says
+    too, then what is superseded or withdrawn, then what is done, then topics, the oldest first.
+    Decisions, open actions and open questions stay, and so does what a person wrote."""
+    if _size(items) <= limit:
+        return items, ()
+    kept = _without_doubles(items)
+    size, gone = _size(kept), {item.id for item in items} - {item.id for item in kept}
+    for item in sorted(kept, key=_worth):
         if size <= limit or _worth(item) == KEEP:
             break
         gone.add(item.id)
         size -= _size([item])
-    kept = tuple(item for item in items if item.id not in gone)
-    return kept, tuple(item for item in items if item.id in gone)
+    left = tuple(item for item in kept if item.id not in gone)
+    return left, tuple(item for item in items if item.id in gone)
+
+
+def _without_doubles(items: Items) -> Items:
+    """The items without topics that a later topic says nearly too, numbers included; that one takes
+    over where it was said."""
+    kept: list[LedgerItem] = []
+    topics: list[tuple[LedgerItem, dict[str, float], set[str]]] = []
+    for item in reversed(items):
+        if item.kind != "topic" or item.state != "open" or item.by == "person":
+            kept.append(item)
+            continue
+        said, counted = content(item.text, digits=False), numbers(item.text)
+        like = next(
+            (t for t, has, its in topics if counted <= its and overlap(said, has) >= NEAR), None
+        )
+        if like is None:
+            kept.append(item)
+            topics.append((item, said, counted))
+            continue
+        at = next(n for n, found in enumerate(kept) if found.id == like.id)
+        both = tuple(dict.fromkeys((*item.evidence, *kept[at].evidence)))[:MAX_EVIDENCE]
+        kept[at] = replace(kept[at], evidence=both)
+    return tuple(reversed(kept))
 
 
 KEEP = 3

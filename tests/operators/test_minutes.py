@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from operators import languages
 from operators.config import OperatorConfig
@@ -361,7 +362,9 @@ def test_copies_of_long_turns_are_no_notes() -> None:
 
 def test_what_goes_first_when_the_ledger_is_full() -> None:
     def item(name: str, kind: str, state: str = "open", weight: float = 0.5) -> LedgerItem:
-        return LedgerItem(id=name, kind=kind, text="x" * 100, state=state, importance=weight)  # type: ignore[arg-type]
+        return LedgerItem(
+            id=name, kind=kind, text=(name * 100)[:100], state=state, importance=weight
+        )  # type: ignore[arg-type]
 
     items = (
         item("old", "decision", "superseded"), item("a1", "action_item", "done"),
@@ -381,6 +384,21 @@ def test_what_goes_first_when_the_ledger_is_full() -> None:
         ["d1", "a2", "q"],
         ["d1", "a2", "q"],
     ]
+
+
+def test_a_full_ledger_first_gives_up_topics_that_another_says_too() -> None:
+    said = (
+        "The yard in Bergen has 4 docks, Oskar said.",
+        "Oskar said that the yard in Bergen has 4 docks, all of them in use.",
+        "Oskar said that the yard in Bergen has 5 docks.",
+        "Priya reported on the contract with Hartmann.",
+    )
+    items = tuple(topic(n, words) for n, words in enumerate(said))
+    items = tuple(structs.replace(i, evidence=(Evidence(f"s{n}"),)) for n, i in enumerate(items))
+    left, gone = ledger.trim(items, sum(map(len, said)) - 1)
+    assert [item.id for item in gone] == ["i0"]
+    assert [e.segment_id for e in left[0].evidence] == ["s0", "s1"]
+    assert left[1:] == items[2:], "another number is another thing"
 
 
 @pytest.mark.parametrize(
