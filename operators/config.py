@@ -104,8 +104,8 @@ class OperatorConfig:
     ledger_tokens: int = 320
     """Token budget of the ledger shown to the model; above it the ledger is compacted."""
     ledger_bytes: int = 49_152
-    """Bytes of the durable ledger (text of its items). Above it what is superseded, withdrawn or done,
-    then the oldest topics go to the archive, which says ``ledger_trimmed``."""
+    """Bytes of the durable ledger (text of its items). Above it topics told twice, what is superseded,
+    withdrawn or done, then the oldest topics go to the archive, which says ``ledger_trimmed``."""
     archive_bytes: int = 98_304
     """Bytes of the archive, the part of a stream's state that answers questions and that events do not
     show. Above it the oldest items are forgotten, which says ``archive_trimmed`` (0: no archive)."""
