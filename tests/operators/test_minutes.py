@@ -43,6 +43,7 @@ from operators.text import (
     units,
 )
 from tests.engine import ToyTokenizer, toy_decoder
+from tests.operators.scripted import Scripted
 from tests.operators.test_stream_operator import CONFIG, drain, essence, speech
 
 KIND = dict(zip("ABCDE", range(5), strict=True))
@@ -481,6 +482,27 @@ def test_the_archive_is_in_the_streams_state_and_comes_back() -> None:
     operator.open("a", state)
     operator.feed(speech("a", 1)[0], 0)
     assert drain(operator)[-1].state.archived == archived
+
+
+def test_an_updates_event_says_what_it_changed() -> None:
+    notes = iter(["we move the red button", "test a remote again", "the button and it"])
+    settings = {"targets": (), "summary_tokens": 60, "update_tokens": 90, "ledger_tokens": 100}
+    config = OperatorConfig.from_dict({**CONFIG.to_dict(), **settings})
+    model = Scripted(lambda prompt: f"TOPIC: {next(notes, 'we move the red button')}.")
+    operator = StreamOperator(model, config)
+    operator.open("a")
+    for at in range(14):
+        operator.feed(speech("a", 14)[at], at)
+    known: list[str] = []
+    changed = []
+    for event in [e for emission in drain(operator) for e in emission.events]:
+        assert isinstance(event, SummaryEvent)
+        now = [item.id for item in event.items]
+        added = [change.id for change in event.changes if change.op == "add"]
+        assert added == now[len(known) :]
+        known, changed = now, [*changed, bool(event.changes)]
+    assert len(known) >= 2
+    assert not all(changed), "nothing new, no change"
 
 
 @pytest.mark.usefixtures("device")
