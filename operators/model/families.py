@@ -37,7 +37,7 @@ FAMILIES = (
     Family("llama3", (("<|start_header_id|>",),), ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")),
     Family("gemma", (("<start_of_turn>",),), ("<end_of_turn>",)),
     Family("mistral", (("[INST]",),), ("</s>",)),
-    Family("plain", ((),), _CHATML),
+    Family("plain", ((),), (*_CHATML, "<|eot_id|>")),
 )
 """The first whose marks a template has is its family; any template is at least plain."""
 NAMES = tuple(family.name for family in FAMILIES)
