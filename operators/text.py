@@ -140,7 +140,7 @@ def capitalised(sentence: str) -> list[str]:
     """The words of a sentence that begin with a capital, but for its first: names, days, in German all
     nouns. None in scripts without capitals."""
     found = _WORD.findall(unicodedata.normalize("NFKC", sentence))[1:]
-    return [word for word in found if word[0].isupper() and len(re.split("['’]", word)[0]) > 1]
+    return [word for word in found if word[0].isupper() and sum(map(str.isalpha, word[:2])) > 1]
 
 
 def cased(text: str) -> bool:

@@ -143,12 +143,18 @@ class GrammarMask:
 
 class NoCopy:
     """Forbids the token with which a run of the answer would copy ``most`` units in a row of one of
-    the sources. Numbers may be copied, and so may what stands in ``free``, such as names."""
+    the sources, or ``first`` units from the answer's beginning on. Numbers may be copied, and so may
+    what stands in ``free``, such as names."""
 
     def __init__(
-        self, tokenizer: Tokenizer, sources: Sequence[str], most: int, free: Sequence[str] = ()
+        self,
+        tokenizer: Tokenizer,
+        sources: Sequence[str],
+        most: int,
+        free: Sequence[str] = (),
+        first: int = 0,
     ) -> None:
-        self._decode, self._most = tokenizer.decode, most
+        self._decode, self._most, self._first = tokenizer.decode, most, first or most
         self._sources = [
             tuple(tokenizer.encode(form)) for text in sources for form in {text, f" {text}"} if text
         ]
@@ -170,7 +176,7 @@ class NoCopy:
 
     def _banned(self, output: Sequence[int]) -> set[int]:
         banned: set[int] = set()
-        if len(output) + 1 < self._most // 2:
+        if len(output) + 1 < min(self._most, self._first) // 2:
             return banned
         for source in self._sources:
             for at in range(1, len(source)):
@@ -179,16 +185,19 @@ class NoCopy:
                     length < min(at, len(output)) and source[at - 1 - length] == output[-1 - length]
                 ):
                     length += 1
-                if length and source[at] not in self._free and self._too_long(source, at, length):
-                    banned.add(source[at])
+                most = self._first if length == len(output) else self._most
+                if length and source[at] not in self._free:
+                    run = self._decode(source[at - length : at + 1])
+                    if self._too_long(run, most):
+                        banned.add(source[at])
         return banned
 
-    def _too_long(self, source: Sequence[int], at: int, length: int) -> bool:
-        run = self._decode(source[at - length : at + 1])
-        if len(run) < self._most:
+    @staticmethod
+    def _too_long(run: str, most: int) -> bool:
+        if len(run) < most:
             return False
         found = units(run)
-        return len(found) >= self._most and not found[-1].isdigit()
+        return len(found) >= most and not found[-1].isdigit()
 
 
 def _vocabulary(tokenizer: Tokenizer, size: int) -> Any:

@@ -101,7 +101,8 @@ class TaskRunner:
         if ask.grammar is not None:
             made.append(self._grammars.mask(ask.grammar))
         if ask.max_copy:
-            made.append(NoCopy(self._tokenizer, ask.sources, ask.max_copy, ask.free))
+            limits = (ask.max_copy, ask.free, ask.first_copy)
+            made.append(NoCopy(self._tokenizer, ask.sources, *limits))
         return made
 
     def _heads_for(self, kind: str) -> Heads:

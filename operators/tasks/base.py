@@ -168,6 +168,8 @@ class Ask:
     ends: Callable[[Sequence[int]], bool] | None = None
     grammar: Grammar | None = None
     max_copy: int = 0
+    first_copy: int = 0
+    """The limits of :class:`~operators.decoding.constraints.NoCopy` (0: none, and the same)."""
     sources: tuple[str, ...] = ()
     free: tuple[str, ...] = ()
     choices: tuple[int, ...] = ()

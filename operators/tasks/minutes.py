@@ -88,12 +88,14 @@ MIN_SUPPORT = 0.6
 KEPT, KEPT_CASELESS = 0.4, 0.6
 """Share of a short turn's content that its note must keep, beside its names; and where names cannot be
 told from other words."""
-MAX_COPY, TERSE = 8, 12
-"""Units in a row that a note may not copy, of turns of more than TERSE units: a shorter one is a minute
-already, and the limit bent its end ("next Friday" for "on Friday")."""
+MAX_COPY = 8
+"""Units in a row that a note may not copy."""
+TERSE, FIRST_COPY = 12, 5
+"""Of a turn of at most TERSE units it may not copy FIRST_COPY from the beginning on: so other words are
+found for its verb rather than for its end, which a limit bends ("next Friday" for "on Friday")."""
 QUOTE_UNITS, QUOTE_WEIGHT = 18, 0.5
-"""A turn of at most so many units that has a number or a name, changes an item or (in scripts without
-capitals) is so sure of its kind may stand for itself when its sentence fails a check twice."""
+"""A turn of at most so many units that has a number or a name or (in scripts without capitals) is so
+sure of its kind may stand for itself when its sentence fails a check twice."""
 TELLING = 3.0
 """Content a turn must have to be compared with items: a few short words are like anything."""
 RELATED, PAIRS = 0.4, 12
@@ -254,9 +256,12 @@ class MinuteTaker:
 
     def _note(self, draft: Draft, people: list[str]) -> Ask:
         said, speaker = draft.turn.said, draft.turn.speaker or "the speaker"
-        most = 0 if _fits(said, TERSE) else _in_words(said, MAX_COPY)
+        most, first = _in_words(said, MAX_COPY), 0
+        if _fits(said, TERSE):
+            first = 0 if _fits(said, MAX_COPY - 1) else _in_words(said, FIRST_COPY)
         form = LINE if draft.owner is None else begins_with(draft.owner)
-        limits = {"grammar": form, "max_copy": most, "sources": (said,), "free": tuple(people)}
+        limits = {"grammar": form, "max_copy": most, "first_copy": first}
+        limits |= {"sources": (said,), "free": tuple(people)}
         return self._text(
             "note",
             NOTE_TOKENS,
@@ -416,7 +421,7 @@ def checked(draft: Draft, refused: Counter[str]) -> bool:
         refused[draft.problem] += 1
         said = draft.turn.said
         sure = not cased(said) and draft.importance >= QUOTE_WEIGHT
-        telling = numbers(said) or capitalised(said) or draft.turn.changes or sure
+        telling = numbers(said) or capitalised(said) or sure
         if _is_long(said) or not telling:
             return False
         draft.text = said.strip()

@@ -145,6 +145,13 @@ def test_numbers_and_names_may_be_copied() -> None:
     assert not torch.isfinite(plain.apply(torch.zeros(VOCAB), before)).all()
 
 
+def test_the_first_run_may_be_shorter_than_the_others() -> None:
+    mask = NoCopy(TOKENIZER, ["one two three four five"], 5, first=3)
+    for words, free in (("one two ", False), ("well one two ", True), ("One two ", True)):
+        allowed = mask.apply(torch.zeros(VOCAB), TOKENIZER.encode(words))
+        assert bool(torch.isfinite(allowed).all()) == free, words
+
+
 class Verdict(Task):
     """A user's task whose answer has a form."""
 

@@ -290,7 +290,7 @@ def test_a_turn_stands_for_itself_only_if_there_is_something_to_look_up(
     assert sum(event.refused.values()) == 1
 
 
-def test_a_short_turn_is_a_minute_already_and_a_longer_one_is_put_in_other_words() -> None:
+def test_how_much_of_a_turn_may_be_copied() -> None:
     short = "Tomas will book the laboratory in Granada before June 3."
     longer = "So then Tomas will book the laboratory in Granada before June 3, as we said."
     for said, problem in ((short, ""), (longer, "copied")):
@@ -298,7 +298,7 @@ def test_a_short_turn_is_a_minute_already_and_a_longer_one_is_put_in_other_words
         assert problem_of(Draft(turn, "topic", 1.0, text=short), ["Ana"]) == problem
         taker = MinuteTaker(tools())
         ask = taker._note(Draft(turn, "topic", 1.0), ["Ana"])
-        assert ask.max_copy == (8 if problem else 0)
+        assert (ask.max_copy, ask.first_copy) == (8, 0 if problem else 5)
 
 
 def test_notes_are_in_the_language_of_the_turn_or_the_one_asked_for() -> None:
