@@ -169,6 +169,7 @@ def test_prompts_have_no_double_spaces_and_no_space_at_a_lines_begin(
         "turn": "Ana: Who pays?",
         "speaker": "Ana",
         "what": "what was said",
+        "language": "English",
         "hint": "",
         "note": "N",
     }
