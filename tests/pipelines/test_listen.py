@@ -136,13 +136,17 @@ def test_a_recogniser_in_parts_is_joined_and_its_bytes_are_checked(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("flite"), reason="flite makes the speech; it is not here")
-def test_spoken_words_arrive_as_segments(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recogniser", list(whisper.RECOGNISERS))
+def test_spoken_words_arrive_as_segments(tmp_path: Path, recogniser: str) -> None:
     pytest.importorskip("faster_whisper")
     speech = tmp_path / "talk.wav"
     text = "The review moves to Friday. Anna will call the customers."
     subprocess.run(["flite", "-voice", "slt", "-t", text, "-o", str(speech)], check=True)
     done = subprocess.run(
-        [sys.executable, "-m", "longstream", "listen", str(speech), "--finals"],
+        [
+            *[sys.executable, "-m", "longstream", "listen", str(speech), "--finals"],
+            *["--recogniser", recogniser],
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,
