@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import shlex
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any
 import jsonschema
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from docs.generate import PAGES
 from pipelines.cli.main import COMMANDS, make_cli
 from pipelines.config.load import Settings
+from tests.newcomer import steps as steps_of
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -198,6 +201,21 @@ def test_every_command_shown_can_be_typed(document: Path) -> None:
         except (Exception, SystemExit) as error:
             wrong.append(f"{line}: {error}")
     assert wrong == []
+
+
+def test_the_quick_starts_small_commands_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that need neither model nor broker; `make newcomer` runs all of them."""
+    page = (ROOT / "docs" / "quickstart.md").read_text("utf-8")
+    small = ("longstream convert", "longstream init", "longstream config")
+    commands = [step.command for step in steps_of(page) if step.command.startswith(small)]
+    assert len(commands) == 4
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    for command in commands:
+        done = CliRunner().invoke(make_cli(), shlex.split(command)[1:])
+        assert done.exit_code == 0, (command, done.output)
 
 
 def test_a_wrong_command_is_noticed() -> None:
