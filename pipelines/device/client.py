@@ -66,6 +66,7 @@ class DeviceClient:
         self._stall_timeout_s = stall_timeout_s
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._outgoing = bytearray()
         self._tasks: list[asyncio.Task[None]] = []
         self._drops: dict[tuple[str, int], tuple[asyncio.Future[None], bool]] = {}
         self._generation = 0
@@ -201,9 +202,17 @@ class DeviceClient:
         }
 
     def _send(self, command: protocol.Command) -> None:
+        """Commands of one turn of the event loop go in one write."""
         if self._writer is None or self._writer.is_closing():
             raise DeviceError("the device process is not running")
-        self._writer.write(frame(command))
+        if not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outgoing += frame(command)
+
+    def _flush(self) -> None:
+        data, self._outgoing = bytes(self._outgoing), bytearray()
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(data)
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         frames = FrameReader(protocol.Report)

@@ -50,6 +50,7 @@ class Family:
         self.spec = spec
         self._constant = tuple(constant.values())
         self._seen: set[tuple[str, ...]] = set()
+        self._children: dict[tuple[str, ...], Counter | Gauge | Histogram] = {}
         names = (*constant, *spec.labels)
         full = f"{PREFIX}_{spec.name}"
         self._parent: Counter | Gauge | Histogram
@@ -82,13 +83,18 @@ class Family:
             child.observe(value)
 
     def _child(self, labels: tuple[str, ...]) -> Counter | Gauge | Histogram:
-        values = (*self._constant, *labels)
-        return self._parent.labels(*values) if values else self._parent
+        child = self._children.get(labels)
+        if child is None:
+            values = (*self._constant, *labels)
+            child = self._parent.labels(*values) if values else self._parent
+            self._children[labels] = child
+        return child
 
     def remove(self, *labels: str) -> None:
         """Stop exporting one label combination, if it was exported."""
         if labels in self._seen:
             self._seen.discard(labels)
+            self._children.pop(labels, None)
             self._parent.remove(*self._constant, *labels)
 
     def _bounded(self, labels: tuple[str, ...]) -> tuple[str, ...]:
