@@ -162,6 +162,21 @@ def test_a_backend_answers_as_if_it_had_no_memory() -> None:
     assert all(r.generated <= 8 for r in replies)
 
 
+def test_answers_beside_each_other_are_those_one_after_the_other() -> None:
+    model = toy_decoder()
+    encode = model.tokenizer.encode
+    asked = [(f"the same beginning, {end}" * n, 5 + n) for n, end in enumerate("abcdefg", start=1)]
+    backend = EngineBackend(model, encode, context=600, at_once=3)
+    alone = EngineBackend(model, encode, context=600)
+    replies = backend.replies(asked)
+    assert [r.text for r in replies] == [alone.reply(*one).text for one in asked]
+    assert [r.text for r in backend.replies(asked[::-1])] == [r.text for r in replies[::-1]]
+    beginning = len(encode("the same beginning, "))
+    assert sum(r.prefilled for r in replies) == beginning + sum(
+        len(encode(message)) - beginning for message, _ in asked
+    )
+
+
 def test_a_prompt_beyond_the_context_is_refused() -> None:
     backend = EngineBackend(toy_decoder(), lambda message: [1] * 30, context=32)
     with pytest.raises(ConfigError, match="raise --context"):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
+from operators import languages
 from operators.config import OperatorConfig
 from operators.errors import ConfigError
 from operators.events import Segment, Speaker, StreamSettings, TranslationEvent
@@ -206,6 +207,41 @@ def test_chinese_is_cut_at_clauses_and_joined_without_spaces() -> None:
     made = heard(operator, [text], language="zh")
     assert made[-1].committed == text
     assert all(e.committed[-1] in "，。" for e in made)
+
+
+RIGHT_TO_LEFT = {
+    "ar": "قالت: «نَعَم، سنلتقي يوم ١٤ مارس، أليس كذلك؟»\u200f ثم ذهبت إلى البيت…",
+    "he": 'היא אמרה: "שָׁלוֹם, ניפגש ב־14 במרץ, נכון?"\u200f ואז הלכה הביתה…',
+}
+"""With vowel marks, a mark of direction behind a quote, and digits of two kinds."""
+
+
+@pytest.mark.parametrize("tag", sorted(RIGHT_TO_LEFT))
+def test_right_to_left_text_is_kept_mark_by_mark(tag: str) -> None:
+    said = RIGHT_TO_LEFT[tag]
+    operator = make(lambda prompt: said, targets=(tag,))
+    (event,) = heard(operator, ["We will meet on 14 March, won't we?"], language="en")
+    assert event.committed == said
+    assert not event.degraded
+
+
+@pytest.mark.parametrize("tag", sorted(RIGHT_TO_LEFT))
+def test_pieces_of_right_to_left_text_are_joined_in_the_order_they_were_said(tag: str) -> None:
+    """The first piece comes first in the string, with a space at the seam; cut where a clause ends."""
+    pieces = [f"{n} {RIGHT_TO_LEFT[tag]}" for n in (1, 2, 3)]
+    said = [f"Then she said number {n}, and 14 too, and went home." for n in (1, 2, 3)]
+
+    def knows(prompt: str) -> str:
+        return pieces[said.index(asked(prompt)[2])]
+
+    operator = make(knows, targets=(tag,), translation_unit_tokens=64)
+    made = heard(operator, [" ".join(said)], language="en")
+    assert made[-1].committed == " ".join(pieces)
+    assert all(b.committed.startswith(a.committed) for a, b in itertools.pairwise(made))
+
+    parts = languages.split(" ".join(pieces), 40, len, tag)
+    assert languages.join(parts) == " ".join(pieces)
+    assert all(len(part) <= 40 and not part[-1].isalnum() for part in parts)
 
 
 def test_the_glossary_of_a_stream_holds_and_its_targets_are_its_own() -> None:

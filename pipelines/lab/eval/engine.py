@@ -72,9 +72,9 @@ class Engine:
         finally:
             operator.close()
 
-    def backend(self, context: int) -> Backend:
-        """The same weights behind a plain prompt."""
-        return EngineBackend(self.model, self.template, context)
+    def backend(self, context: int, at_once: int = 1) -> Backend:
+        """The same weights behind a plain prompt; ``at_once``: answers beside each other."""
+        return EngineBackend(self.model, self.template, context, at_once)
 
     @property
     def weights(self) -> str:
@@ -118,8 +118,8 @@ class ServedEngine(Engine):
         finally:
             operator.close()
 
-    def backend(self, context: int) -> Backend:
-        return ServedBackend(self.text)
+    def backend(self, context: int, at_once: int = 1) -> Backend:
+        return ServedBackend(self.text, at_once)
 
     @property
     def weights(self) -> str:

@@ -32,7 +32,7 @@ ALL = (OURS, OFFLINE, ALONE, PLAIN)
 class Job:
     """What is measured. ``gguf``: the model's file, if llama.cpp is a side. ``every_ms``: between two
     partials. ``context``: tokens of a plain prompt. ``texts``: a file that every output is appended
-    to. ``at_once``: documents of the product's side translated beside each other."""
+    to. ``at_once``: documents, or prompts of a plain side, translated beside each other."""
 
     corpora: Sequence[Corpus]
     policy: str = FINALS
@@ -74,7 +74,7 @@ def _runners(engine: Engine, job: Job, say: Say) -> dict[str, Callable[[Corpus],
 
     def backend() -> Backend:
         if not asked:
-            asked.append(engine.backend(job.context))
+            asked.append(engine.backend(job.context, job.at_once))
         return asked[0]
 
     known: dict[str, Callable[[Corpus], Translated]] = {
@@ -83,7 +83,11 @@ def _runners(engine: Engine, job: Job, say: Say) -> dict[str, Callable[[Corpus],
             if job.at_once > 1
             else sides.ours(engine, c, job.policy, job.every_ms, say)
         ),
-        ALONE: lambda c: sides.without_context(engine, c, say),
+        ALONE: lambda c: (
+            sides.many(engine, c, job.at_once, say, alone=True)
+            if job.at_once > 1
+            else sides.without_context(engine, c, say)
+        ),
         PLAIN: lambda c: sides.plain(backend(), engine, c, say),
         OFFLINE: lambda c: sides.offline(backend(), engine, c, say),
     }
@@ -93,7 +97,7 @@ def _runners(engine: Engine, job: Job, say: Say) -> dict[str, Callable[[Corpus],
     if LLAMACPP in job.sides:
         if job.gguf is None:
             raise ConfigError(f"{LLAMACPP!r} needs a model that is a GGUF file")
-        other = LlamaCppBackend(job.gguf, job.context, job.threads)
+        other = LlamaCppBackend(job.gguf, job.context, job.threads, job.at_once)
         chosen[LLAMACPP] = lambda c: sides.plain(other, engine, c, say)
     return chosen
 

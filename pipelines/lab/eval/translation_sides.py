@@ -22,6 +22,8 @@ from pipelines.lab.eval.parallel import Corpus, Sentence
 
 FINALS, RETRANSLATION = "finals", "retranslation"
 TOKENS_PER_SOURCE_TOKEN, TOKENS_AT_LEAST = 3, 48
+GROUP = 50
+"""Prompts of a plain side that a backend gets together."""
 PLAIN = "Translate into {language}: {text}"
 IN_CONTEXT = "{document}\n\nTranslate this sentence of the text above into {language}: {text}"
 
@@ -85,18 +87,24 @@ def ours(engine: Engine, corpus: Corpus, name: str, every_ms: int, say: Say) -> 
     return made
 
 
-def many(engine: Engine, corpus: Corpus, at_once: int, say: Say) -> Translated:
+def many(
+    engine: Engine, corpus: Corpus, at_once: int, say: Say, *, alone: bool = False
+) -> Translated:
     """Finals only, ``at_once`` documents beside each other: the same texts in less time. Its simulated
-    clock knows when text was heard, and not what the machine took."""
+    clock knows when text was heard, and not what the machine took. ``alone``: every sentence is a
+    document."""
     made = Translated()
     documents = corpus.documents()
+    if alone:
+        documents = [[sentence] for document in documents for sentence in document]
     shown: dict[tuple[int, int], Shown] = {}
     settings = {**policy_settings(FINALS), "slots": at_once, "branches": at_once}
     with engine.operator(targets=(corpus.languages[1],), **settings) as (operator, spent):
         began = time.perf_counter()
-        for first in range(0, len(documents), at_once):
+        step = 4 * at_once if alone else at_once
+        for first in range(0, len(documents), step):
             streams = []
-            for number, document in enumerate(documents[first : first + at_once], start=first):
+            for number, document in enumerate(documents[first : first + step], start=first):
                 stream = operator.open(f"document-{number}")
                 streams.append((number, document, stream))
                 for at, sentence in enumerate(document):
@@ -110,7 +118,7 @@ def many(engine: Engine, corpus: Corpus, at_once: int, say: Say) -> Translated:
                     )
             for number, document, stream in streams:
                 for event in stream.results():
-                    say(f"ours {corpus.pair}: {len(shown)}")
+                    say(f"{'without context' if alone else 'ours'} {corpus.pair}: {len(shown)}")
                     if isinstance(event, Failure):
                         made.degraded.append(f"failed: {event.reason}")
                     elif isinstance(event, TranslationEvent):
@@ -214,38 +222,46 @@ def plain(backend: Backend, engine: Engine, corpus: Corpus, say: Say) -> Transla
     prompts = [
         PLAIN.format(language=_named(corpus), text=sentence.source) for sentence in corpus.sentences
     ]
-    return _asked(backend, engine, corpus.sentences, prompts, say, f"plain {corpus.pair}")
+    asked = list(zip(corpus.sentences, prompts, strict=True))
+    groups = [asked[at : at + GROUP] for at in range(0, len(asked), GROUP)]
+    return _asked(backend, engine, groups, say, f"plain {corpus.pair}")
 
 
 def offline(backend: Backend, engine: Engine, corpus: Corpus, say: Say) -> Translated:
     """Each sentence with its whole document, also what comes after it, in the prompt."""
-    prompts = []
+    groups = []
     for document in corpus.documents():
         text = " ".join(sentence.source for sentence in document)
-        prompts += [
-            IN_CONTEXT.format(document=text, language=_named(corpus), text=sentence.source)
-            for sentence in document
-        ]
-    return _asked(backend, engine, corpus.sentences, prompts, say, f"offline {corpus.pair}")
+        groups.append(
+            [
+                (s, IN_CONTEXT.format(document=text, language=_named(corpus), text=s.source))
+                for s in document
+            ]
+        )
+    return _asked(backend, engine, groups, say, f"offline {corpus.pair}")
 
 
 def _asked(
     backend: Backend,
     engine: Engine,
-    sentences: Sequence[Sentence],
-    prompts: Sequence[str],
+    groups: Sequence[Sequence[tuple[Sentence, str]]],
     say: Say,
     what: str,
 ) -> Translated:
+    """``groups``: sentences with their prompts, those of a group beside each other."""
     made = Translated()
-    for sentence, prompt in zip(sentences, prompts, strict=True):
+    for group in groups:
         say(f"{what} ({backend.name}): {len(made.outputs)}")
-        tokens = len(engine.model.tokenizer.encode(sentence.source))
-        reply = backend.reply(prompt, TOKENS_PER_SOURCE_TOKEN * tokens + TOKENS_AT_LEAST)
-        made.outputs.append(reply.text)
-        made.prefilled += reply.prefilled
-        made.generated += reply.generated
-        made.seconds += reply.seconds
+        asked = []
+        for sentence, prompt in group:
+            tokens = len(engine.model.tokenizer.encode(sentence.source))
+            asked.append((prompt, TOKENS_PER_SOURCE_TOKEN * tokens + TOKENS_AT_LEAST))
+        began = time.perf_counter()
+        for reply in backend.replies(asked):
+            made.outputs.append(reply.text)
+            made.prefilled += reply.prefilled
+            made.generated += reply.generated
+        made.seconds += time.perf_counter() - began
     return made
 
 
