@@ -38,6 +38,7 @@ PRIORS = {
     "suffix2": 0.45,
     "suffix3": 0.55,
     "previous": 0.6,
+    "previous?": 0.4,
     "draft": 0.6,
 }
 PRIOR = 0.7

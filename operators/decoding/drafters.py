@@ -162,39 +162,49 @@ TAIL = 32
 """Tokens at the end of an answer that a match may cover."""
 STEADY = 4
 """Tokens in a row after which following the previous answer counts as steady."""
+NEAR = 8
+"""How far from where it was a single token of the previous answer is looked for."""
 
 
 class PreviousOutputDrafter:
-    """Follows the previous answer of the same kind; finds its place again after a divergence."""
+    """Follows the previous answer of the same kind; finds its place again after a divergence: behind
+    the tokens just written if they stand in it, else behind the last of them nearby, else behind the
+    token that was to come, as if it had been replaced. The latter two are guesses, counted apart."""
 
     def __init__(self, previous: Sequence[int], resync: int = 2) -> None:
         self._previous = list(previous)
         self._resync = resync
-        self._at: int | None = 0
+        self._at, self._guessed = 0, False
         self._followed = 0  # tokens in a row that were the previous answer's
         self._recent: deque[int] = deque(maxlen=resync)
 
     def propose(self, k: int) -> Draft:
-        tokens = self._previous[self._at : self._at + k] if self._at is not None else []
         arm = "previous" if self._followed < STEADY else "previous+"
-        return Draft(tokens, "previous", arm)
+        arm = "previous?" if self._guessed else arm
+        return Draft(self._previous[self._at : self._at + k], "previous", arm)
 
     def accept(self, tokens: Sequence[int]) -> None:
         for token in tokens:
             self._recent.append(token)
-            at = self._at
-            if at is not None and at < len(self._previous) and self._previous[at] == token:
-                self._at = at + 1
+            if self._at < len(self._previous) and self._previous[self._at] == token:
+                self._at, self._guessed = self._at + 1, False
                 self._followed += 1
             else:
-                self._at = self._find(at or 0)
+                self._find(self._at)
                 self._followed = 0
 
-    def _find(self, near: int) -> int | None:
-        """Place behind the match of the recent tokens closest to where we were, if any."""
-        want = list(self._recent)
-        if len(want) < self._resync:
-            return None
+    def _find(self, near: int) -> None:
+        """Stand behind the match of the recent tokens closest to where we were, else guess."""
+        recent = list(self._recent)
+        place = self._behind(recent, near) if len(recent) == self._resync else None
+        self._guessed = place is None
+        if place is None:
+            place = self._behind(recent[-1:], near)
+            if place is None or abs(place - near) > NEAR:
+                place = near + 1
+        self._at = place
+
+    def _behind(self, want: list[int], near: int) -> int | None:
         places = [
             i + len(want)
             for i in range(len(self._previous) - len(want) + 1)

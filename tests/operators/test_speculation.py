@@ -221,9 +221,14 @@ def test_previous_output_drafter_finds_its_place_again() -> None:
     drafter = PreviousOutputDrafter([1, 2, 3, 4, 5, 6, 7, 8])
     assert drafter.propose(3).tokens == [1, 2, 3]
     drafter.accept([1, 2, 99])
-    assert drafter.propose(3).tokens == []
+    guess = drafter.propose(3)
+    assert (guess.tokens, guess.arm) == ([4, 5, 6], "previous?"), "as if 99 stood for 3"
     drafter.accept([4, 5])
     assert drafter.propose(3).tokens == [6, 7, 8]
+    drafter.accept([99, 2])
+    assert drafter.propose(2).tokens == [3, 4], "the last token alone is looked for nearby"
+    drafter.accept([7, 8])
+    assert (drafter.propose(2).tokens, drafter.propose(2).arm) == ([], "previous")
 
 
 @pytest.mark.parametrize("vocab", [1, 7, 64, 258, 1024])

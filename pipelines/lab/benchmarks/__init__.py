@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, str] = {
     "memory": "Millions of tokens into one stream: what grows, what slows down?",
     "restore": "A stream restored from its snapshot, against reading its window again.",
     "speculation": "Every kind of answer with every drafter and draft length, over plain decoding.",
+    "retranslation": "A growing utterance translated anew, with the last translation as a draft.",
     "streams": "Tokens per second and per-token waits of 1 to 32 streams at once; fairness.",
     "idle": "A step with 1,000 open streams that are silent, against one with ten.",
     "pipeline": "A no-op operator from Kafka to Kafka, beside plain Faust and plain aiokafka.",

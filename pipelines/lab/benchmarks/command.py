@@ -63,6 +63,9 @@ def _command(names: list[str]) -> Callable[..., None]:
             str, typer.Option(help="The server; `llamacpp` starts llama.cpp's on the same file.")
         ] = "",
         server_model: Annotated[str, typer.Option(help="The model's name at the server.")] = "",
+        dtype: Annotated[
+            str, typer.Option(help="Weights of generation (retranslation); auto: bf16.")
+        ] = "auto",
     ) -> None:
         notes = Console(stderr=True)
         set_threads(threads)
@@ -86,6 +89,7 @@ def _command(names: list[str]) -> Callable[..., None]:
                     server_url=server_url,
                     server_model=server_model,
                     rows=_numbers(rows),
+                    dtype=dtype,
                 )
                 if backend != "local" and name != "peers":
                     raise ConfigError("--backend is for peers, and for longstream eval")

@@ -20,6 +20,7 @@ from torch import Tensor
 from operators.cache.batch import Row
 from operators.cache.kv_cache import KvLayout
 from operators.cache.offload import Offload, OffloadedKv
+from operators.commit import Held
 from operators.config import OperatorConfig
 from operators.decoding.acceptance import Costs, DraftControl
 from operators.decoding.draft_model import DraftModel
@@ -37,7 +38,18 @@ from operators.events import ModelInfo, Segment
 from operators.model.loader import DecoderModel
 from operators.observer import Observer
 from operators.state import WindowSegment
-from operators.tasks.base import Ask, Asked, Due, Occasion, Outcome, Steps, StreamView, Task, Tools
+from operators.tasks.base import (
+    Ask,
+    Asked,
+    Due,
+    Occasion,
+    Outcome,
+    Partial,
+    Steps,
+    StreamView,
+    Task,
+    Tools,
+)
 from operators.tasks.prompts import Prompts
 from operators.tasks.summary import SummaryTask
 from operators.tasks.translation import TextToTranslate, TranslationTask
@@ -75,6 +87,11 @@ class Tasks:
     def translate(self, session: Session, text: str, previous: str = "") -> Generation:
         wanted = Asked(TextToTranslate(text, "fr", previous))
         return self.begin(session, self.translation, wanted).asked[0]
+
+    def partial(self, session: Session, text: str, held: Held) -> Generation:
+        """The translation of a text that still grows, behind what is committed of it."""
+        heard = Segment(stream_id=session.stream_id, text=text, is_final=False, language="en")
+        return self.begin(session, self.translation, Partial(heard, "fr", held)).asked[0]
 
 
 @dataclass

@@ -54,6 +54,8 @@ class Run:
     server_url: str = ""
     server_model: str = ""
     rows: tuple[int, ...] = ()
+    dtype: str = "auto"
+    """Weights of generation (retranslation); auto: bf16."""
 
     def folder(self) -> Path:
         """Where the model lies (not for the toy); fetched on first use. Raises ModelError."""

@@ -76,9 +76,9 @@ def jobs(desk: Desk, sizes: Sizes, costs: Costs) -> Iterator[Job]:
     desk.listen(session, heard, sizes.window)
     yield Job("first summary", desk.place(session), Tasks.update)
     place = desk.place(session)
-    for segment in _utterances(meeting, sizes.translations):
+    for segment in utterances(meeting, sizes.translations):
         yield Job("translation", place, partial(Tasks.translate, text=segment.text))
-    for segment in _utterances(meeting, sizes.utterances, max(sizes.growing)):
+    for segment in utterances(meeting, sizes.utterances, max(sizes.growing)):
         yield from _growing(desk, sizes, place, segment, costs)
     for _ in range(sizes.most_updates):
         desk.summarise(scheduler, tasks, session)
@@ -90,7 +90,7 @@ def jobs(desk: Desk, sizes: Sizes, costs: Costs) -> Iterator[Job]:
     yield Job("compaction", desk.place(session), Tasks.update)
 
 
-def _utterances(meeting: Sequence[Segment], count: int, words: int = 18) -> list[Segment]:
+def utterances(meeting: Sequence[Segment], count: int, words: int = 18) -> list[Segment]:
     """The shortest segments of at least so many words."""
     enough = [s for s in meeting if len(s.text.split()) >= words]
     return sorted(enough, key=lambda s: len(s.text.split()))[:count]

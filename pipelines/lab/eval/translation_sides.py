@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +16,15 @@ from operators.errors import ConfigError
 from operators.events import Segment, TranslationEvent
 from operators.state import Failure
 from operators.stream import Stream
+from operators.stream_operator import StreamOperator
 from pipelines.lab.eval.backends import Backend
-from pipelines.lab.eval.engine import Engine
+from pipelines.lab.eval.engine import Engine, Spent
 from pipelines.lab.eval.latency import Timed
 from pipelines.lab.eval.parallel import Corpus, Sentence
 
 FINALS, RETRANSLATION = "finals", "retranslation"
+WINDOW = 4096
+"""Tokens of a stream until its minutes are written, unless set: only translations are looked at here."""
 TOKENS_PER_SOURCE_TOKEN, TOKENS_AT_LEAST = 3, 48
 GROUP = 50
 """Prompts of a plain side that a backend gets together."""
@@ -64,6 +68,15 @@ def policy_settings(name: str) -> dict[str, Any]:
 # --- the product ---------------------------------------------------------------------------------
 
 
+def _translating(
+    engine: Engine, corpus: Corpus, **settings: Any
+) -> AbstractContextManager[tuple[StreamOperator, Spent]]:
+    """An operator that does nothing else as long as a document fits its window."""
+    window = engine.settings.get("window", WINDOW)
+    sizes = {"window": window, "update_tokens": engine.settings.get("update_tokens", window)}
+    return engine.operator(targets=(corpus.languages[1],), **sizes, **settings)
+
+
 def ours(engine: Engine, corpus: Corpus, name: str, every_ms: int, say: Say) -> Translated:
     """Every document is a stream; its sentences are segments, each heard in full, or, where the
     policy translates partials, in growing partials ``every_ms`` of simulated speech apart.
@@ -72,7 +85,7 @@ def ours(engine: Engine, corpus: Corpus, name: str, every_ms: int, say: Say) -> 
     machine, which does one thing after the other, was done with it (aware)."""
     settings = policy_settings(name)
     made = Translated()
-    with engine.operator(targets=(corpus.languages[1],), **settings) as (operator, spent):
+    with _translating(engine, corpus, **settings) as (operator, spent):
         for number, document in enumerate(corpus.documents()):
             stream = operator.open(f"document-{number}")
             free_at = 0.0
@@ -99,7 +112,7 @@ def many(
         documents = [[sentence] for document in documents for sentence in document]
     shown: dict[tuple[int, int], Shown] = {}
     settings = {**policy_settings(FINALS), "slots": at_once, "branches": at_once}
-    with engine.operator(targets=(corpus.languages[1],), **settings) as (operator, spent):
+    with _translating(engine, corpus, **settings) as (operator, spent):
         began = time.perf_counter()
         step = 4 * at_once if alone else at_once
         for first in range(0, len(documents), step):
@@ -203,7 +216,7 @@ def _note(shown: Shown, event: TranslationEvent, at: float, done: float) -> None
 def without_context(engine: Engine, corpus: Corpus, say: Say) -> Translated:
     """The product's own prompt, each sentence on a stream of its own."""
     made = Translated()
-    with engine.operator(targets=(corpus.languages[1],)) as (operator, spent):
+    with _translating(engine, corpus) as (operator, spent):
         for sentence in corpus.sentences:
             say(f"without context {corpus.pair}: {len(made.outputs)}")
             stream = operator.open("sentence")
