@@ -38,10 +38,11 @@ TOY_COSTS = Costs(CostCurve(((1, 1.0), (64, 1.1))))
 class Sizes:
     utterances: int = 4
     words: int = 18
-    growth: tuple[int, ...] = (GROWTH, 1)
+    growth: tuple[int, ...] = (GROWTH,)
 
 
 QUICK = Sizes(utterances=1, words=6)
+LONG = Sizes(utterances=12, growth=(GROWTH, 1))
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def run(run: Run) -> Result:
     ``committed_speedup``: over that of those behind committed words. ``by_growth``: words between two
     partials → the same, and forwards of the answers. ``same_text``: share of drafted translations that
     are the fresh ones, token for token (in fp32 all; else near ties may fall otherwise)."""
-    sizes = QUICK if run.quick else Sizes()
+    sizes = QUICK if run.quick else LONG if run.long else Sizes()
     kind = "fp32" if run.model == TOY else "bf16" if run.dtype == "auto" else run.dtype
     model = run.load("fp32" if kind == "fp32" else "bf16", kind)
     costs = TOY_COSTS
