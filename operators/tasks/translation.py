@@ -203,6 +203,8 @@ class TranslationTask(Task):
 
     def _try(self, wanted: _Wanted, answer: Answer, *, checked: bool = True) -> _Try:
         text = self.tools.tokenizer.decode((*wanted.opening, *answer.tokens)).strip()
+        if checked and not wanted.opening:  # what is committed must stay as it is
+            text = checks.mended(wanted.expected.source, text)
         faults = checks.faults(wanted.expected, text) if checked else ()
         return _Try(wanted, answer, text, faults, (answer.usage,))
 

@@ -35,6 +35,10 @@ _TIED = regex.compile(r"\p{Nd}+\p{Ll}{1,3}\b")
 _GROUPED = regex.compile(r"(?<=\p{Nd})[.,:'’\u00a0\u202f\u2009\u066b\u066c ](?=\p{Nd})")
 _DIGITS = regex.compile(r"\p{Nd}+")
 _DATE = regex.compile(r"\b\p{Nd}{1,4}([-/.])\p{Nd}{1,2}\1\p{Nd}{2,4}\b")
+_DECIMAL = regex.compile(r"(?<!\p{Nd})(\p{Nd}+)[.,](\p{Nd}+)(?!\p{Nd})")
+_COLONS = (":", "\uff1a")
+_QUOTE = regex.compile(r"[\"\p{Pi}]")
+_QUOTED = regex.compile(r"[\"\p{Pi}][^\"\p{Pi}\p{Pf}]+[\"\p{Pf}]")
 _EDGE = ".,;:!?)]}»”\"'"
 
 
@@ -129,6 +133,24 @@ def _copied(source: str, output: str) -> float:
 def _width(text: str) -> int:
     """Characters, wide ones as three: about as much as is said by so many letters."""
     return sum(3 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+# --- what is put right by form alone -------------------------------------------------------------
+
+
+def mended(source: str, output: str) -> str:
+    """The output without a line that announces it ("Here is the translation:") and the quotation marks
+    it then stands in, and without a space inside a number that the source has (``5, 69`` for 5.69)."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    announced = len(lines) == 2 and lines[0].endswith(_COLONS)
+    if announced and not any(colon in source for colon in _COLONS):
+        output = lines[1]
+        if _QUOTED.fullmatch(output) and not _QUOTE.match(source.lstrip()):
+            output = output[1:-1].strip()
+    for whole, part in _DECIMAL.findall(source):
+        torn = rf"(?<!\p{{Nd}}){whole}([.,])[ \u00a0]{part}(?!\p{{Nd}})"
+        output = regex.sub(torn, rf"{whole}\g<1>{part}", output)
+    return output
 
 
 # --- what must be kept ---------------------------------------------------------------------------

@@ -130,6 +130,32 @@ def test_what_is_wrong_is_asked_for_once_more_and_else_flagged(
 
 
 @pytest.mark.parametrize(
+    ("source", "said", "published"),
+    [
+        ("It was 5.69 million.", "C'était 5, 69 millions.", "C'était 5,69 millions."),
+        ("We need 5, 69 and 70.", "Il faut 5, 69 et 70.", "Il faut 5, 69 et 70."),
+        ("He is home.", "Voici la traduction :\n\nIl est chez lui.", "Il est chez lui."),
+        ("He is home.", 'En français :\n"Il est chez lui."', "Il est chez lui."),
+        ('"Go home."', "En français :\n« Rentre. »", "« Rentre. »"),
+    ],
+)
+def test_what_form_alone_can_mend_is_mended_without_a_second_ask(
+    source: str, said: str, published: str
+) -> None:
+    operator = make(lambda prompt: said)
+    (event,) = heard(operator, [source], language="en")
+    assert (event.committed, event.degraded) == (published, ())
+    assert len(prompts_of(operator)) == 1
+
+
+def test_a_line_that_may_be_the_sources_own_is_kept() -> None:
+    said = "Il a dit :\nRentre."
+    (event,) = heard(make(lambda prompt: said), ["He said: go home."], language="en")
+    assert event.committed == said
+    assert "not_a_translation" in event.degraded
+
+
+@pytest.mark.parametrize(
     ("language", "targets", "passed"),
     [
         ("fr-FR", ("fr",), ["fr"]),
