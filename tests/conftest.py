@@ -17,6 +17,13 @@ settings.register_profile("longstream", deadline=None, suppress_health_check=[He
 settings.load_profile("longstream")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The time limit of a test is for the quick ones."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(0))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip(f"no CUDA device: torch {torch.__version__} finds none on this machine")
