@@ -95,7 +95,7 @@ def ours(engine: Engine, corpus: Corpus, name: str, every_ms: int, say: Say) -> 
                 shown, free_at = _hear(stream, sentence, corpus, partials, free_at, made)
                 made.shown.append(shown)
                 made.outputs.append(shown.committed[-1] if shown.committed else "")
-            stream.close()
+            operator.drop(stream.id)
     made.prefilled, made.generated = spent.prefilled, spent.generated
     return made
 
@@ -222,7 +222,7 @@ def without_context(engine: Engine, corpus: Corpus, say: Say) -> Translated:
             stream = operator.open("sentence")
             shown, _ = _hear(stream, sentence, corpus, 0, 0.0, made)
             made.outputs.append(shown.committed[-1] if shown.committed else "")
-            stream.close()
+            operator.drop(stream.id)
     made.prefilled, made.generated = spent.prefilled, spent.generated
     return made
 
