@@ -26,7 +26,7 @@ def difference(arch: str, wrapped: bool) -> float:
     branches = [driver.cache.fork(slots[at]) for at in (1, 0, 2)]
     driver.append(branches[0], [3, 4, 5])
     rows = [
-        *(Row(b.stream, random_tokens(n, n), b) for b, n in zip(branches, (3, 2, 4), strict=True)),
+        *(Row(b.stream, random_tokens(n, n), b) for b, n in zip(branches, (2, 3, 4), strict=True)),
         Row(slots[3], [9, 8]),
     ]
     model, seen = driver.model, []
@@ -35,11 +35,13 @@ def difference(arch: str, wrapped: bool) -> float:
     tokens = sum(len(row.tokens) for row in rows)
     qk = torch.randn(tokens, heads, model.shape.head_dim, generator=generator)
     v = torch.randn(tokens, model.shape.kv_heads, model.shape.head_dim, generator=generator)
+    groups = []
     for backend in (TorchAttention(), TritonAttention()):
         batch = ForwardBatch(driver.cache, rows, model.rope, backend)
-        assert batch._groups
+        groups.append(len(batch._groups))
         with torch.inference_mode():
             seen.append(batch.attend(0, qk, v, 0.3))
+    assert groups[1] < groups[0]  # slots 0 and 2 with a longer row between them are one group
     return float((seen[0] - seen[1]).abs().max())
 
 

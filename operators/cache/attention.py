@@ -53,7 +53,7 @@ class Watch:
 class Group:
     """Short rows attended as one batch: ``r`` rows on consecutive slots, padded to ``n`` tokens."""
 
-    slots: slice
+    slots: Tensor | slice
     used: int  # keys of each slot; all of them where that is not much more than are needed
     picked: (
         Tensor | slice
@@ -207,6 +207,10 @@ class AttentionBackend(Protocol):
     :class:`TorchAttention` gives, up to the rounding of its number type."""
 
     name: str
+    scattered: bool
+    """Whether the rows of a group may lie on any slots and be any number: a layer then dispatches as
+    many operators for many streams as for few. Else they lie side by side, so that nothing is copied,
+    and are few enough for a processor's cache."""
 
     def write(
         self,
@@ -229,6 +233,7 @@ class TorchAttention:
     """torch's own operators, on any device: the reference for every other backend."""
 
     name = "torch"
+    scattered = False
 
     def write(
         self,

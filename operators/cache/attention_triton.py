@@ -56,8 +56,8 @@ def _stretch(
 
 @triton.jit
 def _attend(
-    out, q, sink_q, picked, keys, values, own_keys, own_values, regions, mask,
-    first_slot, n, heads, shared, dims, used, scratch, sinks, scale,
+    out, q, sink_q, picked, keys, values, own_keys, own_values, slots, regions, mask,
+    n, heads, shared, dims, used, scratch, sinks, scale,
     stride_slot, stride_head, stride_key, own_slot, own_head,
     WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -68,7 +68,7 @@ def _attend(
     query = tl.load(q + source, mask=place < dims, other=0.0).to(tl.float32)
     sink_query = tl.load(sink_q + source, mask=place < dims, other=0.0).to(tl.float32)
     own_mask = mask + query_at * (used + scratch)
-    base = (first_slot + row) * stride_slot + (head // shared) * stride_head
+    base = tl.load(slots + row) * stride_slot + (head // shared) * stride_head
     best, total, acc = float("-inf"), 0.0, tl.zeros([WIDE], dtype=tl.float32)
     best, total, acc = _stretch(
         query, sink_query, keys + base, values + base, own_mask, used, sinks, scale,
@@ -88,6 +88,7 @@ class TritonAttention(TorchAttention):
     """Short rows by the kernel, long rows and writes by the reference."""
 
     name = "triton"
+    scattered = True
 
     def attend_group(
         self, cache: KvCache, layer: int, group: Group, q: Tensor, sink_q: Tensor, scaling: float
@@ -103,8 +104,8 @@ class TritonAttention(TorchAttention):
         kernel: Any = _attend[(r * n, heads)]
         kernel(
             out, q.contiguous(), sink_q.contiguous(), _indices(group.picked, device), keys, values,
-            own_keys, own_values, _indices(group.regions, device), group.mask.contiguous(),
-            group.slots.start, n, heads, heads // cache.shape.kv_heads, dims, group.used,
+            own_keys, own_values, _indices(group.slots, device), _indices(group.regions, device),
+            group.mask.contiguous(), n, heads, heads // cache.shape.kv_heads, dims, group.used,
             group.scratch, cache.layout.sinks if group.rotate_sinks else 0, scaling,
             keys.stride(0), keys.stride(1), keys.stride(2),
             own_keys.stride(0), own_keys.stride(1),

@@ -97,7 +97,7 @@ class ForwardBatch:
             views.append(self._view(row, begin, n))
         self._stream_writes = self._collect([v for v in views if v.region < 0])
         self._branch_writes = self._collect([v for v in views if v.region >= 0])
-        runs = _runs(views)
+        runs = _runs(views, scattered=self.backend.scattered)
         self._long = [self._in_parts(run[0]) for run in runs if _is_long(run[0])]
         self._groups = [self._group(run) for run in runs if not _is_long(run[0])]
         self.tokens = self._moved(torch.tensor(ids))
@@ -272,7 +272,7 @@ class ForwardBatch:
             tokens = [picked[query] for query in queries]
             real = (self._moved(torch.tensor(queries)), self._moved(torch.tensor(tokens)))
         return Group(
-            slots=slice(views[0].slot, views[-1].slot + 1),
+            slots=self._picked([v.slot for v in views]),
             used=used,
             picked=self._picked(picked),
             real=real,
@@ -339,9 +339,10 @@ def _is_long(view: _RowView) -> bool:
     return view.end - view.begin > GROUP_TOKENS
 
 
-def _runs(views: list[_RowView]) -> list[list[_RowView]]:
+def _runs(views: list[_RowView], *, scattered: bool) -> list[list[_RowView]]:
     """Rows to be attended together: short ones of about equal length and one kind (stream or
-    branch) on consecutive slots, each slot once; every other row is a run of its own."""
+    branch), on consecutive slots, each slot once, unless they may be ``scattered``; every other row is
+    a run of its own."""
     runs: list[list[_RowView]] = []
     kinds: dict[tuple[bool, int], list[list[_RowView]]] = {}
     for view in sorted(views, key=lambda v: v.slot):
@@ -350,8 +351,9 @@ def _runs(views: list[_RowView]) -> list[list[_RowView]]:
             continue
         size = (view.end - view.begin - 1).bit_length()
         open_runs = kinds.setdefault((view.region >= 0, size), [])
-        run = next((run for run in reversed(open_runs) if run[-1].slot == view.slot - 1), None)
-        if run is not None and (len(run) + 1) << size > GROUP_TOKENS:
+        beside = (run for run in reversed(open_runs) if scattered or run[-1].slot == view.slot - 1)
+        run = next(beside, None)
+        if run is not None and not scattered and (len(run) + 1) << size > GROUP_TOKENS:
             run = None
         if run is not None:
             run.append(view)

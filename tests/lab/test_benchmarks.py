@@ -43,7 +43,14 @@ FIELDS = {
         "added_latency_p99_ms_at_least_once",
     }
     | {"segments_s_longstream_exactly_once_1", "segments_s_longstream_at_least_once_1"},
-    "step-cost": {"share_out_ms", "plan_ms", "winners_ms", "idle_ms", "dispatches_per_layer"},
+    "step-cost": {
+        "share_out_ms",
+        "plan_ms",
+        "winners_ms",
+        "idle_ms",
+        "dispatches_per_layer",
+        "dispatches_per_layer_scattered",
+    },
     "gpu": {"device", "measured", "broken", "tokens_s", "of_limit", "transformers_tokens_s"},
     "contention": {"worst_fair_share", "worst_fair_share_llamacpp", "quota_by", "cases", "missing"},
     "peers": {"vs_hf_best_1", "vs_llamacpp_1", "sides", "missing", "peer_versions", "precision"},

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from operators.cache.attention import TORCH, AttentionBackend, TorchAttention
 from operators.cache.batch import ForwardBatch, Row
 from operators.cache.kv_cache import KvLayout
 from operators.config import OperatorConfig
@@ -37,14 +38,16 @@ LAYOUT = KvLayout(sinks=16, window=96, slack=32, branch_tokens=32)
 def run(run: Run) -> Result:
     """By number of rows: milliseconds of ``share_out``, of laying the rows out (``plan``), of choosing
     tokens from the logits (``winners``, of the smallest number of rows) and operators dispatched in a
-    layer; ``idle_ms``: what idle streams add to a step."""
+    layer, here and with rows ``scattered`` over slots as the GPU's kernel takes them; ``idle_ms``: what
+    idle streams add to a step."""
     rows = run.rows or ((4, 16) if run.quick else ROWS)
     rounds = 2 if run.quick else 5
     idle = 50 if run.quick else IDLE
-    share, plan, dispatches = {}, {}, {}
+    share, plan, dispatches, scattered = {}, {}, {}, {}
     for count in rows:
         share[count] = least(lambda count=count: _share(count), rounds)  # type: ignore[misc]
-        plan[count], dispatches[count] = _plan(count, rounds)
+        plan[count], dispatches[count] = _plan(count, rounds, TORCH)
+        _, scattered[count] = _plan(count, rounds, Scattered())
         run.say(f"{count} rows: share_out {share[count]} ms, plan {plan[count]} ms")
     vocabulary = 1_024 if run.quick else VOCABULARY
     logits = torch.randn(min(rows) * BLOCK, vocabulary).bfloat16()
@@ -52,6 +55,7 @@ def run(run: Run) -> Result:
         "share_out_ms": share,
         "plan_ms": plan,
         "dispatches_per_layer": dispatches,
+        "dispatches_per_layer_scattered": scattered,
         "winners_ms": least(lambda: most_likely(logits), rounds),
         "winners_before_ms": least(lambda: _cast_and_check(logits), rounds),
         "idle_streams": idle,
@@ -75,7 +79,13 @@ def _share(rows: int) -> list[int]:
     return share_out(choices, Costs(TYPICAL), [1.0 + at % 3 for at in range(rows)])
 
 
-def _plan(count: int, rounds: int) -> tuple[float, int]:
+class Scattered(TorchAttention):
+    """The reference on groups as the Triton kernel has them."""
+
+    scattered = True
+
+
+def _plan(count: int, rounds: int, backend: AttentionBackend) -> tuple[float, int]:
     """Milliseconds of laying out a verify of so many branches, and operators dispatched by one layer."""
     model = toy_decoder("bf16")
     cache = model.new_cache(LAYOUT, slots=count, branches=count)
@@ -84,8 +94,8 @@ def _plan(count: int, rounds: int) -> tuple[float, int]:
         slot = cache.allocate()
         slot.length = LAYOUT.slot_tokens + 7 * at  # its content does not matter here
         rows.append(Row(slot, [5] * BLOCK, cache.fork(slot), num_logits=BLOCK))
-    took = least(lambda: ForwardBatch(cache, rows, model.rope), rounds)
-    batch = ForwardBatch(cache, rows, model.rope)
+    took = least(lambda: ForwardBatch(cache, rows, model.rope, backend), rounds)
+    batch = ForwardBatch(cache, rows, model.rope, backend)
     heads, dim = model.shape.kv_heads * 2 + model.shape.kv_heads, model.shape.head_dim
     qk = torch.zeros(count * BLOCK, heads, dim, dtype=torch.bfloat16)
     v = torch.zeros(count * BLOCK, model.shape.kv_heads, dim, dtype=torch.bfloat16)
