@@ -12,6 +12,7 @@ from operators.redaction import KINDS
 
 DTYPES = ("auto", "fp32", "bf16", "fp16", "int8", "w8a8", "int4", "q4")
 DRAFTERS = ("auto", "none", "ngram", "suffix", "previous", "combined", "draft")
+ATTENTION = ("torch", "triton")
 METHODS = ("select", "lines")
 STYLES = ("bullets", "minutes", "executive")
 NOISE_RULES = ("pass", "drop", "translate")
@@ -180,6 +181,9 @@ class OperatorConfig:
     compile: bool = False
     """Run the parts of fp32 and bf16 layers around attention through torch.compile, which needs a C++
     compiler (on CUDA: Triton) and makes the first steps slow. What it gains is unmeasured."""
+    attention: str = "torch"
+    """What attends: torch (its own operators), or triton (a kernel for CUDA, checked in Triton's
+    interpreter and unmeasured)."""
     redact: tuple[str, ...] = ()
     """Kinds of personal data replaced by ``[kind]`` in every text before it is used: email, iban, card,
     ip, phone. Empty: none."""
@@ -211,6 +215,7 @@ class OperatorConfig:
         need(self.update_silence_s >= 0, "update_silence_s", "seconds, 0 switches it off")
         need(0 <= self.topic_shift <= 1, "topic_shift", "0 to 1, 0 switches it off")
         need(self.skip_behind >= 0, "skip_behind", "segments, 0 switches it off")
+        need(self.attention in ATTENTION, "attention", f"one of {', '.join(ATTENTION)}")
         need(self.summary_method in METHODS, "summary_method", f"one of {', '.join(METHODS)}")
         need(self.ledger_bytes >= 1024, "ledger_bytes", "at least 1024 bytes")
         need(self.archive_bytes >= 0, "archive_bytes", "bytes, 0 for no archive")

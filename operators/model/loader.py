@@ -13,6 +13,7 @@ length or neighbours, so that draft length cannot change the text.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,6 +101,17 @@ class DecoderModel:
         ingest = self._networks["prefill"]
         head = ingest.head.weight
         return isinstance(head, Tensor) and head.data_ptr() == ingest.embedding.data_ptr()
+
+    def attend_with(self, name: str) -> None:
+        """Make this the attention backend, torch or triton. Raises ModelError where it does not run."""
+        if name == TORCH.name:
+            self.attention = TORCH
+            return
+        if self.device.type != "cuda" or importlib.util.find_spec("triton") is None:
+            raise ModelError("attention=triton needs a CUDA device and Triton: use torch")
+        from operators.cache.attention_triton import TritonAttention
+
+        self.attention = TritonAttention()
 
     def use_for_decode(self, dtype: str) -> None:
         """Make this the weights of generation: int8, w8a8, int4 or q4 beside bf16, or ingest's own type.

@@ -116,6 +116,7 @@ def load_calibrated(
         compile=config.compile,
         prompt_pack=config.prompt_pack,
     )
+    model.attend_with(config.attention)
     free = config.dtype_decode == "auto" and model.dtypes["prefill"] == "bf16"
     if free and model.device.type == "cpu":
         follow = _followed(model, known, say)

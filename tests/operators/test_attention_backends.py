@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from operators.cache.attention import TorchAttention
+from operators.errors import ModelError
 from tests.engine import SINKS, Driver, layout, toy_decoder
 
 
@@ -41,3 +42,10 @@ def test_a_model_runs_on_the_backend_it_is_given() -> None:
     driver.model.attention = counting = Counting()
     driver.stream(SINKS)
     assert counting.groups == driver.model.shape.layers
+
+
+def test_a_backend_that_does_not_run_here_is_refused() -> None:
+    model = toy_decoder()
+    model.attend_with("torch")
+    with pytest.raises(ModelError, match="needs a CUDA device"):
+        model.attend_with("triton")
