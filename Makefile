@@ -61,7 +61,7 @@ bench: setup ## Measure, BENCH=NAME for one of them (all of them take hours)
 	@$(BIN)/longstream bench "$(BENCH)"
 
 eval: setup ## Measure what the output is worth, on a small set: summaries and memory, then translations
-	@$(BIN)/longstream eval facts --model "$(MODEL)" --meetings ES2006b --checkpoints 5
+	@$(BIN)/longstream eval facts --model "$(MODEL)" --meetings ES2006b --segments 90 --checkpoints 3 --sides ours,last_window,refine
 	@$(BIN)/longstream eval translation --model "$(MODEL)" --pairs en-de --sentences 12
 
 chaos: setup ## Kill workers and brokers, then check every record; KILLS=20 SEED=1 DELIVERY=exactly_once
