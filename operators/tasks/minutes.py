@@ -498,16 +498,24 @@ def begins_with(name: str) -> Grammar:
 
 
 class Names:
-    """Tells names from other words by how many of the turns seen have them: pronouns are in many."""
+    """Tells names from other words by how many of the turns seen have them, since pronouns are in many,
+    and where there are capitals by whether they stand with and without one, or always with one."""
 
     def __init__(self, view: StreamView) -> None:
-        self._turns = len(view.segments)
+        self._most = max(1, int(RARE * len(view.segments)))
         self._seen = Counter(u for s in view.segments for u in set(units(s.text)))
+        written = {word for s in view.segments for word in s.text.split() if len(word) > 1}
+        self._small = {u for word in written if word[0].islower() for u in units(word)}
+        self._large = {u for word in written if word[0].isupper() for u in units(word)}
 
     def may_be(self, words: str) -> bool:
-        found = units(words)
-        most = max(1, int(RARE * self._turns))
-        return bool(found) and all(self._seen[unit] <= most for unit in found)
+        return bool(units(words)) and all(map(self._one, units(words)))
+
+    def _one(self, unit: str) -> bool:
+        small, large = unit in self._small, unit in self._large
+        if small and large:
+            return False
+        return self._seen[unit] <= self._most or (large and len(unit) > 1)
 
 
 def owner_in(answer: str, turn: Turn, people: Sequence[str], names: Names) -> str | None:

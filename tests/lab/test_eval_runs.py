@@ -78,6 +78,8 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
         assert again[name] == both[name]
     _invoke("facts", *BRIEF, *options, "--sides", "last_window", "--set", "update_tokens=100")
     assert len(file.read_text("utf-8").splitlines()) == 3, "other settings, another result"
+    _invoke("facts", *BRIEF, *options, "--sides", "ours", "--answer", "9", "--checkpoints", "1")
+    assert len(file.read_text("utf-8").splitlines()) == 3, "ours depends on neither"
 
 
 def test_documents_beside_each_other_give_the_same_translations(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from operators.tasks.base import Answer, Ask, Due, Ledger, SeenSegment, StreamVi
 from operators.tasks.minutes import (
     Draft,
     MinuteTaker,
+    Names,
     Turn,
     calibrated,
     checked,
@@ -245,6 +246,21 @@ def test_an_owner_spoke_or_is_named_in_the_turn(said: str, answer: str, owner: s
     seen = replace(view([said, *others]), settings=StreamSettings(participants=PEOPLE))
     event = run(seen, scripted(kinds, owner=answer))
     assert [item.owner for item in event.items] == [owner]
+
+
+def test_a_name_may_come_often_and_a_pronoun_once() -> None:
+    """In a short stretch a person named twice was taken for a pronoun, and the task for the speaker's."""
+    lines = [
+        "Mireille files the form.",
+        "Then Mireille calls, and he waits.",
+        "He is late.",
+        "Well, no.",
+    ]
+    names = Names(view(lines))
+    assert names.may_be("Mireille")
+    assert not names.may_be("He"), "it is also written small"
+    assert not names.may_be("Mireille and he")
+    assert Names(view(["王芳明天发合同。", "好的。"])).may_be("王芳")
 
 
 def test_a_long_turn_whose_sentence_fails_is_refused_and_counted() -> None:

@@ -23,11 +23,11 @@ class _Row(msgspec.Struct):
 
 
 class Kept:
-    """``file``: JSON lines, one per side and meeting; None keeps nothing. ``conditions``: the model,
-    its weights, all settings. Raises ConfigError for a file of another kind."""
+    """``file``: JSON lines, one per side and meeting; None keeps nothing. Raises ConfigError for a file
+    of another kind. ``conditions`` of a side: model, weights, settings, whatever else it depends on."""
 
-    def __init__(self, file: Path | None, conditions: Any = None) -> None:
-        self._file, self._conditions = file, conditions
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
         self._rows: dict[tuple[str, str, str], Summarised] = {}
         if file is None or not file.is_file():
             return
@@ -38,18 +38,19 @@ class Kept:
         except msgspec.MsgspecError as error:
             raise ConfigError(f"--resume {file}: not a file of earlier results: {error}") from None
 
-    def get(self, side: str, meeting: Meeting) -> Summarised | None:
-        return self._rows.get((side, meeting.name, self._of(meeting)))
+    def get(self, side: str, meeting: Meeting, conditions: Any) -> Summarised | None:
+        return self._rows.get((side, meeting.name, _digest(meeting, conditions)))
 
-    def put(self, side: str, meeting: Meeting, made: Summarised) -> None:
+    def put(self, side: str, meeting: Meeting, conditions: Any, made: Summarised) -> None:
         if self._file is None:
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        row = _Row(side, meeting.name, self._of(meeting), made)
+        row = _Row(side, meeting.name, _digest(meeting, conditions), made)
         with self._file.open("ab") as out:
             out.write(msgspec.json.encode(row) + b"\n")
 
-    def _of(self, meeting: Meeting) -> str:
-        said = [(line.speaker, line.text) for line in meeting.lines]
-        data = msgspec.json.encode([self._conditions, meeting.language, said], order="sorted")
-        return hashlib.sha256(data).hexdigest()[:16]
+
+def _digest(meeting: Meeting, conditions: Any) -> str:
+    said = [(line.speaker, line.text) for line in meeting.lines]
+    data = msgspec.json.encode([conditions, meeting.language, said], order="sorted")
+    return hashlib.sha256(data).hexdigest()[:16]

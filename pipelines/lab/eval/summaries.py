@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +108,17 @@ def summarised(
     if unknown:
         raise ConfigError(f"--sides: any of {', '.join(ALL)}; not {', '.join(sorted(unknown))}")
     plain = plain_sides(engine, job, say)
-    bounds = (job.bounds.window, job.bounds.answer, job.bounds.context, job.checkpoints)
-    kept = Kept(job.resume, [engine.name, engine.weights, engine.settings, bounds])
+    kept, model = Kept(job.resume), [engine.name, engine.weights, engine.settings]
     made: dict[str, dict[str, Summarised]] = {name: {} for name in job.sides}
     for meeting in job.meetings:
         checkpoints = meeting.checkpoints(job.checkpoints)
         for name in job.sides:
-            found = kept.get(name, meeting)
+            bounds = [] if name == OURS else [asdict(job.bounds), job.checkpoints]
+            found = kept.get(name, meeting, [model, bounds])
             if found is None:
                 side = plain.get(name)
                 found = own(meeting) if side is None else side(meeting, checkpoints)
-                kept.put(name, meeting, found)
+                kept.put(name, meeting, [model, bounds], found)
             made[name][meeting.name] = found
     return made
 
