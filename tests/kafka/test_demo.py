@@ -81,6 +81,30 @@ def test_everything_sent_is_counted_back(start, tmp_path):
     assert json.dumps(numbers, ensure_ascii=False) in file.read_text()
 
 
+@pytest.mark.slow
+def test_without_java_and_docker_it_runs_and_says_what_is_not_promised(tmp_path):
+    """On the embedded broker, which is fetched on first use."""
+    (tmp_path / "bin").mkdir()
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("LONGSTREAM_", "JAVA_"))},
+        "PATH": str(tmp_path / "bin"),
+        "LONGSTREAM_TEST_OPERATOR": "tests.echo_device:make",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli.main", "demo", "--segments", "5", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+    numbers = json.loads(done.stdout)
+    assert (numbers["segments_covered"], numbers["answers_out"]) == (15, 3)
+    assert "has no transactions" in done.stderr
+    assert "nothing is guaranteed here about lost, repeated or reordered results" in done.stderr
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_the_demo(start, how):
     process = start("--segments", "30", "--speed", "1x")
