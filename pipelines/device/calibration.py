@@ -56,13 +56,13 @@ DRAFT: Mapping[int, Role] = {
     **dict.fromkeys((32, 128), "prefill"),
 }
 """Of a draft model: decoding, and catching up."""
-AUTOMATIC = ("bf16", "int8", "q4")
+AUTOMATIC = ("bf16", "int8", "w8a8", "q4")
 """Weight types that may be chosen for generation when none is asked for: none that was seen to lose
 more than 0.3 chrF in translation or 1 % in any other figure against bf16 (docs/benchmarks.md).
-w8a8 loses BLEU, int4 5 % of perplexity on the smallest model: both only where asked for."""
-UNMEASURED = "int8"
-"""What is taken where a measurement was disturbed: no worse than bf16 in any figure, and faster for few
-tokens on every CPU that was seen."""
+int4 loses 5 % of perplexity on the smallest model: only where asked for."""
+UNMEASURED = ("w8a8", "int8")
+"""What is taken where a measurement was disturbed, the first that runs: no worse than bf16 in any figure,
+and faster for few tokens on every CPU that was seen."""
 QUIET = 0.5
 """Share of its threads' cores that a process must have had for its measurement to count."""
 ALIGNMENT = 1
@@ -180,7 +180,7 @@ def choose_weights(
     best = min(kinds, key=lambda kind: found[kind].step)
     quiet = all(timing.quiet for timing in found.values())
     if not quiet:
-        best = UNMEASURED if UNMEASURED in kinds else kinds[0]
+        best = unmeasured(kinds)
         say(f"the machine is too busy to compare weights: {best} is taken, and nothing kept")
     if best != model.dtypes["decode"]:
         model.use_for_decode(best)
@@ -189,6 +189,11 @@ def choose_weights(
         with contextlib.suppress(OSError):
             _write(file, {"key": key, "choice": best, "seconds": step})
     return best
+
+
+def unmeasured(kinds: Sequence[str]) -> str:
+    """What is taken of these types without a measurement."""
+    return next((kind for kind in UNMEASURED if kind in kinds), kinds[0])
 
 
 @dataclass(frozen=True)
@@ -241,7 +246,7 @@ def report(
     kinds = [k for k in DTYPES if k not in ("auto", "fp32", "fp16") and runs(k, model)]
     found, may = survey(model, kinds, rows, say), runnable(model)
     quiet = all(timing.quiet for timing in found.values())
-    best = min(may, key=lambda kind: found[kind].step) if quiet else UNMEASURED
+    best = min(may, key=lambda kind: found[kind].step) if quiet else unmeasured(may)
     return {
         "model": name,
         "rows": rows,
