@@ -90,6 +90,11 @@ class Family:
             self._children[labels] = child
         return child
 
+    def clear(self) -> None:
+        """A gauge to 0, for every label combination that was exported."""
+        for labels in tuple(self._seen) if self.spec.labels else ((),):
+            self.record(0.0, *labels)
+
     def remove(self, *labels: str) -> None:
         """Stop exporting one label combination, if it was exported."""
         if labels in self._seen:
@@ -264,7 +269,7 @@ class Metrics:
         if not up:
             for spec in DEVICE_SPECS:
                 if spec.kind == "gauge":
-                    self._record(spec.name, 0)
+                    self._families[spec.name].clear()
 
     def device_restart(self) -> None:
         self._record("device_restarts", 1)

@@ -281,6 +281,15 @@ def reports_in(source: str) -> list[tuple[str, str, frozenset[str]]]:
     return found
 
 
+def test_a_device_that_is_gone_has_no_gauges_left_above_zero() -> None:
+    m = Metrics()
+    m.apply_beat(Beat(steps=1, busy=True, gauges={"kv_slots": 4, "server_trouble|reason=login": 1}))
+    m.device_up(False)
+    assert value(m, "longstream_kv_slots") == 0
+    assert value(m, "longstream_server_trouble", reason="login") == 0
+    assert value(m, "longstream_unknown_metrics_total") == 0
+
+
 def test_the_engine_reports_what_the_catalogue_knows_with_all_its_labels() -> None:
     kind_of = {"count": "counter", "gauge": "gauge", "observe": "histogram"}
     wrong = []
