@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from operators.cache.batch import Row
 from operators.errors import ModelError
+from operators.model.network import Sources
 from operators.model.quantization import Int8Linear
 from tests.engine import SINKS, Driver, assert_same_logits, layout, random_tokens, toy_decoder
 from tests.reference import StreamReference
@@ -50,7 +52,11 @@ def test_quantised_weights_run_as_they_are() -> None:
     plain = toy_decoder(dtype="bf16")._networks["prefill"]
     compiled = plain.compiled()
     assert compiled.project is not plain.project
-    quantised = compiled.requantised(Int8Linear, Int8Linear)
+
+    def made(weight: Tensor, bias: Tensor | None, _: Sources) -> Int8Linear:
+        return Int8Linear(weight, bias)
+
+    quantised = compiled.requantised(made, made)
     assert (quantised.project, quantised.mlp) == (plain.project, plain.mlp)
 
 
