@@ -154,7 +154,8 @@ class NoCopy:
         free: Sequence[str] = (),
         first: int = 0,
     ) -> None:
-        self._decode, self._most, self._first = tokenizer.decode, most, first or most
+        self._encode, self._decode = tokenizer.encode, tokenizer.decode
+        self._most, self._first = most, first or most
         self._sources = [
             tuple(tokenizer.encode(form)) for text in sources for form in {text, f" {text}"} if text
         ]
@@ -190,14 +191,22 @@ class NoCopy:
                     run = self._decode(source[at - length : at + 1])
                     if self._too_long(run, most):
                         banned.add(source[at])
-        return banned
+        return banned | {other for token in banned for other in self._without_space(token)}
+
+    def _without_space(self, token: int) -> list[int]:
+        """The token of the same word without the space before it: stuck to the word before it
+        ("recognitionremote") it would be the same copy."""
+        text = self._decode([token])
+        word = text.lstrip()
+        found = self._encode(word) if word and word != text else []
+        return found if len(found) == 1 else []
 
     @staticmethod
     def _too_long(run: str, most: int) -> bool:
         if len(run) < most:
             return False
         found = units(run)
-        return len(found) >= most and not found[-1].isdigit()
+        return len(found) >= most and not any(char.isdigit() for char in found[-1])  # also "21st"
 
 
 def _vocabulary(tokenizer: Tokenizer, size: int) -> Any:

@@ -145,6 +145,38 @@ def test_numbers_and_names_may_be_copied() -> None:
     assert not torch.isfinite(plain.apply(torch.zeros(VOCAB), before)).all()
 
 
+def test_the_end_of_an_ordinal_may_be_copied() -> None:
+    mask = NoCopy(TOKENIZER, ["one two three four 21st"], 5)
+    before = TOKENIZER.encode("one two three four 21")
+    assert torch.isfinite(mask.apply(torch.zeros(VOCAB), before)).all()
+
+
+def test_a_copy_may_not_go_on_without_its_space() -> None:
+    """A tokenizer that has most words twice, with a space before them and without."""
+
+    class Words(ToyTokenizer):
+        table = ("one", " two", " three", " four", " five", "five", " else")
+
+        def encode(self, text: str) -> list[int]:
+            found = []
+            while text:
+                word = max((w for w in self.table if text.startswith(w)), key=len, default=text[0])
+                found += [self.table.index(word)] if word in self.table else []
+                text = text[len(word) :]
+            return found
+
+        def decode(self, ids: Sequence[int]) -> str:
+            return "".join(self.table[i] for i in ids)
+
+    words = Words()
+    mask = NoCopy(words, ["one two three four five"], 5)
+    allowed = mask.apply(torch.zeros(len(words.table)), words.encode("one two three four"))
+    assert [w for w, ok in zip(words.table, torch.isfinite(allowed), strict=True) if not ok] == [
+        " five",
+        "five",
+    ]
+
+
 def test_the_first_run_may_be_shorter_than_the_others() -> None:
     mask = NoCopy(TOKENIZER, ["one two three four five"], 5, first=3)
     for words, free in (("one two ", False), ("well one two ", True), ("One two ", True)):
