@@ -234,27 +234,9 @@ class TorchAttention:
 
     name = "torch"
     scattered = False
-
-    def write(
-        self,
-        keys: list[Tensor],
-        values: list[Tensor],
-        layer: int,
-        writes: Writes,
-        k: Tensor,
-        v: Tensor,
-    ) -> None:
-        write(keys, values, layer, writes, k, v)
-
-    def attend_group(
-        self, cache: KvCache, layer: int, group: Group, q: Tensor, sink_q: Tensor, scaling: float
-    ) -> Tensor:
-        return attend_group(cache, layer, group, q, sink_q, scaling)
-
-    def attend_long(
-        self, cache: KvCache, layer: int, row: Long, q: Tensor, sink_q: Tensor, scaling: float
-    ) -> Tensor:
-        return attend_long(cache, layer, row, q, sink_q, scaling)
+    write = staticmethod(write)
+    attend_group = staticmethod(attend_group)
+    attend_long = staticmethod(attend_long)
 
 
 TORCH = TorchAttention()

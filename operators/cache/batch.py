@@ -13,7 +13,8 @@ ones at every step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -107,11 +108,7 @@ class ForwardBatch:
     def _lay_out_positions(self, views: Sequence[_RowView]) -> None:
         """Rotations of every token at its absolute position, and as a query of the sinks."""
         layout, shape = self.cache.layout, self.cache.shape
-        counts = torch.tensor([v.end - v.begin for v in views])
-
-        def each(values: list[int]) -> Tensor:  # of every row, once per token
-            return torch.repeat_interleave(torch.tensor(values), counts)
-
+        each = _per_token(views)
         positions = torch.arange(len(self.tokens)) + each([v.start - v.begin for v in views])
         # How far the query is moved for the sinks: 0 until the window has filled.
         forks = each([v.fork for v in views])
@@ -244,13 +241,9 @@ class ForwardBatch:
         if not views:
             return None
         layout, branches = self.cache.layout, views[0].region >= 0
-        counts = torch.tensor([v.end - v.begin for v in views])
-
-        def each(values: list[int]) -> Tensor:  # of every row, once per token
-            return torch.repeat_interleave(torch.tensor(values), counts)
-
-        first = torch.cumsum(counts, 0) - counts
-        within = torch.arange(int(counts.sum())) - torch.repeat_interleave(first, counts)
+        each, lengths = _per_token(views), [v.end - v.begin for v in views]
+        first = [0, *itertools.accumulate(lengths[:-1])]
+        within = torch.arange(sum(lengths)) - each(first)
         tokens = within + each([v.begin for v in views])
         if branches:
             places = within + each([v.own for v in views])
@@ -333,6 +326,12 @@ class ForwardBatch:
         if self.cache.device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self.cache.device, non_blocking=True)
+
+
+def _per_token(views: Sequence[_RowView]) -> Callable[[list[int]], Tensor]:
+    """Spreads a number of every row over its tokens: long ``[tokens of the rows]``."""
+    counts = torch.tensor([v.end - v.begin for v in views])
+    return lambda values: torch.repeat_interleave(torch.tensor(values), counts)
 
 
 def _is_long(view: _RowView) -> bool:

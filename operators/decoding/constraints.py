@@ -191,7 +191,8 @@ class NoCopy:
                     run = self._decode(source[at - length : at + 1])
                     if self._too_long(run, most):
                         banned.add(source[at])
-        return banned | {other for token in banned for other in self._without_space(token)}
+        stuck = {other for token in banned for other in self._without_space(token)}
+        return banned | (stuck - self._free)
 
     def _without_space(self, token: int) -> list[int]:
         """The token of the same word without the space before it: stuck to the word before it

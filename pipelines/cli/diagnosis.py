@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from operators.errors import LongstreamError, ModelError
+from pipelines.config.cpu import cpu_limit
 from pipelines.config.fields import Settings
 
 Status = Literal["ok", "warning", "error"]
@@ -140,9 +141,7 @@ def _instructions(capability: str) -> Iterator[Finding]:
 
 
 def threads(settings: Settings) -> Iterator[Finding]:
-    from pipelines.device.memory import cgroup_cpus
-
-    quota = cgroup_cpus()
+    quota = cpu_limit().quota
     if quota is not None and settings.threads > max(1.0, quota):
         yield Finding(
             "cpu quota",

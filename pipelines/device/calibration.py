@@ -61,8 +61,8 @@ AUTOMATIC = ("bf16", "int8", "w8a8", "q4")
 more than 0.3 chrF in translation or 1 % in any other figure against bf16 (docs/benchmarks.md).
 int4 loses 5 % of perplexity on the smallest model: only where asked for."""
 UNMEASURED = ("w8a8", "int8")
-"""What is taken where a measurement was disturbed, the first that runs: no worse than bf16 in any
-figure, and faster for few tokens on every CPU that was seen."""
+"""What is taken where a measurement was disturbed, the first that runs: no worse than bf16 in what was
+measured, and faster for one token (docs/benchmarks.md)."""
 QUIET = 0.5
 """Share of its threads' cores that a process must have had for its measurement to count."""
 ALIGNMENT = 1

@@ -154,18 +154,6 @@ def cgroup_memory(root: Path = CGROUP) -> tuple[int | None, int]:
     return None, 0
 
 
-def cgroup_cpus(root: Path = CGROUP) -> float | None:
-    """Cores' worth of time this control group may use; None where it is not limited."""
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (root / "cpu.max").read_text().split()
-        return int(quota) / int(period)
-    with contextlib.suppress(OSError, ValueError):
-        quota = (root / "cpu/cpu.cfs_quota_us").read_text()
-        if int(quota) > 0:
-            return int(quota) / int((root / "cpu/cpu.cfs_period_us").read_text())
-    return None
-
-
 def size_of_loaded(model: DecoderModel, config: OperatorConfig) -> Size:
     """A loaded model's size, as it is."""
     sinks = len(Prompts(model.tokenizer, config.prompts).prefix)

@@ -13,6 +13,7 @@ from operators.config import OperatorConfig
 from pipelines.cli import diagnosis
 from pipelines.cli.diagnosis import Finding
 from pipelines.cli.main import make_cli
+from pipelines.config.cpu import CpuLimit
 from pipelines.config.fields import Settings
 
 
@@ -61,7 +62,7 @@ def test_a_device_that_is_not_there() -> None:
 
 
 def test_more_threads_than_the_container_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.device.memory.cgroup_cpus", lambda: 1.5)
+    monkeypatch.setattr(diagnosis, "cpu_limit", lambda: CpuLimit(affinity=8, quota=1.5))
     assert of(diagnosis.threads(Settings(threads=1)))["cpu quota"].status == "ok"
     found = of(diagnosis.threads(Settings(threads=8)))["cpu quota"]
     assert (found.status, found.mend) == ("warning", "export LONGSTREAM_THREADS=1")

@@ -20,7 +20,6 @@ from pipelines.device.memory import (
     Memory,
     Size,
     admit,
-    cgroup_cpus,
     cgroup_memory,
     footprint,
     size_of_folder,
@@ -72,27 +71,19 @@ def test_a_worker_beyond_its_memory_ends_before_it_allocates() -> None:
 
 def test_limits_of_control_groups_of_both_versions(tmp_path: Path) -> None:
     assert cgroup_memory(tmp_path) == (None, 0)
-    assert cgroup_cpus(tmp_path) is None
     (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "cpu.max").write_text("max 100000\n")
     assert cgroup_memory(tmp_path) == (None, 0)
-    assert cgroup_cpus(tmp_path) is None
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("600\n")
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
     assert cgroup_memory(tmp_path) == (1000, 600)
-    assert cgroup_cpus(tmp_path) == 1.5
     old = tmp_path / "old"
     for name, text in {
         "memory/memory.limit_in_bytes": "2000",
         "memory/memory.usage_in_bytes": "5",
-        "cpu/cpu.cfs_quota_us": "-1",
-        "cpu/cpu.cfs_period_us": "100000",
     }.items():
         (old / name).parent.mkdir(parents=True, exist_ok=True)
         (old / name).write_text(text)
     assert cgroup_memory(old) == (2000, 5)
-    assert cgroup_cpus(old) is None
 
 
 @pytest.mark.slow
