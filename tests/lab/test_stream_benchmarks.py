@@ -22,7 +22,7 @@ from pipelines.lab.benchmarks.toy import toy_decoder, toy_network
 from tests.engine import assert_same_logits, random_tokens
 from tests.engine import toy_decoder as one_layer_decoder
 from tests.lab.test_benchmarks import quick
-from tests.reference import StreamReference
+from pipelines.lab.conformance.reference import StreamReference
 
 
 def test_a_restored_stream_answers_like_the_original() -> None:

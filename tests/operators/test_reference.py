@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tests.reference import StreamReference
+from pipelines.lab.conformance.reference import StreamReference
 from tests.toy import ARCHITECTURES, ByteTokenizer, toy_model
 
 torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from transformers import Gemma2Config, Gemma3TextConfig, PreTrainedConfig
 from operators.errors import ModelError
 from operators.model.loader import DecoderModel, check_supported, make_rope
 from tests.engine import SINKS, Driver, ToyTokenizer, assert_same_logits, layout, random_tokens
-from tests.reference import StreamReference
+from pipelines.lab.conformance.reference import StreamReference
 from tests.toy import toy_model
 
 SCALED: list[dict[str, Any]] = [
@@ -81,7 +81,7 @@ def test_longrope_takes_the_factors_of_the_caches_size(
     assert driver.model.rope.scaling == pytest.approx(scale)
     tokens = random_tokens(420, seed=5)
     got = driver.feed(driver.stream(SINKS, 100_000), tokens, random.Random(3))
-    monkeypatch.setattr("tests.reference._rope", lambda *_: (expected, scale))
+    monkeypatch.setattr("pipelines.lab.conformance.reference._rope", lambda *_: (expected, scale))
     want = StreamReference(toy_model("phi3"), SINKS, window=24, offset=100_000).ingest(tokens)
     assert_same_logits(got, want)
 

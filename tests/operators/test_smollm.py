@@ -21,7 +21,7 @@ from pipelines import models
 from pipelines.dev.demo.plan import meeting_files
 from tests.engine import Driver, assert_same_logits
 from tests.operators.test_speculation import JunkDrafter, generate
-from tests.reference import StreamReference
+from pipelines.lab.conformance.reference import StreamReference
 
 pytestmark = pytest.mark.model
 LAYOUT = KvLayout(sinks=4, window=40, slack=12, branch_tokens=64)

@@ -18,7 +18,7 @@ from operators.errors import CapacityError, ModelError
 from operators.model.loader import check_supported
 from operators.model.network import Norm
 from tests.engine import SINKS, Driver, assert_same_logits, layout, random_tokens, toy_decoder
-from tests.reference import StreamReference
+from pipelines.lab.conformance.reference import StreamReference
 from tests.toy import ARCHITECTURES, toy_model
 
 pytestmark = pytest.mark.usefixtures("device")
