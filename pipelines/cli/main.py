@@ -39,6 +39,7 @@ COMMANDS = {
     "plan": "pipelines.lab.plan.command",
     "model": "pipelines.cli.model",
     "bench": "pipelines.lab.benchmarks.command",
+    "conformance": "pipelines.lab.conformance.command",
     "eval": "pipelines.lab.eval.command",
     "soak": "pipelines.lab.soak.command",
     "chaos": "pipelines.lab.chaos.command",

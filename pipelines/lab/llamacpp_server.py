@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -29,19 +30,30 @@ def serve(
 ) -> str:
     """Serve a GGUF file on a free port of the loopback; returns the address. ``save_to``: the folder for
     slots that it is asked to save. Raises ConfigError where the package is missing."""
+    params = parameters(file, parallel=parallel, context=context, threads=threads, save_to=save_to)
+    _SERVERS.append(package().Server(params))
+    return str(_SERVERS[-1].listening_address)
+
+
+def package() -> Any:
+    """``xllamacpp``. Raises ConfigError where it is missing."""
     if importlib.util.find_spec("xllamacpp") is None:
         raise ConfigError("llama.cpp is not installed: pip install 'longstream[peers]'")
-    import xllamacpp
+    return importlib.import_module("xllamacpp")
 
-    params = xllamacpp.CommonParams()
+
+def parameters(
+    file: Path, *, parallel: int, context: int, threads: int, save_to: Path | None
+) -> Any:
+    """The server's own parameters, as :func:`serve` sets them."""
+    params = package().CommonParams()
     params.model.path = str(file)
     params.n_ctx, params.n_parallel = context * parallel, parallel
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.port, params.verbosity, params.warmup = 0, 0, False
     if save_to is not None:
         params.endpoint_slots, params.slot_save_path = True, f"{save_to}/"
-    _SERVERS.append(xllamacpp.Server(params))
-    return str(_SERVERS[-1].listening_address)
+    return params
 
 
 def server_for(

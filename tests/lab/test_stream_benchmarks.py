@@ -19,10 +19,10 @@ from pipelines.lab.benchmarks.memory import growth, last_over_first
 from pipelines.lab.benchmarks.rerotating import RerotatingStream
 from pipelines.lab.benchmarks.stats import bootstrap_mean, slope, tenths
 from pipelines.lab.benchmarks.toy import toy_decoder, toy_network
+from pipelines.lab.conformance.reference import StreamReference
 from tests.engine import assert_same_logits, random_tokens
 from tests.engine import toy_decoder as one_layer_decoder
 from tests.lab.test_benchmarks import quick
-from pipelines.lab.conformance.reference import StreamReference
 
 
 def test_a_restored_stream_answers_like_the_original() -> None:

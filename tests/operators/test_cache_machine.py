@@ -25,8 +25,8 @@ from operators.decoding.generation import Generation
 from operators.engine.session import Session
 from operators.engine.task_run import TaskRun
 from operators.model.loader import DecoderModel
-from tests.engine import SINKS, assert_same_logits, random_tokens, run_of, toy_decoder
 from pipelines.lab.conformance.reference import BranchReference, StreamReference
+from tests.engine import SINKS, assert_same_logits, random_tokens, run_of, toy_decoder
 from tests.toy import toy_model
 from tests.world import WINDOW, World
 

@@ -14,8 +14,8 @@ from operators.cache.batch import Row
 from operators.errors import ModelError
 from operators.model.network import Sources
 from operators.model.quantization import Int8Linear
-from tests.engine import SINKS, Driver, assert_same_logits, layout, random_tokens, toy_decoder
 from pipelines.lab.conformance.reference import StreamReference
+from tests.engine import SINKS, Driver, assert_same_logits, layout, random_tokens, toy_decoder
 from tests.toy import toy_model
 
 # Torch's own, when it loads its compiler.

@@ -20,8 +20,8 @@ from operators.cache import attention, batch
 from operators.cache.batch import ForwardBatch, Row
 from operators.cache.kv_cache import KvLayout
 from operators.model.loader import DTYPES, has_bf16
-from tests.engine import SINKS, Driver, assert_same_logits, layout, random_tokens, toy_decoder
 from pipelines.lab.conformance.reference import StreamReference
+from tests.engine import SINKS, Driver, assert_same_logits, layout, random_tokens, toy_decoder
 from tests.toy import ARCHITECTURES, toy_model
 
 LONG = 32

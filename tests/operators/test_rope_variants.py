@@ -12,8 +12,8 @@ from transformers import Gemma2Config, Gemma3TextConfig, PreTrainedConfig
 
 from operators.errors import ModelError
 from operators.model.loader import DecoderModel, check_supported, make_rope
-from tests.engine import SINKS, Driver, ToyTokenizer, assert_same_logits, layout, random_tokens
 from pipelines.lab.conformance.reference import StreamReference
+from tests.engine import SINKS, Driver, ToyTokenizer, assert_same_logits, layout, random_tokens
 from tests.toy import toy_model
 
 SCALED: list[dict[str, Any]] = [

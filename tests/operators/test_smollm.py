@@ -19,9 +19,9 @@ from operators.decoding.drafters import (
 from operators.model.loader import DecoderModel, load_model
 from pipelines import models
 from pipelines.dev.demo.plan import meeting_files
+from pipelines.lab.conformance.reference import StreamReference
 from tests.engine import Driver, assert_same_logits
 from tests.operators.test_speculation import JunkDrafter, generate
-from pipelines.lab.conformance.reference import StreamReference
 
 pytestmark = pytest.mark.model
 LAYOUT = KvLayout(sinks=4, window=40, slack=12, branch_tokens=64)

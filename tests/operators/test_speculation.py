@@ -22,8 +22,8 @@ from operators.decoding.drafters import (
 from operators.decoding.generation import NO_DRAFT, Decoding, Generation, is_looping
 from operators.decoding.suffix import SuffixIndex
 from operators.decoding.verify import NOTHING, accept_greedy, most_likely
-from tests.engine import SINKS, Driver, ToyTokenizer, layout, random_tokens, toy_decoder
 from pipelines.lab.conformance.reference import StreamReference
+from tests.engine import SINKS, Driver, ToyTokenizer, layout, random_tokens, toy_decoder
 from tests.toy import toy_model
 
 EOS = ToyTokenizer.eos_ids

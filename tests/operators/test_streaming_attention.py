@@ -17,8 +17,8 @@ from operators.cache.kv_cache import bytes_per_stream
 from operators.errors import CapacityError, ModelError
 from operators.model.loader import check_supported
 from operators.model.network import Norm
-from tests.engine import SINKS, Driver, assert_same_logits, layout, random_tokens, toy_decoder
 from pipelines.lab.conformance.reference import StreamReference
+from tests.engine import SINKS, Driver, assert_same_logits, layout, random_tokens, toy_decoder
 from tests.toy import ARCHITECTURES, toy_model
 
 pytestmark = pytest.mark.usefixtures("device")

@@ -40,7 +40,7 @@ class OpenVino:
         plan.dynamic_split_fuse = True
         extra = {"prompt_lookup": True} if lookup else {}
         self._pipe: Any = openvino_genai.ContinuousBatchingPipeline(
-            str(file), plan, "CPU", {"INFERENCE_NUM_THREADS": threads}, **extra
+            str(file), plan, "CPU", {"INFERENCE_NUM_THREADS": threads, **extra}
         )
         self._next = 0
 

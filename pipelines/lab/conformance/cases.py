@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from operators.errors import ConfigError
 from pipelines.lab.benchmarks.harness import TOY
 from pipelines.lab.conformance.engine import Answer, Drafts, Engine, NotOffered, Setup
 from pipelines.lab.conformance.material import Material, tokens
@@ -53,10 +54,11 @@ SIZES = {True: Sizes(5, 48, 24, 160), False: Sizes(4, 96, 48, 260, prompt=6)}
 
 
 class Kit:
-    """One engine under test on one model. ``make`` gives a fresh one, not loaded."""
+    """One engine under test on one model. ``make`` gives a fresh one, not loaded. ``version``: the
+    engine's, once it has been loaded."""
 
     def __init__(self, make: Callable[[], Engine], material: Material, sizes: Sizes | None = None):
-        self.make, self.material = make, material
+        self.make, self.material, self.version = make, material, ""
         self.sizes = sizes or SIZES[material.name == TOY]
         heard = iter(tokens(material, self.sizes.all))
         self.sinks = tuple(islice(heard, self.sizes.sinks))
@@ -74,8 +76,9 @@ class Kit:
     @contextmanager
     def loaded(self, drafts: Drafts = "none") -> Iterator[Engine]:
         engine = self.make()
-        engine.load(self.material, self.setup(drafts))
         try:
+            engine.load(self.material, self.setup(drafts))
+            self.version = engine.version
             yield engine
         finally:
             engine.close()
@@ -194,10 +197,13 @@ CASES = (
 
 
 def check(case: Case, kit: Kit) -> Verdict:
-    """One case; whatever an engine raises is its verdict."""
+    """One case; whatever an engine raises is its verdict, except that it is not installed (raises
+    ConfigError)."""
     try:
         return case.run(kit)
     except NotOffered as reason:
         return Verdict("not offered", str(reason))
+    except ConfigError:
+        raise
     except Exception as error:
         return Verdict("fails", f"{type(error).__name__}: {error}")

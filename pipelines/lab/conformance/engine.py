@@ -1,8 +1,8 @@
 """What the kit asks of an engine: five methods. An adapter for another engine implements them.
 
 The stream is what StreamingLLM makes of it: pinned sink tokens, then a rolling window of the last
-``window`` tokens, positions counted inside the cache. An answer is a throw-away continuation: it sees the
-window as it was when it was asked for, and the stream goes on as if it had never been made.
+``window`` tokens, positions counted inside the cache. An answer is a throw-away continuation: it sees
+the window as it was when it was asked for, and the stream goes on as if it had never been made.
 """
 
 from __future__ import annotations

@@ -22,11 +22,13 @@ NOISE = 0.03
 class Material:
     """A llama model of transformers (``model``), a worse copy of it (``draft``), and both as GGUF.
 
-    ``folder``: where files are written, once each. Nobody may change the models' weights.
+    All in fp32, with matrices rounded to fp16 once, so that every file holds the same numbers.
+    ``folder``: where files are written, once each. Nobody may change the weights afterwards.
     """
 
     def __init__(self, name: str, model: PreTrainedModel, folder: Path) -> None:
-        self.name, self.model, self._folder = name, model, folder
+        _round(model)
+        self.name, self.model, self.folder = name, model, folder
         self._draft: PreTrainedModel | None = None
 
     @property
@@ -40,19 +42,15 @@ class Material:
             self._draft = noisy(self.model)
         return self._draft
 
-    def gguf(self, *, draft: bool = False) -> Path:
-        """The model (or the draft) as a GGUF file of fp32."""
-        file = self._folder / ("draft.gguf" if draft else "model.gguf")
+    def gguf(self, *, draft: bool = False, half: bool = False) -> Path:
+        """The model (or the draft) as a GGUF file, alone in its folder. ``half``: matrices in fp16, for
+        engines that read no fp32; the numbers are the same."""
+        folder = self.folder / f"{'draft' if draft else 'model'}-{16 if half else 32}"
+        folder.mkdir(exist_ok=True)
+        file = folder / "model.gguf"
         if not file.exists():
-            write_gguf(self.draft if draft else self.model, file)
+            write_gguf(self.draft if draft else self.model, file, half)
         return file
-
-    def hub(self) -> Path:
-        """The model as a folder of safetensors."""
-        folder = self._folder / "hub"
-        if not folder.exists():
-            self.model.save_pretrained(folder)
-        return folder
 
 
 def load(name: str, folder: Path) -> Material:
@@ -82,14 +80,22 @@ def noisy(model: PreTrainedModel) -> PreTrainedModel:
         if parameter.dim() > 1:
             noise = torch.randn(parameter.shape, generator=generator) * parameter.std()
             parameter.add_(NOISE * noise)
+    _round(made)
     return made
+
+
+def _round(model: PreTrainedModel) -> None:
+    """Every matrix to numbers that fp16 holds."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.copy_(parameter.half())
 
 
 # --- GGUF -----------------------------------------------------------------------------------------
 
 
-def write_gguf(model: PreTrainedModel, file: Path) -> None:
-    """Weights in fp32 with a vocabulary of names only: engines are asked in token ids."""
+def write_gguf(model: PreTrainedModel, file: Path, half: bool) -> None:
+    """Weights with a vocabulary of names only: engines are asked in token ids."""
     import gguf
 
     config: Any = model.config
@@ -106,10 +112,11 @@ def write_gguf(model: PreTrainedModel, file: Path) -> None:
     writer.add_value_length(config.head_dim)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    kind = gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32
+    writer.add_file_type(kind)
     _add_vocabulary(writer, config.vocab_size)
     for name, tensor in _tensors(model):
-        writer.add_tensor(name, tensor)
+        writer.add_tensor(name, tensor.astype(np.float16) if half and tensor.ndim > 1 else tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

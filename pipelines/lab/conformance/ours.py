@@ -1,8 +1,8 @@
 """longstream itself, as its users run it: an operator, fed with segments, snapshots as it writes them.
 
-The kit speaks in tokens and an operator takes text. So the tokenizer is one that writes every token as one
-character: what is fed is exactly what the model reads, and whatever else the operator writes (a line's
-end) is no token at all.
+The kit speaks in tokens and an operator takes text. So the tokenizer is one that writes every token as
+one character: what is fed is exactly what the model reads, and whatever else the operator writes (a
+line's end) is no token at all.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from operators.config import OperatorConfig
 from operators.events import Segment, StreamSettings
 from operators.model.loader import DecoderModel
 from operators.stream_operator import StreamOperator
-from operators.tasks.base import Ask, Due, Outcome, Progress, Steps, StreamView, Task
 from operators.tasks.base import Answer as TaskAnswer
+from operators.tasks.base import Ask, Due, Outcome, Progress, Steps, StreamView, Task
 from pipelines.lab.conformance.engine import Answer, Setup
 from pipelines.lab.conformance.material import Material
 

@@ -283,7 +283,9 @@ class _TokenForward:
 
 def _rms_norm(norm: Any, x: Tensor) -> Tensor:
     """Root-mean-square norm in the dtype of x (the library's own would drop to float32)."""
-    return norm.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon))
+    scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+    scaled: Tensor = norm.weight * (x * scale)
+    return scaled
 
 
 def _rope(config: Any, head_dim: int) -> tuple[Tensor, float]:
