@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from pipelines.lab.conformance.engine import Answer, NotOffered, Setup
 from pipelines.lab.conformance.material import Material
@@ -74,17 +75,19 @@ class Transformers:
     def snapshot(self, folder: Path) -> None:
         if self._setup.drafts != "none":
             raise NotOffered(NO_DRAFTS_BEHIND_CACHE)
-        layers = [(layer.keys, layer.values) for layer in self._cache.layers]
-        torch.save({"heard": self._heard, "layers": layers}, folder / "cache.pt")
+        saved = {"heard": torch.tensor(self._heard)}
+        for at, layer in enumerate(self._cache.layers):
+            saved |= {f"keys {at}": layer.keys, f"values {at}": layer.values}
+        save_file(saved, folder / "cache.safetensors")
 
     def restore(self, folder: Path) -> None:
         from transformers import DynamicCache
 
-        saved = torch.load(folder / "cache.pt", weights_only=True)
-        self._heard = saved["heard"]
+        saved = load_file(folder / "cache.safetensors")
+        self._heard = saved["heard"].tolist()
         self._cache = DynamicCache(config=self._model.config)
-        for at, (keys, values) in enumerate(saved["layers"]):
-            self._cache.update(keys, values, at)
+        for at in range(self._model.config.num_hidden_layers):
+            self._cache.update(saved[f"keys {at}"], saved[f"values {at}"], at)
 
     def close(self) -> None:
         return None
