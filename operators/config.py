@@ -11,6 +11,7 @@ from operators.errors import ConfigError
 from operators.redaction import KINDS
 
 DTYPES = ("auto", "fp32", "bf16", "fp16", "int8", "w8a8", "int4", "q4")
+PREFILL_DTYPES = ("auto", "fp32", "bf16", "fp16", "w8a8")
 DRAFTERS = ("auto", "none", "ngram", "suffix", "previous", "combined", "draft")
 ATTENTION = ("torch", "triton")
 METHODS = ("select", "lines")
@@ -175,9 +176,10 @@ class OperatorConfig:
     """Kinds of answer the sampling settings hold for (summary, compaction, translation, answer); the
     others stay greedy. Empty: all."""
     dtype_prefill: str = "auto"
-    """Numbers of the weights while text is read: auto, fp32, bf16, int8, w8a8, int4."""
+    """Numbers of the weights while text is read: fp32, bf16, fp16, w8a8. auto is measured at first
+    start and kept."""
     dtype_decode: str = "auto"
-    """The same while answers are written. auto is measured at first start and kept."""
+    """The same while answers are written; also int8, int4 and q4."""
     compile: bool = False
     """Run the parts of fp32 and bf16 layers around attention through torch.compile, which needs a C++
     compiler (on CUDA: Triton) and makes the first steps slow. What it gains is unmeasured."""
@@ -233,7 +235,8 @@ class OperatorConfig:
         need(self.max_text_bytes >= 1, "max_text_bytes", "at least 1 byte")
         need(self.drafter != "draft" or bool(self.draft_model), "drafter", "set draft_model too")
         need(self.drafter in DRAFTERS, "drafter", f"one of {', '.join(DRAFTERS)}")
-        need(self.dtype_prefill in DTYPES, "dtype_prefill", f"one of {', '.join(DTYPES)}")
+        known = f"one of {', '.join(PREFILL_DTYPES)}"
+        need(self.dtype_prefill in PREFILL_DTYPES, "dtype_prefill", known)
         need(self.dtype_decode in DTYPES, "dtype_decode", f"one of {', '.join(DTYPES)}")
         for kind in self.redact:
             need(kind in KINDS, "redact", f"of {', '.join(KINDS)}")

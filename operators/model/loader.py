@@ -5,17 +5,20 @@
 * ``prefill``: transcript and prompt tokens, many per forward (compute bound);
 * ``decode``: decode and verify, a few per forward (bound by reading the weights).
 
-Each role has its own weights (fp32 or bf16; for generation also int8, w8a8 and int4, see
-operators.model.quantization), fixed at load. A token's weights depend on its role only, never on block
-length or neighbours, so that draft length cannot change the text.
+Each role has its own weights (fp32, bf16 or fp16; for both also w8a8, for generation int8, int4 and q4,
+see operators.model.quantization), fixed at load. A token's weights depend on its role only, never on
+block length or neighbours, so that draft length cannot change the text. Roles of the same type share
+their weights.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,8 +68,13 @@ class DecoderModel:
         config: Any = network.config
         check_supported(config)
         self.name, self.tokenizer, self.device = name, tokenizer, torch.device(device)
-        self.dtypes = {"prefill": dtype_prefill, "decode": dtype_decode}
-        self.dtype = DTYPES.get(dtype_prefill, torch.bfloat16)
+        loaded = "bf16" if dtype_prefill == "w8a8" else dtype_prefill
+        if loaded not in DTYPES:
+            raise ModelError(
+                f"dtype_prefill={dtype_prefill} is slower than bf16 for blocks: use bf16 or w8a8"
+            )
+        self.dtypes: dict[str, str] = {"prefill": loaded, "decode": loaded}
+        self.dtype = DTYPES[loaded]
         self.max_context = int(config.max_position_embeddings)
         heads = config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -83,11 +91,9 @@ class DecoderModel:
         if compile:
             check_compiler(self.device)
             ingest = ingest.compiled()
+        self._loaded, self._loaded_dtype = ingest, loaded
         self._networks: dict[str, Network] = {"prefill": ingest, "decode": ingest}
-        if dtype_prefill not in DTYPES:
-            raise ModelError(
-                f"dtype_prefill={dtype_prefill} is slower than bf16 for blocks: use bf16"
-            )
+        self.use_for_prefill(dtype_prefill)
         self.use_for_decode(dtype_decode)
 
     @property
@@ -98,9 +104,11 @@ class DecoderModel:
     @property
     def tied(self) -> bool:
         """Whether the output matrix is the embedding itself, held once."""
-        ingest = self._networks["prefill"]
-        head = ingest.head.weight
-        return isinstance(head, Tensor) and head.data_ptr() == ingest.embedding.data_ptr()
+        network = self._networks["prefill"]
+        head = network.head
+        return (
+            isinstance(head, nn.Linear) and head.weight.data_ptr() == network.embedding.data_ptr()
+        )
 
     def attend_with(self, name: str) -> None:
         """Make this the attention backend, torch or triton. Raises ModelError where it does not run."""
@@ -113,36 +121,71 @@ class DecoderModel:
 
         self.attention = TritonAttention()
 
+    def use_for_prefill(self, dtype: str) -> None:
+        """Make this the weights of reading: the type that was loaded, or w8a8 beside bf16. The same
+        conditions as for :meth:`use_for_decode`."""
+        if dtype not in (self._loaded_dtype, "w8a8"):
+            raise ModelError(
+                f"dtype_prefill={dtype} does not go with weights loaded as {self._loaded_dtype}: "
+                "use the same, or w8a8 beside bf16"
+            )
+        self._use("prefill", dtype)
+
     def use_for_decode(self, dtype: str) -> None:
-        """Make this the weights of generation: int8, w8a8, int4 or q4 beside bf16, or ingest's own type.
+        """Make this the weights of generation: int8, w8a8, int4 or q4 beside bf16, or the type that was
+        loaded.
 
         Takes seconds to a minute for the quantised ones. Call it before anything is generated: the
-        weights must not change while a stream is open. Raises ModelError for types
-        that do not go together.
+        weights must not change while a stream is open. Raises ModelError for types that do not go
+        together, and after :meth:`release`.
         """
-        ingest, own = self._networks["prefill"], self.dtypes["prefill"]
-        self._networks["decode"] = ingest  # free the old ones before making others
+        self._use("decode", dtype)
+
+    def release(self) -> None:
+        """Free the weights that were loaded where no role uses them. No other type can be chosen
+        afterwards."""
+        self._loaded, self._loaded_dtype = self._networks["prefill"], self.dtypes["prefill"]
+
+    def _use(self, role: Role, dtype: str) -> None:
+        self._networks[role] = self._loaded  # free the old ones before making others
+        self.dtypes[role] = self._loaded_dtype
+        shared = [self._networks[r] for r, kind in self.dtypes.items() if kind == dtype]
+        self._networks[role] = shared[0] if shared else self._made(dtype)
+        self.dtypes[role] = dtype
+
+    def _made(self, dtype: str) -> Network:
+        """The network that was loaded, with another type of weights."""
+        loaded = self._loaded
         if dtype == "w8a8" and not quantization.runs_w8a8(self.device):
-            raise ModelError("dtype_decode=w8a8 needs a CPU with VNNI instructions: use bf16")
+            raise ModelError("w8a8 weights need a CPU with VNNI instructions: use bf16")
         if dtype == "q4" and not self.has_four_bits:
             raise ModelError(
                 f"dtype_decode=q4: {self.name} has no four-bit weights of its own beside it; use int4, "
                 "or pull it from a GGUF file of four bits"
             )
-        if dtype == "q4" and own == "bf16" and self._four_bits is not None:
-            kept = quantization.FourBits(self._four_bits)
-            self._networks["decode"] = ingest.requantised(kept.linear, kept.linear)
-        elif dtype in quantization.BODY and own == "bf16":
-            body, head = quantization.BODY[dtype], quantization.HEAD[dtype]
-            self._networks["decode"] = ingest.requantised(
-                lambda weight, bias, _: body(weight, bias), lambda weight, *_: head(weight)
-            )
-        elif dtype != own:
+        if self._loaded_dtype != "bf16" or dtype not in (*quantization.BODY, "q4"):
             raise ModelError(
-                f"dtype_decode={dtype} does not go with dtype_prefill={own}:"
+                f"dtype_decode={dtype} does not go with dtype_prefill={self.dtypes['prefill']}:"
                 " use the same, or int8, w8a8 or int4 beside bf16"
             )
-        self.dtypes["decode"] = dtype
+        if dtype == "q4" and self._four_bits is not None:
+            kept = quantization.FourBits(self._four_bits)
+            return loaded.requantised(kept.linear, kept.linear)
+        body, head = quantization.BODY[dtype], quantization.HEAD[dtype]
+        return loaded.requantised(
+            lambda weight, bias, _: body(weight, bias), lambda weight, *_: head(weight)
+        )
+
+    def shallow(self, layers: int) -> DecoderModel:
+        """The first ``layers`` layers of this model and the same share of its output matrix. A forward
+        takes about that share of the time, so that costs can be measured on it; its answers mean
+        nothing. Shares the weights that were loaded; has types of its own, chosen anew."""
+        made = copy.copy(self)
+        made.shape = replace(self.shape, layers=layers)
+        made.dtypes = dict.fromkeys(self.dtypes, self._loaded_dtype)
+        made._loaded = self._loaded.shallow(layers)
+        made._networks = dict.fromkeys(self._networks, made._loaded)
+        return made
 
     def new_cache(self, layout: KvLayout, *, slots: int, branches: int) -> KvCache:
         """Allocate a cache for this model; freezes length-dependent RoPE at the cache's size.
@@ -199,7 +242,7 @@ class DecoderModel:
     def weight_bytes(self) -> int:
         """Bytes of all weights held, shared ones once."""
         held: dict[int, int] = {}
-        for network in self._networks.values():
+        for network in (self._loaded, *self._networks.values()):
             for tensor in network.tensors():
                 if tensor.is_mkldnn:  # laid out by a library, never shared with another tensor
                     held[id(tensor)] = tensor.numel() * tensor.element_size()
@@ -304,7 +347,7 @@ def load_model(
         dtype_prefill = dtype_decode if dtype_decode in ("fp32", "fp16") else half
     if dtype_decode == "auto":
         dtype_decode = dtype_prefill
-    dtype = DTYPES.get(dtype_prefill, torch.bfloat16)
+    dtype = DTYPES.get(dtype_prefill, torch.bfloat16)  # w8a8 is made of bf16
     try:
         config = AutoConfig.from_pretrained(path)
         check_supported(config)

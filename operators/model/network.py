@@ -132,6 +132,16 @@ class Network:
         own_head = head(self.head.weight.detach(), None, self.head_source)
         return replace(self, layers=layers, head=own_head, project=_project, mlp=_mlp)
 
+    def shallow(self, layers: int) -> Network:
+        """The first ``layers`` layers with the same share of the output matrix. Shares the weights."""
+        assert isinstance(self.head, nn.Linear)
+        whole = self.head.weight.detach()
+        rows = -(-len(whole) * layers // len(self.layers))
+        head = nn.Linear(whole.shape[1], rows, bias=False, device="meta")
+        head.weight = nn.Parameter(whole[:rows], requires_grad=False)
+        source = ((self.head_source[0][0], rows),)
+        return replace(self, layers=self.layers[:layers], head=head, head_source=source)
+
     def tensors(self) -> Iterator[Tensor]:
         """Every weight; shared ones may come more than once."""
         norms = [self.norm]

@@ -227,13 +227,18 @@ class FourBits:
             end = at + sum(counts)
             own = bias[at:end] if bias is not None else None
             rows = weight[at:end]
-            parts.append(self._of_file(names, own) if four else Int8Linear(rows, own))
+            parts.append(self._of_file(names, counts, own) if four else Int8Linear(rows, own))
             at = end
         return parts[0] if len(parts) == 1 else SplitLinear(parts)
 
-    def _of_file(self, names: Sequence[str], bias: Tensor | None) -> nn.Module:
-        packed = torch.cat([self._file.get_tensor(f"{name}.steps") for name in names])
-        scales = torch.cat([self._file.get_tensor(f"{name}.scales") for name in names])
+    def _of_file(
+        self, names: Sequence[str], counts: Sequence[int], bias: Tensor | None
+    ) -> nn.Module:
+        def first_rows(part: str) -> Tensor:
+            slices = zip(names, counts, strict=True)
+            return torch.cat([self._file.get_slice(f"{n}.{part}")[:count] for n, count in slices])
+
+        packed, scales = first_rows("steps"), first_rows("scales")
         steps = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
         return Int4Linear.of_steps(steps, scales, bias)
 

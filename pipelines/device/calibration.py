@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import tempfile
@@ -60,6 +61,13 @@ AUTOMATIC = ("bf16", "int8", "w8a8", "q4")
 """Weight types that may be chosen for generation when none is asked for: none that was seen to lose
 more than 0.3 chrF in translation or 1 % in any other figure against bf16 (docs/benchmarks.md).
 int4 loses 5 % of perplexity on the smallest model: only where asked for."""
+PREFILL = ("bf16", "w8a8")
+"""Weight types that may be chosen for reading. A processor without matrix units for bf16 reads five
+times faster with w8a8."""
+FLOATS = ("fp32", "fp16", "bf16")
+"""Who asks for one of these for generation gets the same for reading."""
+READ = 128
+"""Tokens of a block when weight types of reading are compared."""
 UNMEASURED = ("w8a8", "int8")
 """What is taken where a measurement was disturbed, the first that runs: no worse than bf16 in what was
 measured, and faster for one token (docs/benchmarks.md)."""
@@ -68,6 +76,9 @@ QUIET = 0.5
 ALIGNMENT = 1
 """Part of the key of alignment heads: raise it when they are found in another way."""
 _BLANK = {"language": "", "text": "", "hint": ""}
+SAMPLE_BYTES, SAMPLE_LAYERS = 1_000_000_000, 8
+"""Costs are measured on the first layers of a model, as many as hold so many bytes (more than a
+processor keeps in its own cache, in four bits too) and at least so many; the rest is like them."""
 BLOCK = 3
 """Tokens of a verify block when weight types are compared: an answer's own and two drafts."""
 
@@ -88,7 +99,9 @@ def cost_curve(
     if kept is not None:
         return kept
     say(f"measuring what {model.name} costs on this machine (once)")
-    curve = CostCurve.measured(measure(model, blocks).items())
+    part, share = sample(model)
+    took = measure(part, blocks)
+    curve = CostCurve.measured((tokens, seconds / share) for tokens, seconds in took.items())
     with contextlib.suppress(OSError):  # no room or no right to write: measure again next time
         _write(file, {"key": key, "points": curve.points})
     return curve
@@ -104,9 +117,9 @@ def load_calibrated(
     say: Callable[[str], None] = lambda message: None,
     known: Sequence[str] = (),
 ) -> DecoderModel:
-    """Load a model with the number types of ``config``; on a CPU, with ``dtype_decode`` auto,
-    with those weights of generation that the deployment uses (``known``: ``weights`` of streams' states,
-    newest first), else with those that are fastest here. Raises ModelError."""
+    """Load a model with the number types of ``config``; on a CPU, what is ``auto`` becomes what the
+    deployment uses (``known``: ``weights`` of streams' states, newest first), else what is fastest
+    here. Raises ModelError."""
     model = load_model(
         path,
         name=name,
@@ -117,14 +130,34 @@ def load_calibrated(
         prompt_pack=config.prompt_pack,
     )
     model.attend_with(config.attention)
-    free = config.dtype_decode == "auto" and model.dtypes["prefill"] == "bf16"
-    if free and model.device.type == "cpu":
-        follow = _followed(model, known, say)
-        if follow is None:
-            choose_weights(model, runnable(model), config.branches, cache, say)
-        elif follow != model.dtypes["decode"]:
-            model.use_for_decode(follow)
+    if model.device.type == "cpu" and "bf16" in model.dtypes.values():
+        _choose(model, config, cache, known, say)
+    model.release()
     return model
+
+
+def _choose(
+    model: DecoderModel,
+    config: OperatorConfig,
+    cache: Path,
+    known: Sequence[str],
+    say: Callable[[str], None],
+) -> None:
+    """Give a model that was loaded as bf16 the types that the settings leave open."""
+    reading = config.dtype_prefill == "auto" and config.dtype_decode not in FLOATS
+    writing = config.dtype_decode == "auto"
+    if not reading and not writing:
+        return
+    follow = _followed(model, known, reading=reading, writing=writing, say=say)
+    if follow is not None:
+        if follow != (model.dtypes["prefill"], model.dtypes["decode"]):
+            model.use_for_prefill(follow[0])
+            model.use_for_decode(follow[1])
+        return
+    if reading:
+        choose_prefill(model, cache, say)
+    if writing:
+        choose_weights(model, runnable(model), config.branches, cache, say)
 
 
 def runnable(model: DecoderModel) -> list[str]:
@@ -139,21 +172,79 @@ def runs(kind: str, model: DecoderModel) -> bool:
     return model.has_four_bits if kind == "q4" else True
 
 
-def _followed(model: DecoderModel, known: Sequence[str], say: Callable[[str], None]) -> str | None:
-    """The newest known type that is this model's and runs here."""
+def _followed(
+    model: DecoderModel,
+    known: Sequence[str],
+    *,
+    reading: bool,
+    writing: bool,
+    say: Callable[[str], None],
+) -> tuple[str, str] | None:
+    """The newest known types, of prefill and decode, that are this model's, that the settings allow
+    and that run here."""
     for weights in known:
         fingerprint, _, types = weights.partition(" ")
         prefill, _, decode = types.partition("+")
-        if (fingerprint, prefill) != (model.fingerprint, model.dtypes["prefill"]):
+        given = (reading or prefill == model.dtypes["prefill"]) and (
+            writing or decode == model.dtypes["decode"]
+        )
+        if fingerprint != model.fingerprint or not given:
             continue
-        if decode in DTYPES and runs(decode, model):
-            say(f"{decode} weights for generation, as the streams' states say")
-            return decode
+        if prefill in PREFILL and decode in DTYPES and runs(prefill, model) and runs(decode, model):
+            say(
+                f"{prefill} weights for reading, {decode} for generation, as the streams' states say"
+            )
+            return prefill, decode
         say(
-            f"the streams' states were made with {decode} weights, which do not run here: their "
-            "texts may differ, and their snapshots are not used"
+            f"the streams' states were made with {prefill} and {decode} weights, which do not run "
+            "here: their texts may differ, and their snapshots are not used"
         )
     return None
+
+
+def choose_prefill(
+    model: DecoderModel, cache: Path, say: Callable[[str], None] = lambda message: None
+) -> str:
+    """Give the model, which must not have read anything yet, the weights of prefill that read a block
+    of :data:`READ` tokens fastest; returns their type."""
+    kinds = [kind for kind in PREFILL if runs(kind, model)]
+    key = {**describe_machine(model, {READ: "prefill"}), "dtypes": kinds}
+    file = _file(cache, key)
+    best = _read_choice(file, key)
+    if len(kinds) > 1 and best not in kinds:
+        part, share = sample(model)
+        took, quiet = survey_prefill(part, kinds, say)
+        best = best_prefill(took, quiet=quiet)
+        if quiet:
+            seconds = {kind: whole / share for kind, whole in took.items()}
+            with contextlib.suppress(OSError):
+                _write(file, {"key": key, "choice": best, "seconds": seconds})
+        else:
+            say(f"the machine is too busy to compare weights: {best} is taken, and nothing kept")
+    if best in kinds and best != model.dtypes["prefill"]:
+        model.use_for_prefill(best)
+    return model.dtypes["prefill"]
+
+
+def survey_prefill(
+    model: DecoderModel, kinds: Sequence[str], say: Callable[[str], None]
+) -> tuple[dict[str, float], bool]:
+    """Seconds of a block by type, and whether the machine was quiet enough for that to count. Leaves the
+    model with the last type."""
+    took, watch = {}, Stopwatch()
+    for kind in kinds:
+        say(f"trying {kind} weights for reading")
+        model.use_for_prefill(kind)
+        took[kind] = measure(model, {READ: "prefill"})[READ]
+    return took, watch.quiet()
+
+
+def best_prefill(took: Mapping[str, float], *, quiet: bool) -> str:
+    """The fastest type; where the measurement was disturbed, w8a8 on a processor without matrix units
+    for bf16."""
+    if quiet:
+        return min(took, key=lambda kind: took[kind])
+    return "w8a8" if "w8a8" in took and not torch.cpu._is_amx_tile_supported() else "bf16"
 
 
 def choose_weights(
@@ -176,7 +267,9 @@ def choose_weights(
     if kept in kinds:
         model.use_for_decode(kept)
         return kept
-    found = survey(model, kinds, rows, say)
+    part, share = sample(model)
+    found = survey(part, kinds, rows, say)
+    del part  # its weights of the last type
     best = min(kinds, key=lambda kind: found[kind].step)
     quiet = all(timing.quiet for timing in found.values())
     if not quiet:
@@ -185,10 +278,21 @@ def choose_weights(
     if best != model.dtypes["decode"]:
         model.use_for_decode(best)
     if quiet:
-        step = {kind: timing.step for kind, timing in found.items()}
+        step = {kind: timing.step / share for kind, timing in found.items()}
         with contextlib.suppress(OSError):
             _write(file, {"key": key, "choice": best, "seconds": step})
     return best
+
+
+def sample(model: DecoderModel) -> tuple[DecoderModel, float]:
+    """What is measured in place of the model, with the same weights, and its share of the layers."""
+    layers = model.shape.layers
+    few = max(SAMPLE_LAYERS, math.ceil(layers * SAMPLE_BYTES / model.weight_bytes))
+    if few >= layers:
+        return model, 1.0
+    part = model.shallow(few)
+    part.use_for_decode(model.dtypes["decode"])
+    return part, few / layers
 
 
 def unmeasured(kinds: Sequence[str]) -> str:
@@ -223,12 +327,20 @@ def survey(
         say(f"trying {kind} weights for generation")
         model.use_for_decode(kind)
         sizes = (min(rows, LAYOUT.slack), min(rows * BLOCK, LAYOUT.slack))
-        wall, cpu = time.perf_counter(), time.process_time()
+        watch = Stopwatch()
         took = measure(model, dict.fromkeys(sizes, "decode"))
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        quiet = had_cores(wall, cpu)
-        found[kind] = Timing(took[sizes[0]], took[sizes[1]], model.weight_bytes, quiet)
+        found[kind] = Timing(took[sizes[0]], took[sizes[1]], model.weight_bytes, watch.quiet())
     return found
+
+
+class Stopwatch:
+    """Tells whether what was done since it was made had the machine to itself."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def quiet(self) -> bool:
+        return had_cores(time.perf_counter() - self._wall, time.process_time() - self._cpu)
 
 
 def had_cores(wall: float, cpu: float) -> bool:
@@ -243,9 +355,13 @@ def report(
     of those that may be chosen (``pin``). Raises ModelError."""
     torch.set_num_threads(threads)
     model = load_model(path, name=name, device="cpu", dtype_prefill="bf16", dtype_decode="bf16")
+    reads = [kind for kind in PREFILL if runs(kind, model)]
+    took, calm = survey_prefill(model, reads, say)
+    reading = best_prefill(took, quiet=calm)
+    model.use_for_prefill(reading)
     kinds = [k for k in DTYPES if k not in ("auto", "fp32", "fp16") and runs(k, model)]
     found, may = survey(model, kinds, rows, say), runnable(model)
-    quiet = all(timing.quiet for timing in found.values())
+    quiet = calm and all(timing.quiet for timing in found.values())
     best = min(may, key=lambda kind: found[kind].step) if quiet else unmeasured(may)
     return {
         "model": name,
@@ -262,8 +378,9 @@ def report(
             }
             for kind, timing in found.items()
         },
+        f"ms_to_read_{READ}_tokens": {kind: round(took[kind] * 1000, 1) for kind in reads},
         "pin": {
-            "LONGSTREAM_OPERATOR__DTYPE_PREFILL": "bf16",
+            "LONGSTREAM_OPERATOR__DTYPE_PREFILL": reading,
             "LONGSTREAM_OPERATOR__DTYPE_DECODE": best,
             "LONGSTREAM_THREADS": str(threads),
         },
@@ -282,6 +399,9 @@ def in_words(report: dict[str, Any]) -> str:
             f"  {kind:5}{row['ms_one_token']:9.1f} one token each{row[f'ms_{BLOCK}_tokens']:9.1f} "
             f"{BLOCK} tokens each  {row['gigabytes']:.2f} GB{note}"
         )
+    read = report[f"ms_to_read_{READ}_tokens"]
+    of_reading = ", ".join(f"{kind} {ms:.1f}" for kind, ms in read.items())
+    lines.append(f"milliseconds to read a block of {READ} tokens: {of_reading}")
     if not report["quiet"]:
         lines.append(
             "The machine was too busy for these numbers to count; the choice is without them."
