@@ -77,7 +77,7 @@ ALIGNMENT = 1
 """Part of the key of alignment heads: raise it when they are found in another way."""
 _BLANK = {"language": "", "text": "", "hint": ""}
 SAMPLE_BYTES, SAMPLE_LAYERS = 1_000_000_000, 8
-"""Costs are measured on the first layers of a model, as many as hold so many bytes (more than a
+"""Types are compared on the first layers of a model, as many as hold so many bytes (more than a
 processor keeps in its own cache, in four bits too) and at least so many; the rest is like them."""
 BLOCK = 3
 """Tokens of a verify block when weight types are compared: an answer's own and two drafts."""
@@ -99,9 +99,7 @@ def cost_curve(
     if kept is not None:
         return kept
     say(f"measuring what {model.name} costs on this machine (once)")
-    part, share = sample(model)
-    took = measure(part, blocks)
-    curve = CostCurve.measured((tokens, seconds / share) for tokens, seconds in took.items())
+    curve = CostCurve.measured(measure(model, blocks).items())
     with contextlib.suppress(OSError):  # no room or no right to write: measure again next time
         _write(file, {"key": key, "points": curve.points})
     return curve
@@ -285,14 +283,12 @@ def choose_weights(
 
 
 def sample(model: DecoderModel) -> tuple[DecoderModel, float]:
-    """What is measured in place of the model, with the same weights, and its share of the layers."""
+    """What is measured in place of the model, and its share of the layers."""
     layers = model.shape.layers
     few = max(SAMPLE_LAYERS, math.ceil(layers * SAMPLE_BYTES / model.weight_bytes))
     if few >= layers:
         return model, 1.0
-    part = model.shallow(few)
-    part.use_for_decode(model.dtypes["decode"])
-    return part, few / layers
+    return model.shallow(few), few / layers
 
 
 def unmeasured(kinds: Sequence[str]) -> str:
