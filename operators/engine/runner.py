@@ -1,4 +1,4 @@
-"""Runs what the scheduler planned: drafts, one forward per role, then every row's logits."""
+"""Runs what the scheduler planned: drafts, one forward per kind of weights, then every row's logits."""
 
 from __future__ import annotations
 
@@ -43,19 +43,34 @@ class Runner:
 
     def run(self, plan: StepPlan) -> None:
         """Forward the plan's rows. Mutates caches and generations."""
-        tokens = 0
-        if plan.prompts or plan.blocks:
-            tokens += self._prefill(plan)
-        if plan.decoding:
-            tokens += self._verify(plan.decoding)
+        reading = [row for row, _ in plan.prompts] + [block.row for block in plan.blocks]
+        if reading and plan.decoding and self._model.shares_weights and self._draft is None:
+            writing = self._verify_rows(plan.decoding)
+            began = self._clock()
+            logits = self._model.forward("decode", self._cache, [*reading, *writing])
+            read = sum(row.num_logits for row in reading)
+            self._note_reading(plan, logits[:read], began)
+            self._note_writing(plan.decoding, writing, logits[read:])
+        else:
+            writing = self._apart(plan, reading)
+        tokens = sum(len(row.tokens) for row in (*reading, *writing))
         self._observer.observe("batch_tokens", tokens)
 
-    def _prefill(self, plan: StepPlan) -> int:
-        began = self._clock()
-        blocks = [block.row for block in plan.blocks]
-        rows = [row for row, _ in plan.prompts] + blocks
-        tokens = sum(len(row.tokens) for row in rows)
-        logits = self._model.forward("prefill", self._cache, rows)
+    def _apart(self, plan: StepPlan, reading: list[Row]) -> list[Row]:
+        """A forward per role; returns the rows of generation."""
+        if reading:
+            began = self._clock()
+            self._note_reading(plan, self._model.forward("prefill", self._cache, reading), began)
+            if self._draft is not None:
+                self._draft.ingest([block.row for block in plan.blocks])
+        if not plan.decoding:
+            return []
+        writing = self._verify_rows(plan.decoding)
+        logits = self._model.forward("decode", self._cache, writing)
+        self._note_writing(plan.decoding, writing, logits)
+        return writing
+
+    def _note_reading(self, plan: StepPlan, logits: Tensor, began: float) -> None:
         self._count_prompts(plan)
         self._observer.observe("prefill_seconds", self._clock() - began)
         best = most_likely(logits)
@@ -65,9 +80,6 @@ class Runner:
             own = logits[at:end] if row.num_logits else None
             self._note_prompt(generation, len(row.tokens), own, best[at:end])
             at = end
-        if self._draft is not None:
-            self._draft.ingest(blocks)
-        return tokens
 
     def _count_prompts(self, plan: StepPlan) -> None:
         """Tokens of this forward by the task they were read for; a stream's own are the transcript's."""
@@ -89,10 +101,13 @@ class Runner:
         waited = generation.first_token_at - generation.due_at
         self._observer.observe("time_to_first_token_seconds", waited, task=generation.task)
 
-    def _verify(self, decoding: Sequence[Planned]) -> int:
+    def _verify_rows(self, decoding: Sequence[Planned]) -> list[Row]:
         self.make_drafts(decoding)
-        rows: list[Row] = [planned.generation.verify_row(planned.draft) for planned in decoding]
-        logits = self._model.forward("decode", self._cache, rows)
+        return [planned.generation.verify_row(planned.draft) for planned in decoding]
+
+    def _note_writing(
+        self, decoding: Sequence[Planned], rows: Sequence[Row], logits: Tensor
+    ) -> None:
         best = most_likely(logits)  # of all rows at once: one pass, one copy from the device
         at = 0
         for row, planned in zip(rows, decoding, strict=True):
@@ -100,7 +115,6 @@ class Runner:
             drafted = len(row.tokens) - 1
             self._note_verify(planned.generation, drafted, logits[at:end], best[at:end])
             at = end
-        return sum(len(row.tokens) for row in rows)
 
     def make_drafts(self, decoding: Sequence[Planned]) -> None:
         """Make the drafts that were left to the draft model, in one forward per token for all."""

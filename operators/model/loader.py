@@ -110,6 +110,11 @@ class DecoderModel:
             isinstance(head, nn.Linear) and head.weight.data_ptr() == network.embedding.data_ptr()
         )
 
+    @property
+    def shares_weights(self) -> bool:
+        """Whether both roles use the same weights, so that rows of both may be in one forward."""
+        return self._networks["prefill"] is self._networks["decode"]
+
     def attend_with(self, name: str) -> None:
         """Make this the attention backend, torch or triton. Raises ModelError where it does not run."""
         if name == TORCH.name:

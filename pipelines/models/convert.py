@@ -86,7 +86,7 @@ def _progress_of(module: Any, progress: Progress) -> Iterator[None]:
     def steps(items: Iterable[Any], **_: Any) -> Iterator[Any]:
         total = len(items)  # type: ignore[arg-type]
         for done, item in enumerate(items):
-            progress(f"converting to bf16 ({done + 1} of {total} tensors)", done / total)
+            progress("converting to bf16", done / total)
             yield item
 
     original = module.tqdm
