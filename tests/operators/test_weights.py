@@ -178,3 +178,59 @@ def test_types_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(ModelError, match="dtype_prefill=int4"):
         DecoderModel(toy_model(), ToyTokenizer(), name="toy", dtype_prefill="int4",
                      dtype_decode="int4")  # fmt: skip
+
+
+@vnni
+def test_both_roles_share_w8a8_and_what_was_loaded_can_be_freed() -> None:
+    model = decoder()
+    loaded = model.weight_bytes
+    model.use_for_prefill("w8a8")
+    model.use_for_decode("w8a8")
+    assert model.shares_weights
+    held = model.weight_bytes
+    assert held > loaded  # what was loaded is still there
+    model.release()
+    assert model.weight_bytes < loaded
+    assert model.dtypes == {"prefill": "w8a8", "decode": "w8a8"}
+    with pytest.raises(ModelError, match="dtype_decode=int8"):
+        model.use_for_decode("int8")
+    with pytest.raises(ModelError, match="dtype_prefill=bf16"):
+        model.use_for_prefill("bf16")
+
+
+@vnni
+def test_what_is_read_with_w8a8_does_not_depend_on_its_block_or_its_neighbours() -> None:
+    """Products of integers are exact: any cut of a text and any company give the same keys."""
+    model = decoder()
+    model.use_for_prefill("w8a8")
+    tokens, other = random_tokens(24, seed=1), random_tokens(3, seed=2)
+    caches = []
+    for cuts, company in (((8, 8, 8), False), ((1, 7, 5, 3, 8), False), ((8, 8, 8), True)):
+        driver = Driver(model, layout())
+        slot, beside, at = driver.cache.allocate(), driver.cache.allocate(), 0
+        for cut in cuts:
+            rows = [Row(slot, tokens[at : at + cut])]
+            if company:
+                rows.append(Row(beside, other))
+            model.forward("prefill", driver.cache, rows)
+            at += cut
+        caches.append(driver.cache.export(slot))
+    reference = caches[0].float()
+    for kept in caches[1:]:
+        assert (
+            kept.float() - reference
+        ).norm() <= 0.01 * reference.norm()  # attention's own rounding
+
+
+def test_the_first_layers_alone_are_a_model_to_measure() -> None:
+    whole = decoder(num_hidden_layers=4)
+    part = whole.shallow(1)
+    assert part.shape.layers == 1
+    assert part.dtypes == {"prefill": "bf16", "decode": "bf16"}
+    part.use_for_decode("int8")
+    assert whole.dtypes["decode"] == "bf16"
+    cache = part.new_cache(layout(), slots=1, branches=1)
+    slot = cache.allocate()
+    part.forward("prefill", cache, [Row(slot, random_tokens(8, seed=1))])
+    logits = part.forward("decode", cache, [Row(slot, [1], cache.fork(slot), num_logits=1)])
+    assert logits.shape == (1, -(-whole.vocab_size // 4))

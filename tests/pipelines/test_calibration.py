@@ -14,7 +14,14 @@ from operators.model.loader import DecoderModel, Role
 from operators.model.quantization import Int8Linear
 from operators.observer import Observer
 from pipelines.device import calibration, loader, protocol
-from pipelines.device.calibration import DRAFT, VERIFY, choose_weights, cost_curve, load_calibrated
+from pipelines.device.calibration import (
+    DRAFT,
+    VERIFY,
+    choose_prefill,
+    choose_weights,
+    cost_curve,
+    load_calibrated,
+)
 from tests.engine import ToyTokenizer, toy_decoder
 from tests.toy import toy_model
 
@@ -200,3 +207,76 @@ def test_what_to_pin_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "LONGSTREAM_OPERATOR__DTYPE_DECODE=int8" in text
     assert "LONGSTREAM_THREADS=1" in text
     assert next(line for line in text.splitlines() if " int4 " in line).count("loses quality") == 1
+
+
+def reads(*, fast: str) -> Callable[..., dict[int, float]]:
+    """A machine that reads with this type of weights."""
+
+    def measure(model: DecoderModel, blocks: Mapping[int, Role]) -> dict[int, float]:
+        return {n: 0.01 * n * (1 if model.dtypes["prefill"] == fast else 5) for n in blocks}
+
+    return measure
+
+
+@pytest.fixture
+def eight_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """w8a8 can be chosen, and is then int8, which runs on every machine of the tests."""
+    monkeypatch.setattr(calibration, "runs_w8a8", lambda device: True)
+    monkeypatch.setattr(calibration.DecoderModel, "_made", lambda self, dtype: self._loaded)
+
+
+@pytest.mark.usefixtures("eight_bits")
+def test_the_faster_weights_read_and_a_restart_takes_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "measure", reads(fast="w8a8"))
+    assert choose_prefill(in_bf16(), tmp_path) == "w8a8"
+    monkeypatch.setattr(calibration, "measure", reads(fast="bf16"))
+    again = in_bf16()
+    assert choose_prefill(again, tmp_path) == "w8a8"
+    assert again.dtypes["prefill"] == "w8a8"
+    assert choose_prefill(in_bf16(), tmp_path / "other") == "bf16"
+
+
+@pytest.mark.usefixtures("eight_bits")
+@pytest.mark.parametrize(("matrix_units", "expected"), [(True, "bf16"), (False, "w8a8")])
+def test_on_a_busy_machine_the_processor_decides_how_to_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, matrix_units: bool, expected: str
+) -> None:
+    monkeypatch.setattr(
+        calibration, "measure", reads(fast="bf16" if expected == "w8a8" else "w8a8")
+    )
+    monkeypatch.setattr(calibration, "had_cores", lambda wall, cpu: False)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: matrix_units)
+    said: list[str] = []
+    assert choose_prefill(in_bf16(), tmp_path, said.append) == expected
+    assert "too busy" in said[-1]
+    assert not (tmp_path / "calibration").exists()
+
+
+@pytest.mark.usefixtures("eight_bits")
+def test_who_asks_for_bf16_answers_reads_with_bf16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "measure", reads(fast="w8a8"))
+    monkeypatch.setattr(calibration, "load_model", lambda path, **_: in_bf16())
+
+    def loaded(known: tuple[str, ...] = (), **settings: str) -> dict[str, str]:
+        config = OperatorConfig(**settings)  # type: ignore[arg-type]
+        return load_calibrated(Path("toy"), config, tmp_path, name="toy", known=known).dtypes
+
+    assert loaded(dtype_decode="bf16") == {"prefill": "bf16", "decode": "bf16"}
+    assert loaded(dtype_prefill="bf16")["prefill"] == "bf16"
+    assert loaded()["prefill"] == "w8a8"
+    mine = in_bf16().fingerprint
+    assert loaded((f"{mine} bf16+int8",)) == {"prefill": "bf16", "decode": "int8"}
+    assert loaded((f"{mine} w8a8+int8",), dtype_prefill="bf16")["prefill"] == "bf16"
+
+
+def test_a_part_of_a_large_model_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = in_bf16()
+    assert calibration.sample(model) == (model, 1.0)
+    monkeypatch.setattr(calibration, "SAMPLE_BYTES", 1)
+    monkeypatch.setattr(calibration, "SAMPLE_LAYERS", 1)
+    part, share = calibration.sample(model)
+    assert (part.shape.layers, share) == (1, 1 / model.shape.layers)
