@@ -44,7 +44,7 @@ class Runner:
     def run(self, plan: StepPlan) -> None:
         """Forward the plan's rows. Mutates caches and generations."""
         reading = [row for row, _ in plan.prompts] + [block.row for block in plan.blocks]
-        if reading and plan.decoding and self._model.shares_weights and self._draft is None:
+        if reading and plan.decoding and self._model.one_forward and self._draft is None:
             writing = self._verify_rows(plan.decoding)
             began = self._clock()
             logits = self._model.forward("decode", self._cache, [*reading, *writing])

@@ -111,9 +111,10 @@ class DecoderModel:
         )
 
     @property
-    def shares_weights(self) -> bool:
-        """Whether both roles use the same weights, so that rows of both may be in one forward."""
-        return self._networks["prefill"] is self._networks["decode"]
+    def one_forward(self) -> bool:
+        """Whether rows of both roles may be in one forward: the weights are the same, and the products
+        exact, so that no row's numbers depend on the others."""
+        return set(self.dtypes.values()) == {"w8a8"}
 
     def attend_with(self, name: str) -> None:
         """Make this the attention backend, torch or triton. Raises ModelError where it does not run."""

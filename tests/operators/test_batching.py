@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from operators.cache.batch import Row
 from operators.cache.kv_cache import KvCache
 from operators.events import Segment
+from operators.model.loader import DecoderModel
+from operators.model.quantization import runs_w8a8
 from operators.state import Emission
 from operators.stream_operator import StreamOperator
-from tests.engine import toy_decoder
+from tests.engine import ToyTokenizer, toy_decoder
 from tests.operators.test_shared_prompts import Several
 from tests.operators.test_stream_operator import CONFIG, Clock, drain, make, speech
+from tests.toy import toy_model
 
 LONG = "so the plan is that everybody tests the button on every remote we have. "
 TOKENS = 2_000
@@ -147,3 +151,34 @@ def test_ingest_goes_on_within_slack_while_branches_are_open() -> None:
             beyond = max(beyond, session.frontier - oldest)
     assert beyond > slack // 2
     drain(operator)
+
+
+@pytest.mark.skipif(not runs_w8a8(torch.device("cpu")), reason="NOT TESTED HERE: needs VNNI")
+def test_rows_of_both_roles_share_a_forward_where_products_are_exact(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With w8a8 for both roles a step is one forward, and the texts are those of two forwards."""
+
+    def events(*, apart: bool) -> tuple[set[str], int]:
+        model = DecoderModel(
+            toy_model(), ToyTokenizer(), name="toy", dtype_prefill="w8a8", dtype_decode="w8a8"
+        )
+        assert model.one_forward
+        if apart:
+            monkeypatch.setattr(DecoderModel, "one_forward", False)
+        operator = StreamOperator(model, CONFIG, clock=Clock())
+        steps, found = Steps(operator), []
+        for name in "ab":
+            operator.open(name)
+            for at, segment in enumerate(speech(name, 8)):
+                operator.feed(segment, at)
+        while operator.has_work():
+            found += [str(event) for emission in steps.step() for event in emission.events]
+        return set(found), sum(len(forwards) > 1 for forwards in steps.forwards)
+
+    together, twice = events(apart=False)
+    separate, often = events(apart=True)
+    assert together == separate
+    assert together
+    assert twice == 0
+    assert often > 0
