@@ -33,8 +33,8 @@ GROUP = 32
 """Input channels that share a scale and a zero in int4."""
 STEPS = range(15, 7, -1)
 """How many steps a group's range may be cut into; the best of these is kept."""
-CHUNK = 2048
-"""Output channels quantised at a time: bounds the memory that quantising takes."""
+INT8_CHUNK, CHUNK = 128, 2048
+"""Output channels quantised at a time, to int8 and int4: bounds the memory that it takes."""
 
 
 class Int8Linear(nn.Module):
@@ -48,11 +48,13 @@ class Int8Linear(nn.Module):
         super().__init__()
         quantised = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
         scales = torch.empty(weight.shape[0], dtype=torch.bfloat16, device=weight.device)
-        for at in range(0, weight.shape[0], CHUNK):
-            full = weight[at : at + CHUNK].detach().float()
-            scale = (full.abs().amax(dim=1) / 127).clamp(min=1e-8)
-            steps = (full / scale[:, None]).round().clamp(-127, 127)
-            quantised[at : at + CHUNK], scales[at : at + CHUNK] = steps, scale
+        room = torch.empty(INT8_CHUNK, weight.shape[1], device=weight.device)
+        for at in range(0, weight.shape[0], INT8_CHUNK):
+            rows = weight[at : at + INT8_CHUNK].detach()
+            full = room[: len(rows)].copy_(rows)  # in place from here: new memory takes longer
+            scale = torch.maximum(full.amax(dim=1), -full.amin(dim=1)).div_(127).clamp_(min=1e-8)
+            full.div_(scale[:, None]).round_().clamp_(-127, 127)
+            quantised[at : at + len(rows)], scales[at : at + len(rows)] = full, scale
         self.register_buffer("weight", quantised)
         self.register_buffer("scales", scales)
         self.register_buffer("bias", bias)

@@ -66,8 +66,9 @@ PREFILL = ("bf16", "w8a8")
 times faster with w8a8."""
 FLOATS = ("fp32", "fp16", "bf16")
 """Who asks for one of these for generation gets the same for reading."""
-READ = 128
-"""Tokens of a block when weight types of reading are compared."""
+READ, FEW_LAYERS = 64, 2
+"""Tokens of a block when weight types of reading are compared, and on how many layers: such a block
+costs arithmetic, not memory."""
 UNMEASURED = ("w8a8", "int8")
 """What is taken where a measurement was disturbed, the first that runs: no worse than bf16 in what was
 measured, and faster for one token (docs/benchmarks.md)."""
@@ -210,7 +211,8 @@ def choose_prefill(
     file = _file(cache, key)
     best = _read_choice(file, key)
     if len(kinds) > 1 and best not in kinds:
-        part, share = sample(model)
+        share = min(1.0, FEW_LAYERS / model.shape.layers)
+        part = model.shallow(FEW_LAYERS) if share < 1 else model
         took, quiet = survey_prefill(part, kinds, say)
         best = best_prefill(took, quiet=quiet)
         if quiet:
@@ -488,9 +490,9 @@ def measure(model: DecoderModel, blocks: Mapping[int, Role]) -> dict[int, float]
     """Seconds of a forward by its number of tokens: the least of several interleaved rounds, which
     other programs on the machine disturb least."""
     cache = model.new_cache(LAYOUT, slots=1, branches=1)
-    slot = cache.allocate()
-    while slot.length < LAYOUT.slot_tokens:
-        model.forward("prefill", cache, [Row(slot, [7] * LAYOUT.slack)])
+    slot, full = cache.allocate(), LAYOUT.slot_tokens
+    shape = (2, model.shape.layers, model.shape.kv_heads, full, model.shape.head_dim)
+    cache.restore(slot, torch.zeros(shape, dtype=model.dtype), full)  # what it holds costs nothing
     branch = cache.fork(slot)
     least = dict.fromkeys(blocks, float("inf"))
     for turn in range(ROUNDS + 1):
