@@ -116,6 +116,24 @@ def test_translation_compares_policies_and_sides(tmp_path: Path) -> None:
     assert (tmp_path / "translation.png").stat().st_size > 0
 
 
+def test_a_translation_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "kept.jsonl"
+    options = ["--pairs", "en-de", "--sets", "acl_talks", "--sides", "ours,plain"]
+    options += ["--resume", str(file)]
+    _invoke("translation", *SMALL, *options, "--sentences", "2")
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert [row["side"] for row in rows] == ["ours (finals)", "plain"]
+    texts = tmp_path / "texts.jsonl"
+    rows[1]["made"]["outputs"] = ["Kept one.", "Kept two."]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    _invoke("translation", *SMALL, *options, "--sentences", "2", "--texts", str(texts))
+    assert len(file.read_text("utf-8").splitlines()) == 2, "nothing was run again"
+    kept = [json.loads(line) for line in texts.read_text("utf-8").splitlines()]
+    assert [row["plain"] for row in kept] == ["Kept one.", "Kept two."]
+    _invoke("translation", *SMALL, *options, "--sentences", "2", "--set", "window=3000")
+    assert len(file.read_text("utf-8").splitlines()) == 4, "other settings, another result"
+
+
 def test_translation_takes_a_server_for_all_of_its_sides() -> None:
     with running(scripted(lambda body: 'Guten Morgen."')) as script:
         options = ["--pairs", "en-de", "--sentences", "2", "--sides", "ours,plain"]
@@ -129,6 +147,20 @@ def test_translation_takes_a_server_for_all_of_its_sides() -> None:
     sentences = [count for said, count in asked.items() if said.startswith("Translate into German")]
     assert len(sentences) == 2
     assert min(sentences) >= 2  # both sides ask for each
+
+
+@pytest.mark.model
+def test_translation_runs_on_transformers_with_an_assistant() -> None:
+    options = ["--pairs", "en-de", "--sets", "acl_talks", "--sentences", "2", "--threads", "1"]
+    backend = ["--backend", "transformers", "--model", "smollm2-135m"]
+    assistant = ["--set", "draft_model=smollm2-135m"]
+    plain = _invoke("translation", *options, *backend, "--sides", "ours,plain")
+    helped = _invoke("translation", *options, *backend, *assistant, "--sides", "ours,plain")
+    assert plain["weights"] == "transformers smollm2-135m"
+    for side in ("ours", "plain"):
+        found = [run["pairs"]["acl_talks en-de"]["sides"][side] for run in (plain, helped)]
+        assert found[0]["generated"] == found[1]["generated"] > 0
+        assert found[0]["chrf"] == found[1]["chrf"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ import pytest
 from operators.cache.batch import Row
 from operators.cache.kv_cache import Branch, KvCache, StreamSlot
 from operators.decoding.acceptance import Costs
+from operators.errors import ConfigError
+from pipelines.lab.benchmarks import peers
 from pipelines.lab.benchmarks.harness import Run
 from pipelines.lab.benchmarks.meeting_job import Job, in_turn, make_job
 from pipelines.lab.benchmarks.peer_llamacpp import LlamaCpp
@@ -71,6 +73,34 @@ def test_our_tasks_on_a_server_are_a_side(job: Job) -> None:
     assert took.answers >= sum(len(stream.segments) for stream in job.streams)
     assert took.prefilled == 7 * took.answers
     assert took.generated >= took.answers
+
+
+@pytest.mark.model
+def test_our_tasks_on_transformers_with_an_assistant_are_a_side() -> None:
+    made = make_job(ByteTokenizer(), config := _config(QUICK, streams=1), streams=1, updates=1)
+    run = Run(model="smollm2-135m", say=print, backend="transformers", draft_model="smollm2-135m")
+    ((name, side),) = served_sides(run, config).items()
+    took = side(made)
+    assert name == "our tasks on transformers"
+    assert took.answers == took.generated > 9
+    assert False, took
+
+
+def test_only_the_sides_that_are_asked_for_run() -> None:
+    with running(scripted(lambda body: "Bonjour.")) as script:
+        run = Run(
+            *("toy", lambda line: None),
+            quick=True,
+            backend="openai",
+            server_url=script.url,
+            sides=("our tasks",),
+            streams=(1,),
+        )
+        found = peers.run(run)
+    assert set(found["sides"]) == {"longstream x1", "our tasks on openai x1"}
+    assert found["missing"] == {}
+    with pytest.raises(ConfigError, match="no side's name begins so"):
+        peers.run(Run("toy", print, sides=("vllm",)))
 
 
 def test_the_clock_starts_with_a_full_window(job: Job) -> None:

@@ -63,6 +63,15 @@ def _command(names: list[str]) -> Callable[..., None]:
             str, typer.Option(help="The server; `llamacpp` starts llama.cpp's on the same file.")
         ] = "",
         server_model: Annotated[str, typer.Option(help="The model's name at the server.")] = "",
+        draft_model: Annotated[
+            str, typer.Option(help="The assistant model of transformers (peers, its backend).")
+        ] = "",
+        sides: Annotated[
+            str, typer.Option(help="Only sides whose names begin so, such as `our tasks` (peers).")
+        ] = "",
+        streams: Annotated[
+            str, typer.Option(help="Numbers of streams at once, such as 1,8 (peers).")
+        ] = "",
         dtype: Annotated[
             str, typer.Option(help="Weights of generation (retranslation); auto: bf16.")
         ] = "auto",
@@ -88,7 +97,10 @@ def _command(names: list[str]) -> Callable[..., None]:
                     backend=backend,
                     server_url=server_url,
                     server_model=server_model,
-                    rows=_numbers(rows),
+                    draft_model=draft_model,
+                    sides=tuple(part.strip() for part in sides.split(",") if part.strip()),
+                    streams=_numbers("--streams", streams),
+                    rows=_numbers("--rows", rows),
                     dtype=dtype,
                 )
                 if backend != "local" and name != "peers":
@@ -108,14 +120,14 @@ def _command(names: list[str]) -> Callable[..., None]:
     return bench
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _numbers(option: str, text: str) -> tuple[int, ...]:
     """ "64,512" as numbers. Raises ConfigError for anything else."""
     try:
         found = tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise ConfigError(f"--rows {text}: expected numbers with commas between") from None
+        raise ConfigError(f"{option} {text}: expected numbers with commas between") from None
     if any(number < 1 for number in found):
-        raise ConfigError(f"--rows {text}: at least 1")
+        raise ConfigError(f"{option} {text}: at least 1")
     return found
 
 

@@ -53,6 +53,12 @@ class Run:
     are the former's."""
     server_url: str = ""
     server_model: str = ""
+    draft_model: str = ""
+    """What drafts for transformers, as its ``assistant_model`` (peers)."""
+    sides: tuple[str, ...] = ()
+    """Only sides whose names begin so (peers); ours always runs."""
+    streams: tuple[int, ...] = ()
+    """Other numbers of streams (peers)."""
     rows: tuple[int, ...] = ()
     dtype: str = "auto"
     """Weights of generation (retranslation); auto: bf16."""

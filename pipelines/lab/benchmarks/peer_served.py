@@ -75,5 +75,6 @@ def served_sides(run: Run, config: OperatorConfig) -> dict[str, Callable[[Job], 
         run.backend, run.server_url, run.server_model, model=run.model, streams=config.slots
     )
     folder = models.resolve(run.model) if server is None else None
-    text = load_text_model(server, config, name=run.model, folder=folder, say=run.say)
+    draft = models.resolve(run.draft_model) if server is None and run.draft_model else None
+    text = load_text_model(server, config, name=run.model, folder=folder, draft=draft, say=run.say)
     return {f"our tasks on {run.backend}": Served(text, config).run}

@@ -23,6 +23,7 @@ import torch
 
 from operators.config import OperatorConfig
 from operators.decoding.acceptance import Costs
+from operators.errors import ConfigError
 from operators.events import Event, task_of
 from operators.model.loader import DecoderModel
 from operators.stream_operator import StreamOperator
@@ -72,8 +73,13 @@ def run(run: Run) -> Result:
     if run.tokens is not None:
         updates = max(1, run.tokens // sizes.update_tokens)
         sizes = dataclasses.replace(sizes, updates=updates)
-    sizes = dataclasses.replace(sizes, rounds=run.rounds or sizes.rounds)
-    stock = run.stock("bf16")
+    sizes = dataclasses.replace(
+        sizes, rounds=run.rounds or sizes.rounds, streams=run.streams or sizes.streams
+    )
+    served = f"our tasks on {run.backend}" if run.backend != "local" else HF
+    if not any(_wanted(run, side) for side in (HF, LLAMACPP, OPENVINO, FOUR_BITS, served)):
+        raise ConfigError(f"--sides {', '.join(run.sides)}: no side's name begins so")
+    stock = run.stock("bf16") if _wanted(run, HF) else None
     missing: dict[str, str] = {}
     table: dict[str, Result] = {}
     result: Result = {"precision": {"transformers": "bf16 weights and KV"}}
@@ -86,8 +92,9 @@ def run(run: Run) -> Result:
         warm: Warm = {}
         job = job.with_lengths(run_ours(ours, config, costs, job, warm)[1])
         sides = _peers(run, sizes, job, stock, missing, result["precision"])
-        sides |= served_sides(run, config)
-        if run.model != TOY:
+        if _wanted(run, served):
+            sides |= served_sides(run, config)
+        if run.model != TOY and _wanted(run, FOUR_BITS):
             four, curve = _load(run, dataclasses.replace(config, dtype_decode="int4"))
             result["precision"][f"{FOUR_BITS} x{streams}"] = _precision(four)
             sides[FOUR_BITS] = partial(_ours, four, config, curve, Warm())
@@ -105,6 +112,11 @@ _PACKAGES = {
     "xllamacpp": "xllamacpp",
     "openvino-genai": "openvino_genai",
 }
+
+
+def _wanted(run: Run, side: str) -> bool:
+    """``side``: what its name begins with."""
+    return not run.sides or side.startswith(run.sides)
 
 
 def _config(sizes: Sizes, streams: int) -> OperatorConfig:
@@ -207,14 +219,16 @@ def _lengths(job: Job, events: list[Event]) -> list[list[int]]:
 def _peers(
     run: Run, sizes: Sizes, job: Job, stock: Any, missing: dict[str, str], precision: Result
 ) -> dict[str, Side]:
-    sides: dict[str, Side] = {
-        f"{HF}, batches of {sizes.batch}": Transformers(stock, batch=sizes.batch).run
-    }
-    if len(job.streams) == 1:  # with more it takes that many times as long
+    sides: dict[str, Side] = {}
+    if stock is not None:
+        sides[f"{HF}, batches of {sizes.batch}"] = Transformers(stock, batch=sizes.batch).run
+    if stock is not None and len(job.streams) == 1:  # with more it takes that many times as long
         sides[f"{HF}, one by one"] = Transformers(stock).run
         for tokens in LOOKUPS:
             sides[f"{HF}, prompt lookup {tokens}"] = Transformers(stock, lookup=tokens).run
-    if find_spec("xllamacpp") is None:
+    if not _wanted(run, LLAMACPP):
+        pass
+    elif find_spec("xllamacpp") is None:
         missing[LLAMACPP] = MISSING
     elif run.model == TOY:
         missing[LLAMACPP] = "the toy model has no GGUF file"
@@ -230,7 +244,9 @@ def _peers(
         precision[LLAMACPP] = peer.precision
         sides[f"{LLAMACPP}, prefix cache"] = lambda job: peer.run(job, shift=False)
         sides[f"{LLAMACPP}, shifted cache"] = lambda job: peer.run(job, shift=True)
-    return sides | _openvino(run, len(job.streams), missing, precision)
+    if _wanted(run, OPENVINO):
+        sides |= _openvino(run, len(job.streams), missing, precision)
+    return sides
 
 
 def _openvino(

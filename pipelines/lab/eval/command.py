@@ -41,6 +41,12 @@ ServerUrl = Annotated[
 ]
 ServerModel = Annotated[str, typer.Option(help="The model's name at the server.")]
 Threads = Annotated[int, typer.Option(help="torch threads; at most the cores.")]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        help="Keep what each side made of each part of the data here, and begin with what it has."
+    ),
+]
 MODEL = "qwen2.5-coder-1.5b"
 TRANSLATION_FIGURES: tuple[str, ...] = (
     "chrf",
@@ -168,6 +174,7 @@ def translation(
     texts: Annotated[
         Path | None, typer.Option(help="Append every side's outputs to this file, as JSON lines.")
     ] = None,
+    resume: Resume = None,
     model: Model = MODEL,
     dtype: Dtype = "auto",
     setting: Settings = None,
@@ -200,6 +207,7 @@ def translation(
             threads=threads,
             texts=texts,
             at_once=at_once,
+            resume=resume,
         )
         return evaluation.run(engine, job, say)
 
@@ -225,12 +233,6 @@ Answer = Annotated[int, typer.Option(help="Tokens of a plain side's summary.")]
 Context = Annotated[int, typer.Option(help="Tokens of a plain prompt and its answer.")]
 Lines = Annotated[
     int, typer.Option("--lines", "--segments", help="Only so many lines of each meeting; 0: all.")
-]
-Resume = Annotated[
-    Path | None,
-    typer.Option(
-        help="Keep what each side made of each meeting in this file, and begin with what it has."
-    ),
 ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from operators.errors import ConfigError
@@ -45,6 +45,14 @@ class Corpus:
     def documents(self) -> list[list[Sentence]]:
         grouped = itertools.groupby(self.sentences, key=lambda s: s.doc)
         return [list(found) for _, found in grouped]
+
+    def parts(self, documents: int) -> list[Corpus]:
+        """The same sentences in corpora of so many documents."""
+        whole = self.documents()
+        groups = [whole[at : at + documents] for at in range(0, len(whole), documents)]
+        return [
+            replace(self, sentences=tuple(itertools.chain.from_iterable(group))) for group in groups
+        ]
 
 
 def find_corpora(

@@ -108,17 +108,19 @@ def summarised(
     if unknown:
         raise ConfigError(f"--sides: any of {', '.join(ALL)}; not {', '.join(sorted(unknown))}")
     plain = plain_sides(engine, job, say)
-    kept, model = Kept(job.resume), [engine.name, engine.weights, engine.settings]
+    kept, model = Kept(job.resume, Summarised), [engine.name, engine.weights, engine.settings]
     made: dict[str, dict[str, Summarised]] = {name: {} for name in job.sides}
     for meeting in job.meetings:
         checkpoints = meeting.checkpoints(job.checkpoints)
+        said = [(line.speaker, line.text) for line in meeting.lines]
         for name in job.sides:
             bounds = [] if name == OURS else [asdict(job.bounds), job.checkpoints]
-            found = kept.get(name, meeting, [model, bounds])
+            of = [model, bounds, meeting.language, said]
+            found = kept.get(name, meeting.name, of)
             if found is None:
                 side = plain.get(name)
                 found = own(meeting) if side is None else side(meeting, checkpoints)
-                kept.put(name, meeting, [model, bounds], found)
+                kept.put(name, meeting.name, of, found)
             made[name][meeting.name] = found
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pipelines.lab.benchmarks.stats import bootstrap_mean
 from pipelines.lab.eval import translation_sides as sides
 from pipelines.lab.eval.backends import Backend, LlamaCppBackend
 from pipelines.lab.eval.engine import Engine
+from pipelines.lab.eval.kept import Kept
 from pipelines.lab.eval.latency import Cut, Span, average, erased, lags, resegment, retractions
 from pipelines.lab.eval.parallel import Corpus
 from pipelines.lab.eval.translation_meters import score, sentence_chrf
@@ -32,7 +34,8 @@ ALL = (OURS, OFFLINE, ALONE, PLAIN)
 class Job:
     """What is measured. ``gguf``: the model's file, if llama.cpp is a side. ``every_ms``: between two
     partials. ``context``: tokens of a plain prompt. ``texts``: a file that every output is appended
-    to. ``at_once``: documents, or prompts of a plain side, translated beside each other."""
+    to. ``at_once``: documents, or prompts of a plain side, translated beside each other. ``resume``:
+    where finished parts are kept, and taken from."""
 
     corpora: Sequence[Corpus]
     policy: str = FINALS
@@ -43,6 +46,7 @@ class Job:
     threads: int = 2
     texts: Path | None = None
     at_once: int = 1
+    resume: Path | None = None
 
 
 def run(engine: Engine, job: Job, say: Say) -> dict[str, Any]:
@@ -54,10 +58,10 @@ def run(engine: Engine, job: Job, say: Say) -> dict[str, Any]:
     unknown = set(job.sides) - {*ALL, LLAMACPP}
     if unknown or OURS not in job.sides:
         raise ConfigError(f"--sides: ours and any of {', '.join((*ALL[1:], LLAMACPP))}")
-    runners = _runners(engine, job, say)
+    runners, kept = _runners(engine, job, say), Kept(job.resume, Translated)
     corpora: dict[str, Any] = {}
     for corpus in job.corpora:
-        made = {name: translate(corpus) for name, translate in runners.items()}
+        made = _translated(engine, job, corpus, runners, kept)
         corpora[f"{corpus.name} {corpus.pair}"] = {
             "timed": corpus.timed,
             "sides": {name: _figures(corpus, side) for name, side in made.items()},
@@ -69,15 +73,50 @@ def run(engine: Engine, job: Job, say: Say) -> dict[str, Any]:
     return {**headline(corpora), "policy": job.policy, "weights": engine.weights, "pairs": corpora}
 
 
-def _runners(engine: Engine, job: Job, say: Say) -> dict[str, Callable[[Corpus], Translated]]:
-    asked: list[Backend] = []
+Runners = dict[str, Callable[[Corpus], Translated]]
 
+
+def _translated(
+    engine: Engine, job: Job, corpus: Corpus, runners: Runners, kept: Kept[Translated]
+) -> dict[str, Translated]:
+    """What every side makes of a corpus, ``at_once`` documents at a time, the sides in turns: whatever
+    happens on the machine meets all alike, and a run that was stopped loses little."""
+    made = {name: Translated() for name in runners}
+    for part in corpus.parts(job.at_once):
+        said = [(s.source, s.start_ms, s.end_ms) for s in part.sentences]
+        documents = f"{part.name} {part.pair} {part.sentences[0].doc}"
+        for name, translate in runners.items():
+            side, conditions = _conditions(engine, job, name)
+            found = kept.get(side, documents, [conditions, said])
+            if found is None:
+                found = translate(part)
+                kept.put(side, documents, [conditions, said], found)
+            made[name].add(found)
+    return made
+
+
+def _conditions(engine: Engine, job: Job, name: str) -> tuple[str, list[Any]]:
+    """The side's name in the file of kept results, and what they depend on besides the text."""
+    model = [engine.name, engine.weights, engine.settings]
+    if name in (PLAIN, OFFLINE, LLAMACPP):
+        return name, [engine.name if name == LLAMACPP else model, job.context]
+    policy_name = job.policy if name == OURS else FINALS
+    partials = 0 if policy_name == FINALS else job.every_ms
+    side = name if name == ALONE else f"{OURS} ({policy_name})"
+    return side, [model, partials, job.at_once > 1]
+
+
+def _runners(engine: Engine, job: Job, say: Say) -> Runners:
+    @functools.cache
     def backend() -> Backend:
-        if not asked:
-            asked.append(engine.backend(job.context, job.at_once))
-        return asked[0]
+        return engine.backend(job.context, job.at_once)
 
-    known: dict[str, Callable[[Corpus], Translated]] = {
+    @functools.cache
+    def other() -> Backend:
+        assert job.gguf is not None
+        return LlamaCppBackend(job.gguf, job.context, job.threads, job.at_once)
+
+    known: Runners = {
         OURS: lambda c: (
             sides.many(engine, c, job.at_once, say)
             if job.at_once > 1
@@ -97,8 +136,7 @@ def _runners(engine: Engine, job: Job, say: Say) -> dict[str, Callable[[Corpus],
     if LLAMACPP in job.sides:
         if job.gguf is None:
             raise ConfigError(f"{LLAMACPP!r} needs a model that is a GGUF file")
-        other = LlamaCppBackend(job.gguf, job.context, job.threads, job.at_once)
-        chosen[LLAMACPP] = lambda c: sides.plain(other, engine, c, say)
+        chosen[LLAMACPP] = lambda c: sides.plain(other(), engine, c, say)
     return chosen
 
 

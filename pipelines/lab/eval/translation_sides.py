@@ -54,6 +54,16 @@ class Translated:
     aware: bool = True
     """Whether the times of words include what the machine took."""
 
+    def add(self, more: Translated) -> None:
+        """Take over what the same side made of the next sentences."""
+        self.outputs += more.outputs
+        self.prefilled += more.prefilled
+        self.generated += more.generated
+        self.seconds += more.seconds
+        self.shown += more.shown
+        self.degraded += more.degraded
+        self.aware = self.aware and more.aware
+
 
 Say = Callable[[str], None]
 
