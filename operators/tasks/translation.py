@@ -201,12 +201,29 @@ class TranslationTask(Task):
                 tries[tag] = first.better(self._try(first.wanted, answer))
         return {tag: made.clause(self._policy_name) for tag, made in tries.items()}
 
-    def _try(self, wanted: _Wanted, answer: Answer, *, checked: bool = True) -> _Try:
-        text = self.tools.tokenizer.decode((*wanted.opening, *answer.tokens)).strip()
-        if checked and not wanted.opening:  # what is committed must stay as it is
+    def _try(self, wanted: _Wanted, answer: Answer) -> _Try:
+        text = self._text(wanted, answer)
+        if not wanted.opening:  # what is committed must stay as it is
             text = checks.mended(wanted.expected.source, text)
-        faults = checks.faults(wanted.expected, text) if checked else ()
-        return _Try(wanted, answer, text, faults, (answer.usage,))
+        return _Try(wanted, answer, text, checks.faults(wanted.expected, text), (answer.usage,))
+
+    def _hypothesis(self, wanted: _Wanted, answer: Answer) -> _Try:
+        """Unchecked, and without a line that announces it: committed, it could not be cut off any more.
+        A first line that may still become one is shown and not committed."""
+        text = self._text(wanted, answer)
+        cut = 0 if wanted.opening else checks.announcement(wanted.expected.source, text)
+        if cut:
+            rest = text[cut:]
+            tokens = tuple(self.tools.tokenizer.encode(rest))
+            begin = len(answer.tokens) - len(tokens)
+            known = bool(tokens) and answer.tokens[begin:] == tokens
+            alignment = answer.alignment[begin:] if known else ()
+            answer = dataclasses.replace(answer, tokens=tokens, alignment=alignment)
+            text = rest or text
+        return _Try(wanted, answer, text, (), (answer.usage,))
+
+    def _text(self, wanted: _Wanted, answer: Answer) -> str:
+        return self.tools.tokenizer.decode((*wanted.opening, *answer.tokens)).strip()
 
     @property
     def _policy(self) -> Policy:
@@ -275,7 +292,7 @@ class TranslationTask(Task):
         if not wanted:
             return Outcome()  # it has become shorter than what is done
         answers = yield [self._ask(w) for w in wanted]
-        tries = [self._try(w, a, checked=False) for w, a in zip(wanted, answers, strict=True)]
+        tries = [self._hypothesis(w, a) for w, a in zip(wanted, answers, strict=True)]
         after = self._after(held, pieces, tries)
         whole = languages.join([*held.clauses, *(t.text for t in tries)])
         sure = after.text(self.tools.tokenizer.decode)

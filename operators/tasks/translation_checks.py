@@ -138,12 +138,22 @@ def _width(text: str) -> int:
 # --- what is put right by form alone -------------------------------------------------------------
 
 
+def announcement(source: str, output: str) -> int:
+    """Characters at the output's beginning that only announce it ("Here is the translation:"): a first
+    line that ends with a colon where the source has none, and the quotation mark behind it."""
+    line = regex.match(r"\s*[^\n]*", output).group()
+    if not line.rstrip().endswith(_COLONS) or any(colon in source for colon in _COLONS):
+        return 0
+    rest = output[len(line) :].lstrip()
+    quoted = _QUOTE.match(rest) and not _QUOTE.match(source.lstrip())
+    return len(output) - len(rest) + bool(quoted)
+
+
 def mended(source: str, output: str) -> str:
-    """The output without a line that announces it ("Here is the translation:") and the quotation marks
-    it then stands in, and without a space inside a number that the source has (``5, 69`` for 5.69)."""
+    """The output without a line that announces it and the quotation marks it then stands in, and without
+    a space inside a number that the source has (``5, 69`` for 5.69)."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    announced = len(lines) == 2 and lines[0].endswith(_COLONS)
-    if announced and not any(colon in source for colon in _COLONS):
+    if len(lines) == 2 and announcement(source, output):
         output = lines[1]
         if _QUOTED.fullmatch(output) and not _QUOTE.match(source.lstrip()):
             output = output[1:-1].strip()

@@ -125,6 +125,50 @@ def test_committed_never_changes(hypotheses: list[list[str]], rule: str, seed: i
     assert made[-1].is_final
 
 
+@pytest.mark.parametrize("rule", POLICIES[1:])
+@pytest.mark.parametrize("frame", ["En français :\n\n{}", 'En français :\n"{}"'])
+def test_a_line_that_announces_the_translation_is_not_committed(rule: str, frame: str) -> None:
+    """It was committed with the first words, and what is committed cannot be mended."""
+    operator = make(rule)
+
+    def announcing(prompt: str) -> str:
+        request, _, begun = prompt.partition("\n>")
+        translation = asked(request)[2].upper()
+        return translation[len(begun) :] if begun else frame.format(translation)
+
+    operator.model.script = announcing  # type: ignore[attr-defined]
+    texts = ["we move", "we move the", "we move the button", "we move the button again."]
+    segments = [
+        Segment(
+            stream_id="a",
+            segment_id="u",
+            language="en",
+            text=text,
+            revision=n,
+            is_final=n == len(texts) - 1,
+        )
+        for n, text in enumerate(texts)
+    ]
+    made = []
+    for segment in segments:
+        made += told(operator, [segment], random.Random(0))
+    assert made[-1].committed == "WE MOVE THE BUTTON AGAIN."
+    check(made, rule)
+    assert not [e for e in made if "fran" in e.committed + e.tail]
+    if not rule.startswith("alignatt"):  # random heads look anywhere
+        assert made[-2].committed
+
+
+def test_a_first_line_that_may_announce_is_shown_and_not_committed() -> None:
+    operator = make("wait-1")
+    operator.model._answer = lambda prompt: "Il a dit :"  # type: ignore[attr-defined]
+    partial = Segment(
+        stream_id="a", segment_id="u", text="so he said", is_final=False, language="en"
+    )
+    (event,) = told(operator, [partial], random.Random(0))
+    assert (event.committed, event.tail) == ("", "Il a dit :")
+
+
 def real_log() -> list[Segment]:
     rows = [json.loads(line) for line in LOG.read_text("utf-8").splitlines()]
     return [
