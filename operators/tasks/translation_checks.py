@@ -34,6 +34,9 @@ _TIED = regex.compile(r"\p{Nd}+\p{Ll}{1,3}\b")
 """A number with an ending: 1st, 10am, 90s. Languages differ too much in these."""
 _GROUPED = regex.compile(r"(?<=\p{Nd})[.,:'’\u00a0\u202f\u2009\u066b\u066c ](?=\p{Nd})")
 _DIGITS = regex.compile(r"\p{Nd}+")
+_NUMBER = regex.compile(rf"\p{{Nd}}+(?:{_GROUPED.pattern}\p{{Nd}}+)*")
+_TOGETHER = regex.compile(rf"{_NUMBER.pattern}(?:\p{{Pd}}{_NUMBER.pattern})*")
+"""Numbers with dashes between: a score, a range."""
 _DATE = regex.compile(r"\b\p{Nd}{1,4}([-/.])\p{Nd}{1,2}\1\p{Nd}{2,4}\b")
 _DECIMAL = regex.compile(r"(?<!\p{Nd})(\p{Nd}+)[.,](\p{Nd}+)(?!\p{Nd})")
 _COLONS = (":", "\uff1a")
@@ -199,14 +202,16 @@ def _missing_names(expected: Expected, output: str) -> tuple[str, ...]:
     return _missing(wanted, output)
 
 
-def numbers(text: str) -> list[tuple[str, ...]]:
-    """The numbers of a text as their groups of digits (ASCII, no leading zeros): ``1,318`` is
-    ``("1", "318")``. Those of addresses, dates, identifiers and ``1st`` are left out."""
+def _written_numbers(text: str) -> list[tuple[str, tuple[str, ...]]]:
+    """The numbers of a text: how each is written, with those it is tied to (``1-0``), and its groups of
+    digits (ASCII): ``1,318`` is ``("1", "318")``. Those of addresses, dates, identifiers and ``1st`` are
+    left out."""
     plain = _ADDRESS.sub(" ", text)
     plain = _IDENTIFIER.sub(" ", _TIED.sub(" ", _DATE.sub(" ", plain)))
     return [
-        tuple(_ascii(group) for group in _DIGITS.findall(number))
-        for number in regex.findall(rf"\p{{Nd}}+(?:{_GROUPED.pattern}\p{{Nd}}+)*", plain)
+        (together.group(), tuple(_ascii(group) for group in _DIGITS.findall(number)))
+        for together in _TOGETHER.finditer(plain)
+        for number in _NUMBER.findall(together.group())
     ]
 
 
@@ -232,8 +237,8 @@ def _missing_numbers(expected: Expected, output: str) -> tuple[str, ...]:
         return not forms.isdisjoint(there)
 
     missing = [
-        "".join(number)
-        for number in numbers(expected.source)
+        written
+        for written, number in _written_numbers(expected.source)
         if not kept("".join(number)) and not all(kept(group) for group in number)
     ]
     for date in _DATE.finditer(_ADDRESS.sub(" ", expected.source)):

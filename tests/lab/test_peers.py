@@ -75,6 +75,7 @@ def test_our_tasks_on_a_server_are_a_side(job: Job) -> None:
     assert took.generated >= took.answers
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_our_tasks_on_transformers_with_an_assistant_are_a_side() -> None:
     made = make_job(ByteTokenizer(), config := _config(QUICK, streams=1), streams=1, updates=1)

@@ -148,6 +148,13 @@ def test_what_form_alone_can_mend_is_mended_without_a_second_ask(
     assert len(prompts_of(operator)) == 1
 
 
+def test_what_is_missing_is_asked_for_as_it_is_written() -> None:
+    """A score was asked for as two numbers, "1, 0", and left out again."""
+    operator = make(lambda prompt: "Une victoire sur 3 matchs.")
+    heard(operator, ["A 1-0 win and 5.69 of 1,318 in 3 games."], language="en")
+    assert [asked(p)[1] for p in prompts_of(operator)] == ["", ", keeping 1-0, 5.69, 1,318"]
+
+
 def test_a_line_that_may_be_the_sources_own_is_kept() -> None:
     said = "Il a dit :\nRentre."
     (event,) = heard(make(lambda prompt: said), ["He said: go home."], language="en")

@@ -160,6 +160,7 @@ def translation(
         str, typer.Option(help="finals, retranslation, local-agreement-N, wait-K, alignatt.")
     ] = "finals",
     sentences: Annotated[int, typer.Option(help="At most so many of each set; 0: all.")] = 0,
+    each: Annotated[int, typer.Option(help="At most so many of each document; 0: all.")] = 0,
     sides: Annotated[
         str, typer.Option(help="ours, offline, without context, plain, plain llama.cpp.")
     ] = "ours,offline,without context,plain",
@@ -192,7 +193,7 @@ def translation(
         from pipelines.lab.eval import translation as evaluation
         from pipelines.lab.eval.parallel import find_corpora
 
-        corpora = find_corpora(data, _split(pairs), _split(sets), sentences)
+        corpora = find_corpora(data, _split(pairs), _split(sets), sentences, each)
         engine = _engine(
             model, _settings(setting, dtype), Backend(backend, server_url, server_model), say
         )

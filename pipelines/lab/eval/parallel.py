@@ -56,10 +56,10 @@ class Corpus:
 
 
 def find_corpora(
-    folder: Path, pairs: Sequence[str], sets: Sequence[str], limit: int
+    folder: Path, pairs: Sequence[str], sets: Sequence[str], limit: int = 0, each: int = 0
 ) -> list[Corpus]:
-    """Every set in the folder that has one of the pairs, with at most ``limit`` sentences each.
-    Raises ConfigError for a pair nobody has."""
+    """Every set in the folder that has one of the pairs: at most ``limit`` sentences, and at most
+    ``each`` of a document; 0 for all. Raises ConfigError for a pair nobody has."""
     found: list[Corpus] = []
     for pair in pairs:
         source, _, target = pair.partition("-")
@@ -70,15 +70,18 @@ def find_corpora(
         ]
         if not target or not files:
             raise ConfigError(f"no sentences for {pair} in {folder}: no file SET.{pair}.jsonl")
-        found += [_read(file, (source, target), limit) for file in files]
+        found += [_read(file, (source, target), limit, each) for file in files]
     return found
 
 
-def _read(file: Path, languages: tuple[str, str], limit: int) -> Corpus:
+def _read(file: Path, languages: tuple[str, str], limit: int, each: int) -> Corpus:
     sentences: list[Sentence] = []
     timed, clock, before = True, 0, ""
-    for line in file.read_text("utf-8").splitlines()[: limit or None]:
-        row = json.loads(line)
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    if each:
+        documents = itertools.groupby(rows, key=lambda row: row["doc"])
+        rows = [row for _, found in documents for row in itertools.islice(found, each)]
+    for row in rows[: limit or None]:
         clock = clock if row["doc"] == before else 0
         before = row["doc"]
         start, end = row.get("start_ms"), row.get("end_ms")

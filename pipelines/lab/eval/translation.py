@@ -51,10 +51,6 @@ class Job:
 
 def run(engine: Engine, job: Job, say: Say) -> dict[str, Any]:
     """All figures: ``pairs`` by set and pair and side, and the headline ones over all of them."""
-    if job.at_once > 1 and job.policy != FINALS:
-        raise ConfigError(
-            f"--at-once goes with --policy {FINALS} only: one clock for each document"
-        )
     unknown = set(job.sides) - {*ALL, LLAMACPP}
     if unknown or OURS not in job.sides:
         raise ConfigError(f"--sides: ours and any of {', '.join((*ALL[1:], LLAMACPP))}")
@@ -116,23 +112,25 @@ def _runners(engine: Engine, job: Job, say: Say) -> Runners:
         assert job.gguf is not None
         return LlamaCppBackend(job.gguf, job.context, job.threads, job.at_once)
 
+    def ours(corpus: Corpus, policy_name: str) -> Translated:
+        if job.at_once > 1:
+            return sides.many(engine, corpus, policy_name, job.every_ms, job.at_once, say)
+        return sides.ours(engine, corpus, policy_name, job.every_ms, say)
+
+    def alone(corpus: Corpus) -> Translated:
+        if job.at_once > 1:
+            return sides.many(engine, corpus, FINALS, 0, job.at_once, say, alone=True)
+        return sides.without_context(engine, corpus, say)
+
     known: Runners = {
-        OURS: lambda c: (
-            sides.many(engine, c, job.at_once, say)
-            if job.at_once > 1
-            else sides.ours(engine, c, job.policy, job.every_ms, say)
-        ),
-        ALONE: lambda c: (
-            sides.many(engine, c, job.at_once, say, alone=True)
-            if job.at_once > 1
-            else sides.without_context(engine, c, say)
-        ),
+        OURS: lambda c: ours(c, job.policy),
+        ALONE: alone,
         PLAIN: lambda c: sides.plain(backend(), engine, c, say),
         OFFLINE: lambda c: sides.offline(backend(), engine, c, say),
     }
     chosen = {name: known[name] for name in job.sides if name in known}
     if job.policy != FINALS:
-        chosen[FINALS] = lambda c: sides.ours(engine, c, FINALS, job.every_ms, say)
+        chosen[FINALS] = lambda c: ours(c, FINALS)
     if LLAMACPP in job.sides:
         if job.gguf is None:
             raise ConfigError(f"{LLAMACPP!r} needs a model that is a GGUF file")

@@ -6,6 +6,7 @@ Every side gives one output per sentence of a corpus, in order. The product's ha
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -111,53 +112,90 @@ def ours(engine: Engine, corpus: Corpus, name: str, every_ms: int, say: Say) -> 
 
 
 def many(
-    engine: Engine, corpus: Corpus, at_once: int, say: Say, *, alone: bool = False
+    engine: Engine,
+    corpus: Corpus,
+    name: str,
+    every_ms: int,
+    at_once: int,
+    say: Say,
+    *,
+    alone: bool = False,
 ) -> Translated:
-    """Finals only, ``at_once`` documents beside each other: the same texts in less time. Its simulated
-    clock knows when text was heard, and not what the machine took. ``alone``: every sentence is a
-    document."""
+    """:func:`ours` with ``at_once`` documents beside each other: the same texts in less time. Its
+    simulated clock knows when text was heard, and not what the machine took. ``alone``: every sentence
+    is a document."""
     made = Translated()
     documents = corpus.documents()
     if alone:
         documents = [[sentence] for document in documents for sentence in document]
-    shown: dict[tuple[int, int], Shown] = {}
-    settings = {**policy_settings(FINALS), "slots": at_once, "branches": at_once}
+    policy_set = policy_settings(name)
+    partials = every_ms if policy_set["translate_partials"] else 0
+    settings = {**policy_set, "slots": at_once, "branches": at_once}
     with _translating(engine, corpus, **settings) as (operator, spent):
         began = time.perf_counter()
         step = 4 * at_once if alone else at_once
         for first in range(0, len(documents), step):
-            streams = []
-            for number, document in enumerate(documents[first : first + step], start=first):
-                stream = operator.open(f"document-{number}")
-                streams.append((number, document, stream))
-                for at, sentence in enumerate(document):
-                    stream.feed_segment(
-                        Segment(
-                            stream_id=stream.id,
-                            segment_id=str(at),
-                            text=sentence.source,
-                            language=corpus.languages[0],
-                        )
-                    )
-            for number, document, stream in streams:
-                for event in stream.results():
-                    say(f"{'without context' if alone else 'ours'} {corpus.pair}: {len(shown)}")
-                    if isinstance(event, Failure):
-                        made.degraded.append(f"failed: {event.reason}")
-                    elif isinstance(event, TranslationEvent):
-                        at = int(event.unit_id)
-                        seen = shown.setdefault((number, at), Shown())
-                        made.degraded += event.degraded
-                        end = float(document[at].end_ms)
-                        _note(seen, event, end, end)
-                operator.drop(stream.id)
+            group = documents[first : first + step]
+            say(f"{'without context' if alone else f'ours ({name})'} {corpus.pair}: {first}")
+            streams = [
+                _Listening(operator.open(f"document-{first + n}"), document, corpus, partials)
+                for n, document in enumerate(group)
+            ]
+            while any(stream.left for stream in streams):
+                for stream in streams:
+                    stream.hear(1 if partials else len(stream.left))
+                for stream in streams:
+                    stream.collect(made)
+            for stream in streams:
+                made.shown += stream.shown
+                operator.drop(stream.stream.id)
         made.seconds = time.perf_counter() - began
-    for number, document in enumerate(documents):
-        made.shown += [shown.get((number, at), Shown()) for at in range(len(document))]
     made.outputs = [seen.committed[-1] if seen.committed else "" for seen in made.shown]
     made.prefilled, made.generated = spent.prefilled, spent.generated
     made.aware = False
     return made
+
+
+class _Listening:
+    """A stream that hears one document. ``left``: the segments that are still to come."""
+
+    def __init__(
+        self, stream: Stream, document: Sequence[Sentence], corpus: Corpus, every_ms: int
+    ) -> None:
+        self.stream = stream
+        self.shown = [Shown() for _ in document]
+        self.left = deque(
+            Segment(
+                stream_id=stream.id,
+                segment_id=str(at),
+                revision=revision,
+                text=text,
+                is_final=final,
+                language=corpus.languages[0],
+                start_ms=sentence.start_ms,
+                end_ms=round(heard_at),
+            )
+            for at, sentence in enumerate(document)
+            for revision, (text, heard_at, final) in enumerate(heard(sentence, every_ms))
+        )
+        self._heard_at: dict[str, float] = {}
+
+    def hear(self, count: int) -> None:
+        """The next segments, if there are so many."""
+        for _ in range(min(count, len(self.left))):
+            segment = self.left.popleft()
+            self._heard_at[segment.segment_id] = float(segment.end_ms or 0)
+            self.stream.feed_segment(segment)
+
+    def collect(self, made: Translated) -> None:
+        """Note what has become of all that was heard."""
+        for event in self.stream.results():
+            if isinstance(event, Failure):
+                made.degraded.append(f"failed: {event.reason}")
+            elif isinstance(event, TranslationEvent):
+                made.degraded += event.degraded
+                at = self._heard_at[event.unit_id]
+                _note(self.shown[int(event.unit_id)], event, at, at)
 
 
 def _hear(
