@@ -6,6 +6,7 @@ the language of a text from ``py3langid``, a model of 4 MB. There is no list of 
 
 from __future__ import annotations
 
+import datetime
 import functools
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 import langcodes
 import regex
 from icu4py.breakers import SentenceBreaker, WordBreaker
+from icu4py.messageformat import MessageFormat
 
 from operators.errors import ConfigError
 
@@ -152,6 +154,42 @@ def looks_like(text: str, tag: str, rather_than: str) -> bool:
         return False
     said, probability = identifier.classify(text)
     return bool(said == codes[0] and probability >= SURE_OF_TWO)
+
+
+# --- days and months -----------------------------------------------------------------------------
+
+_DATES = {"whole": ("MMMM", "LLLL"), "all": ("MMMM", "LLLL", "MMM", "LLL")}
+_DAYS = {"whole": ("EEEE", "cccc"), "all": ("EEEE", "cccc", "EEE", "ccc")}
+
+
+@functools.lru_cache(maxsize=64)
+def _calendar(tag: str, names: str) -> tuple[Any, dict[str, int]]:
+    """An expression that finds the language's names of months (1 to 12) and days (101 to 107), and
+    what each name stands for."""
+    found: dict[str, int] = {}
+    for number in range(1, 13):
+        for form in _DATES[names]:
+            found.setdefault(_of_date(tag, form, datetime.datetime(2024, number, 15)), number)
+    for number in range(1, 8):
+        for form in _DAYS[names]:
+            day = datetime.datetime(2024, 1, number)  # a Monday is the first
+            found.setdefault(_of_date(tag, form, day), 100 + number)
+    found = {name: date for name, date in found.items() if any(map(str.isalpha, name))}
+    name = "|".join(map(regex.escape, sorted(found, key=len, reverse=True)))
+    if not any(map(unspaced, "".join(found))):
+        name = rf"(?<![\p{{L}}\p{{M}}])(?:{name})(?![\p{{L}}\p{{M}}])"
+    return regex.compile(name), found
+
+
+def _of_date(tag: str, form: str, date: datetime.datetime) -> str:
+    return str(MessageFormat(f"{{d, date, ::{form}}}", tag).format({"d": date})).rstrip(".")
+
+
+def dates(text: str, tag: str, *, whole: bool = False) -> dict[str, int]:
+    """The months (1 to 12) and days of the week (101 to 107) that a text in this language names, by the
+    words it has for them, as they are written: "may" is no month. ``whole``: no abbreviations."""
+    found, meaning = _calendar(tag, "whole" if whole else "all")
+    return {name: meaning[name] for name in found.findall(text)}
 
 
 # --- cutting and joining -------------------------------------------------------------------------

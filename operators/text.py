@@ -15,6 +15,8 @@ import regex
 _WORD = regex.compile(r"[\w\p{M}]+(?:['’][\w\p{M}]+)*")
 """Letters with their marks: Hindi's vowels, Arabic's and Hebrew's points are marks."""
 _LETTERS = re.compile(r"\w+")
+_APOSTROPHE = re.compile("['’]")
+_GOES_ON = tuple(",;")
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+"
 )
@@ -138,9 +140,41 @@ def numbers(text: str) -> set[str]:
 
 def capitalised(sentence: str) -> list[str]:
     """The words of a sentence that begin with a capital, but for its first: names, days, in German all
-    nouns. None in scripts without capitals."""
+    nouns; without an article or ending set off by an apostrophe ("l'Aurora", "Ana's"). None in scripts
+    without capitals."""
     found = _WORD.findall(unicodedata.normalize("NFKC", sentence))[1:]
-    return [word for word in found if word[0].isupper() and sum(map(str.isalpha, word[:2])) > 1]
+    return [name for word in found if _is_name(name := _bare(word))]
+
+
+def names_inside(text: str) -> list[str]:
+    """Those of any text that stand behind another word or a comma: a capital behind a full stop, a colon
+    or an opening mark says nothing."""
+    return [word for word in _inside(text) if _is_name(word)]
+
+
+def capital_share(text: str) -> float:
+    """Share of the words inside sentences that have a capital, 0 to 1: some where it marks names, a
+    quarter and more where it marks nouns."""
+    inside = [word for word in _inside(text) if len(word) > 1]
+    return sum(map(_is_name, inside)) / len(inside) if inside else 0.0
+
+
+def _inside(text: str) -> list[str]:
+    text = unicodedata.normalize("NFKC", text)
+    found = []
+    for match in _WORD.finditer(text):
+        before = text[: match.start()].rstrip()[-1:]
+        if before.isalnum() or before in _GOES_ON:
+            found.append(_bare(match.group()))
+    return found
+
+
+def _bare(word: str) -> str:
+    return max(_APOSTROPHE.split(word), key=len)
+
+
+def _is_name(word: str) -> bool:
+    return word[0].isupper() and sum(map(str.isalpha, word[:2])) > 1
 
 
 def cased(text: str) -> bool:

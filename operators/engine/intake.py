@@ -257,6 +257,7 @@ class Intake:
             session.failed.append(Failure(work.ticket, "edit", error.reason, str(error)))
             return False
         self._observer.count("edits", op=op, result="done")
+        session.ledger.archived = made.archived
         session.set_items(made.items, made.next_item)
         event = self._summary.after_edit(view_of(session, self._summary), session.ended)
         session.last_output["ledger"] = event.text

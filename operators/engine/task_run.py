@@ -81,10 +81,15 @@ class TaskRun:
         held, failed = self._held(), next((g for g in self.asked if g.failure), None)
         for generation in self.asked:
             generation.branch = None
-        if failed is not None:
-            self._fail(failed.failure, failed.problem)
-        else:
-            self._resume([self._answer(g) for g in self.asked])
+        try:
+            if failed is not None:
+                self._fail(failed.failure, failed.problem)
+            else:
+                self._resume([self._answer(g) for g in self.asked])
+        except BaseException:  # a task's own fault: nobody else knows this branch any more
+            if held is not None:
+                cache.drop(held)
+            raise
         if held is not None:
             if self.waiting:
                 held.length = 0  # these asks begin with tokens of their own

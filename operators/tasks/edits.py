@@ -27,14 +27,9 @@ def edited(ledger: Ledger, segment: Segment, limit: int, revision: int) -> Ledge
     _check_text(edit)
     if edit.op == "add":
         items = (*ledger.items, _added(edit, segment, ledger.next_item, revision))
-        found = Ledger(items, ledger.next_item + 1)
+        found = Ledger(items, ledger.next_item + 1, ledger.archived)
     else:
-        at = next((n for n, item in enumerate(ledger.items) if item.id == edit.item), None)
-        if at is None:
-            raise SegmentError("unknown_item", "the stream has no note of this id")
-        changed = _changed(ledger.items[at], edit, revision)
-        items = (*ledger.items[:at], changed, *ledger.items[at + 1 :])
-        found = Ledger(items, ledger.next_item)
+        found = _with_changed(ledger, edit, revision)
     if sum(len(item.text.encode()) for item in found.items if item.by == "person") > limit:
         raise SegmentError("ledger_full", f"persons' notes exceed {limit} bytes (ledger_bytes)")
     return found
@@ -61,6 +56,17 @@ def _added(edit: ItemEdit, segment: Segment, number: int, revision: int) -> Ledg
         last_changed_revision=revision,
         evidence=(Evidence(segment.segment_id, segment.start_ms, segment.end_ms, name),),
     )
+
+
+def _with_changed(ledger: Ledger, edit: ItemEdit, revision: int) -> Ledger:
+    """A note of the archive comes back, before those of the ledger: it is older than they are."""
+    archived = [item for item in ledger.archived if item.id != edit.item]
+    back = [item for item in ledger.archived if item.id == edit.item]
+    items = [*back, *ledger.items]
+    if all(item.id != edit.item for item in items):
+        raise SegmentError("unknown_item", "the stream has no note of this id")
+    done = (_changed(i, edit, revision) if i.id == edit.item else i for i in items)
+    return Ledger(tuple(done), ledger.next_item, tuple(archived))
 
 
 def _changed(item: LedgerItem, edit: ItemEdit, revision: int) -> LedgerItem:

@@ -24,21 +24,20 @@ from operators.decoding.constraints import Grammar
 from operators.events import Evidence, ItemKind, LedgerItem
 from operators.tasks import ledger
 from operators.tasks.base import Answer, Ask, SeenSegment, StreamView, Tools
-from operators.text import (
-    capitalised,
-    cased,
-    content,
-    covered,
-    is_question,
-    longest_copy,
-    numbers,
-    overlap,
-    script,
-    support,
-    trimmed,
-    units,
-    unspaced,
+from operators.tasks.grounding import (
+    FIRST_COPY,
+    MAX_COPY,
+    TERSE,
+    Draft,
+    Known,
+    Turn,
+    checked,
+    fits,
+    in_words,
+    lost_names,
+    problem_of,
 )
+from operators.text import content, covered, is_question, numbers, overlap, trimmed, units
 
 LETTERS = "ABCDE"
 KINDS: dict[str, ItemKind] = {
@@ -49,6 +48,8 @@ KINDS: dict[str, ItemKind] = {
 }
 HINTS = {
     "number_added": "Use no number that is not in the turn.",
+    "date_added": "Name no day or month that is not in the turn.",
+    "name_added": "Use no name that is not in the turn.",
     "number_lost": "Keep every number and date of the turn.",
     "unsupported": "Say nothing that is not in the turn.",
     "content_lost": "Keep the names and things that the turn is about.",
@@ -83,19 +84,6 @@ TURN_UNITS = 4
 NOTES, TOKENS_PER_NOTE = 4, 100
 """An update takes at most NOTES decisions, actions and questions, and one more for so many new tokens;
 half as many topics."""
-MIN_SUPPORT = 0.6
-"""Share of a note's content that must stand in its turn or be a person's name."""
-KEPT, KEPT_CASELESS = 0.4, 0.6
-"""Share of a short turn's content that its note must keep, beside its names; and where names cannot be
-told from other words."""
-MAX_COPY = 8
-"""Units in a row that a note may not copy."""
-TERSE, FIRST_COPY = 12, 5
-"""Of a turn of at most TERSE units it may not copy FIRST_COPY from the beginning on: so other words are
-found for its verb rather than for its end, which a limit bends ("next Friday" for "on Friday")."""
-QUOTE_UNITS, QUOTE_WEIGHT = 18, 0.5
-"""A turn of at most so many units that has a number or a name or (in scripts without capitals) is so
-sure of its kind may stand for itself when its sentence fails a check twice."""
 TELLING = 3.0
 """Content a turn must have to be compared with items: a few short words are like anything."""
 RELATED, PAIRS = 0.4, 12
@@ -107,60 +95,9 @@ CHANGED, NEAR = 0.7, 0.5
 """Shared content from which a turn restates an item, and from which it may."""
 RARE = 0.05
 """Share of the turns seen in which a word may occur and still be a name."""
-ASKED_IN = "en"
-"""The prompts' language, which a small model falls into."""
 NOTE_TOKENS, DUE_TOKENS, OWNER_TOKENS = 48, 10, 8
 LINE = Grammar.regex(r"([^\n:：]{1,59}|[^\n:：]{60}[^\n]{0,340})\n?")
 """One line that does not begin with a speaker's name and a colon."""
-
-
-@dataclass
-class Turn:
-    """A sentence of one speaker: ``said`` without the name, ``line`` with it. ``weights``: of the
-    letters, calibrated; none where it was too short to be judged."""
-
-    speaker: str
-    said: str
-    tokens: int
-    evidence: list[Evidence]
-    weights: tuple[float, ...] = ()
-    changes: LedgerItem | None = None
-    """An item that is otherwise after this turn."""
-    settles: bool = False
-    """Whether it says that an action is done."""
-
-    @property
-    def line(self) -> str:
-        return f"{self.speaker}: {self.said}" if self.speaker else self.said
-
-
-@dataclass
-class Draft:
-    """A note in the making."""
-
-    turn: Turn
-    kind: ItemKind
-    importance: float
-    text: str = ""
-    problem: str = ""
-    """Why the sentence cannot stand, if it cannot."""
-    owner: str | None = None
-    due: str | None = None
-    spoken: str | None = None
-    """The turn's language (BCP 47), where it is known."""
-    wanted: str | None = None
-    """The language the stream wants its notes in; None: the turn's own."""
-
-    @property
-    def translated(self) -> bool:
-        """Whether the sentence is in another language than the turn: their words cannot be compared."""
-        return bool(self.wanted and self.spoken and not languages.same(self.wanted, self.spoken))
-
-    @property
-    def language(self) -> str:
-        """What the sentence is to be written in, in words."""
-        tag = self.wanted or self.spoken
-        return languages.name(tag) if tag else "the language of that turn"
 
 
 @dataclass
@@ -192,14 +129,13 @@ class MinuteTaker:
         made = Minutes()
         turns = self._turns([s for s in view.segments if s.new])
         yield from self._judge(turns, made)
-        speakers = {s.evidence.speaker for s in view.segments if s.evidence.speaker}
-        people = sorted(speakers | set(view.settings.participants or ()))
+        known = Known.of(view)
         yield from self._relate(turns, view.ledger.items, made)
         made.drafts = select(turns)
         self._name_languages(made.drafts, view)
-        yield from self._details(made, people, Names(view))
-        yield from self._write(made.drafts, made, people)
-        yield from self._write([draft for draft in made.drafts if draft.problem], made, people)
+        yield from self._details(made, known.people, Names(view))
+        yield from self._write(made.drafts, made, known)
+        yield from self._write([draft for draft in made.drafts if draft.problem], made, known)
         made.drafts = [draft for draft in made.drafts if checked(draft, made.refused)]
         return made
 
@@ -244,24 +180,24 @@ class MinuteTaker:
             draft.spoken = languages.detect(draft.turn.said) or usual
             draft.wanted = wanted
 
-    def _write(self, drafts: Sequence[Draft], made: Minutes, people: list[str]) -> Part:
+    def _write(self, drafts: Sequence[Draft], made: Minutes, known: Known) -> Part:
         """One sentence per draft. Mutates the drafts."""
         if not drafts:
             return
-        answers = yield [self._note(draft, people) for draft in drafts]
+        answers = yield [self._note(draft, known) for draft in drafts]
         made.answers += answers
         for draft, answer in zip(drafts, answers, strict=True):
             draft.text = _one_line(answer.text)
-            draft.problem = problem_of(draft, people)
+            draft.problem = problem_of(draft, known)
 
-    def _note(self, draft: Draft, people: list[str]) -> Ask:
+    def _note(self, draft: Draft, known: Known) -> Ask:
         said, speaker = draft.turn.said, draft.turn.speaker or "the speaker"
-        most, first = _in_words(said, MAX_COPY), 0
-        if _fits(said, TERSE):
-            first = 0 if _fits(said, MAX_COPY - 1) else _in_words(said, FIRST_COPY)
+        most, first = in_words(said, MAX_COPY), 0
+        if fits(said, TERSE):
+            first = 0 if fits(said, MAX_COPY - 1) else in_words(said, FIRST_COPY)
         form = LINE if draft.owner is None else begins_with(draft.owner)
         limits = {"grammar": form, "max_copy": most, "first_copy": first}
-        limits |= {"sources": (said,), "free": tuple(people)}
+        limits |= {"sources": (said,), "free": known.people + known.terms}
         return self._text(
             "note",
             NOTE_TOKENS,
@@ -414,83 +350,6 @@ def _hint(draft: Draft) -> str:
     return HINTS.get(draft.problem, "").format(words=words, language=draft.language)
 
 
-def checked(draft: Draft, refused: Counter[str]) -> bool:
-    """Whether the draft may become a note. One whose sentence fails a check says what its turn says,
-    word for word, where that is short enough."""
-    if draft.problem and not _says_what_is_new(draft):
-        refused[draft.problem] += 1
-        said = draft.turn.said
-        sure = not cased(said) and draft.importance >= QUOTE_WEIGHT
-        telling = numbers(said) or capitalised(said) or sure
-        if _is_long(said) or not telling:
-            return False
-        draft.text = said.strip()
-    return bool(draft.text)
-
-
-def _says_what_is_new(draft: Draft) -> bool:
-    """Whether the sentence lost only names of the item that is now otherwise ("not on Tuesday")."""
-    turn = draft.turn
-    if draft.problem != "name_lost" or turn.changes is None:
-        return False
-    before = content(turn.changes.text).keys()
-    was = all(content(name).keys() <= before for name in lost_names(draft))
-    return was and support(turn.said, [draft.text, turn.speaker]) >= KEPT
-
-
-def problem_of(draft: Draft, people: Sequence[str]) -> str:
-    """Why the draft's sentence cannot stand, or an empty string."""
-    text, said = draft.text, draft.turn.said
-    sources = [draft.turn.line, *people, draft.owner or ""]
-    if len(units(text)) < 2:
-        return "empty"
-    if _in_another_language(draft):
-        return "other_language"
-    if numbers(text) - numbers(" ".join(sources)):
-        return "number_added"
-    before = draft.turn.changes.text if draft.turn.changes is not None else ""
-    if draft.kind != "topic" and numbers(said) - numbers(f"{text} {before}"):
-        return "number_lost"
-    if lost_names(draft):
-        return "name_lost"
-    if draft.translated:
-        return ""
-    if support(text, sources) < MIN_SUPPORT:
-        return "unsupported"
-    kept = KEPT if cased(said) else KEPT_CASELESS
-    if not _is_long(said) and support(said, [text, draft.turn.speaker]) < kept:
-        return "content_lost"
-    if not _fits(said, TERSE) and longest_copy(text, said) > _in_words(said, MAX_COPY):
-        return "copied"
-    return ""
-
-
-def _in_another_language(draft: Draft) -> bool:
-    """Whether the sentence is plainly not in the language it is to be in."""
-    if (
-        not draft.wanted
-        and script(draft.turn.said)
-        and script(draft.text) != script(draft.turn.said)
-    ):
-        return True
-    tag = draft.wanted or draft.spoken
-    if tag is None:
-        return False
-    found = languages.detect(draft.text)
-    if found:
-        return not languages.same(found, tag)
-    return languages.looks_like(draft.text, ASKED_IN, rather_than=tag)
-
-
-def lost_names(draft: Draft) -> list[str]:
-    """The names of a short turn that its sentence does not have, if it is no translation."""
-    turn = draft.turn
-    if _is_long(turn.said) or draft.translated:
-        return []
-    kept = content(" ".join((draft.text, draft.owner or "", turn.speaker)))
-    return [name for name in capitalised(turn.said) if not content(name).keys() <= kept.keys()]
-
-
 def begins_with(name: str) -> Grammar:
     """One line that tells what the named person will do."""
     literal = "".join(rf"\{char}" if char in string.punctuation else char for char in name)
@@ -528,20 +387,6 @@ def owner_in(answer: str, turn: Turn, people: Sequence[str], names: Names) -> st
     if text and text.casefold() in turn.said.casefold() and names.may_be(text):
         return text
     return turn.speaker or None
-
-
-def _is_long(said: str) -> bool:
-    return not _fits(said, QUOTE_UNITS)
-
-
-def _fits(said: str, count: int) -> bool:
-    return len(units(said)) <= _in_words(said, count)
-
-
-def _in_words(text: str, count: int) -> int:
-    """How many units of the text so many words are: a word is two pairs of characters, about, in scripts
-    without spaces."""
-    return 2 * count if unspaced(text) else count
 
 
 def due_in(answer: str, said: str) -> str | None:

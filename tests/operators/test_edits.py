@@ -122,6 +122,20 @@ def test_every_operation() -> None:
     ].state == ("open")
 
 
+def test_an_edit_brings_a_note_back_from_the_archive() -> None:
+    """It was refused as unknown_item, though the note still answered questions."""
+    old = (noted(1, "The beta ships on Tuesday."), noted(2, "The room is booked.", "topic"))
+    operator = opened(archived=old, items=(noted(3, "Ben calls.", "action_item"),), next_item=4)
+    (emission,) = run(operator, edit(op="update", item="i1", text="The beta ships on Thursday."))
+    state = emission.state
+    assert [item.id for item in state.items] == ["i1", "i3"]
+    assert [item.id for item in state.archived] == ["i2"]
+    assert (state.items[0].by, state.items[0].evidence) == ("person", old[0].evidence)
+    (event,) = emission.events
+    assert isinstance(event, SummaryEvent)
+    assert event.changes == (ItemChange("add", "i1"),)
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [

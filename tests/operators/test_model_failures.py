@@ -11,11 +11,11 @@ from operators.cache.batch import Row
 from operators.decoding.generation import Generation
 from operators.engine.task_run import TaskRun
 from operators.engine.task_runner import view_of
-from operators.events import AnswerEvent, LedgerItem, Segment, TranslationEvent
+from operators.events import AnswerEvent, LedgerItem, Segment, StreamSettings, TranslationEvent
 from operators.observer import Observer
 from operators.state import SessionState
 from operators.stream_operator import StreamOperator
-from operators.tasks.base import Asked
+from operators.tasks.base import Asked, Spoken, Steps, StreamView, Task
 from tests.engine import OneAnswer, ToyTokenizer, toy_decoder
 from tests.operators.test_stream_operator import CONFIG
 
@@ -168,3 +168,30 @@ def test_a_ledger_larger_than_todays_settings_is_worked_with() -> None:
     final = stream.close()
     assert final is not None
     assert final.covers.to_seq == 1
+
+
+class Broken(Task):
+    """Fails at what it is answered."""
+
+    name = "broken"
+
+    def wants(self, segment: Segment, settings: StreamSettings) -> bool:
+        return True
+
+    def run(self, view: StreamView, occasion: Spoken) -> Steps:
+        yield [self.tools.ask("What was said?", max_tokens=2)] * 2
+        raise LookupError("the task's own fault")
+
+
+def test_an_operator_closes_after_a_task_has_failed_and_hides_nothing() -> None:
+    """The branch that held the run's place was forgotten, and closing ended in "slot 0 has 1 open
+    branches" instead of the task's own error."""
+    config = CONFIG.from_dict({**CONFIG.to_dict(), "targets": ()})
+    operator = StreamOperator(toy_decoder(), config, tasks=[Broken()])
+    stream = operator.open("a")
+    stream.feed("We ship on Friday.")
+    with pytest.raises(LookupError):
+        list(stream.results())
+    operator.close()
+    operator.cache.check_integrity()
+    assert operator.cache.free_slots == config.slots

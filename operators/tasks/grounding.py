@@ -1,0 +1,252 @@
+"""Whether a note says what its turn says: exact checks of numbers, dates, names, words and language.
+
+No model judges here, and no list of words of a language: words are Unicode's, names are told by their
+capitals where these mark names, days and months are CLDR's for the note's language.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from operators import languages
+from operators.events import Evidence, ItemKind, LedgerItem
+from operators.tasks.base import StreamView
+from operators.text import (
+    capital_share,
+    capitalised,
+    cased,
+    content,
+    covered,
+    longest_copy,
+    names_inside,
+    numbers,
+    script,
+    support,
+    units,
+    unspaced,
+)
+
+MIN_SUPPORT = 0.6
+"""Share of a note's content that must stand in its turn or be a person's name."""
+KEPT, KEPT_CASELESS = 0.4, 0.6
+"""Share of a short turn's content that its note must keep, beside its names; and where names cannot be
+told from other words."""
+MIN_KEPT = 2.0
+"""Content of its turn that a note must have, people's names aside: "Ana asked a question" says nothing.
+Half of the turn's, where that is less."""
+MAX_COPY = 8
+"""Units in a row that a note may not copy."""
+TERSE, FIRST_COPY = 12, 5
+"""Of a turn of at most TERSE units it may not copy FIRST_COPY from the beginning on: so other words are
+found for its verb rather than for its end, which a limit bends ("next Friday" for "on Friday")."""
+QUOTE_UNITS, QUOTE_WEIGHT = 18, 0.5
+"""A turn of at most so many units that has a number or a name or (in scripts without capitals) is so
+sure of its kind may stand for itself when its sentence fails a check twice."""
+NOUNS = 0.2
+"""Share of words with a capital from which capitals do not mark names. Spoken English, French, Spanish
+and Italian have at most 0.09 in any 40 lines, German 0.25 and more."""
+ASKED_IN = "en"
+"""The prompts' language, which a small model falls into."""
+
+
+@dataclass
+class Turn:
+    """A sentence of one speaker: ``said`` without the name, ``line`` with it. ``weights``: of the
+    letters, calibrated; none where it was too short to be judged."""
+
+    speaker: str
+    said: str
+    tokens: int
+    evidence: list[Evidence]
+    weights: tuple[float, ...] = ()
+    changes: LedgerItem | None = None
+    """An item that is otherwise after this turn."""
+    settles: bool = False
+    """Whether it says that an action is done."""
+
+    @property
+    def line(self) -> str:
+        return f"{self.speaker}: {self.said}" if self.speaker else self.said
+
+
+@dataclass
+class Draft:
+    """A note in the making."""
+
+    turn: Turn
+    kind: ItemKind
+    importance: float
+    text: str = ""
+    problem: str = ""
+    """Why the sentence cannot stand, if it cannot."""
+    owner: str | None = None
+    due: str | None = None
+    spoken: str | None = None
+    """The turn's language (BCP 47), where it is known."""
+    wanted: str | None = None
+    """The language the stream wants its notes in; None: the turn's own."""
+
+    @property
+    def translated(self) -> bool:
+        """Whether the sentence is in another language than the turn: their words cannot be compared."""
+        return bool(self.wanted and self.spoken and not languages.same(self.wanted, self.spoken))
+
+    @property
+    def tag(self) -> str | None:
+        """The language the sentence is to be in, where that is known."""
+        return self.wanted or self.spoken
+
+    @property
+    def language(self) -> str:
+        """The same in words."""
+        return languages.name(self.tag) if self.tag else "the language of that turn"
+
+
+@dataclass(frozen=True)
+class Known:
+    """What notes may name though their turn does not: people, and the glossary's terms. ``named``:
+    whether capitals mark names in this stream."""
+
+    people: tuple[str, ...] = ()
+    terms: tuple[str, ...] = ()
+    named: bool = False
+
+    @classmethod
+    def of(cls, view: StreamView) -> Known:
+        speakers = {s.evidence.speaker for s in view.segments if s.evidence.speaker}
+        people = sorted(speakers | set(view.settings.participants or ()))
+        glossary: Mapping[str, Mapping[str, str]] = view.settings.glossary or {}
+        terms = [t for term, others in glossary.items() for t in (term, *others.values()) if t]
+        said = "\n".join(s.text for s in view.segments)
+        return cls(tuple(people), tuple(terms), capital_share(said) < NOUNS)
+
+
+def problem_of(draft: Draft, known: Known) -> str:
+    """Why the draft's sentence cannot stand, or an empty string."""
+    text, said = draft.text, draft.turn.said
+    sources = [draft.turn.line, *known.people, *known.terms, draft.owner or ""]
+    if len(units(text)) < 2:
+        return "empty"
+    if _in_another_language(draft):
+        return "other_language"
+    if numbers(text) - numbers(" ".join(sources)):
+        return "number_added"
+    dates, added = _dates(draft, sources)
+    if added:
+        return "date_added"
+    before = draft.turn.changes.text if draft.turn.changes is not None else ""
+    if draft.kind != "topic" and numbers(said) - numbers(f"{text} {before}"):
+        return "number_lost"
+    if lost_names(draft):
+        return "name_lost"
+    if draft.translated:
+        return ""
+    if known.named and _names_added(draft, sources, dates):
+        return "name_added"
+    if support(text, sources) < MIN_SUPPORT:
+        return "unsupported"
+    if _content_lost(draft, known):
+        return "content_lost"
+    if not fits(said, TERSE) and longest_copy(text, said) > in_words(said, MAX_COPY):
+        return "copied"
+    return ""
+
+
+def _dates(draft: Draft, sources: Sequence[str]) -> tuple[dict[str, int], set[str]]:
+    """The days and months that the sentence names, by CLDR's names for its language, and those of them
+    that the sources do not have, in theirs: a translation is checked too."""
+    told = languages.dates(draft.text, draft.tag or ASKED_IN, whole=True)
+    said = languages.dates(" ".join(sources), draft.spoken or ASKED_IN).values()
+    have = content(" ".join(sources)).keys()
+    added = {w for w, date in told.items() if date not in said and not content(w).keys() <= have}
+    return told, added
+
+
+def _names_added(draft: Draft, sources: Sequence[str], dates: Mapping[str, int]) -> bool:
+    """Whether a word with a capital inside the sentence, no date, is nowhere in the sources."""
+    have = content(" ".join(sources)).keys()
+    names = [name for name in names_inside(draft.text) if name not in dates]
+    return any(not content(name).keys() <= have for name in names)
+
+
+def _content_lost(draft: Draft, known: Known) -> bool:
+    """Whether too little of the turn is left. Of short turns a share must be, of all of them something
+    besides people's names."""
+    text, said, speaker = draft.text, draft.turn.said, draft.turn.speaker
+    kept = KEPT if cased(said) else KEPT_CASELESS
+    if not is_long(said) and support(said, [text, speaker]) < kept:
+        return True
+    people = content(" ".join((*known.people, draft.owner or "")))
+    told, own = ({u: w for u, w in content(t).items() if u not in people} for t in (said, text))
+    most = sum(told.values())
+    return covered(told, own) * most < min(MIN_KEPT, most / 2)
+
+
+def checked(draft: Draft, refused: Counter[str]) -> bool:
+    """Whether the draft may become a note. One whose sentence fails a check says what its turn says,
+    word for word, where that is short enough."""
+    if draft.problem and not _says_what_is_new(draft):
+        refused[draft.problem] += 1
+        said = draft.turn.said
+        sure = not cased(said) and draft.importance >= QUOTE_WEIGHT
+        telling = numbers(said) or capitalised(said) or sure
+        if is_long(said) or not telling:
+            return False
+        draft.text = said.strip()
+    return bool(draft.text)
+
+
+def _says_what_is_new(draft: Draft) -> bool:
+    """Whether the sentence lost only names of the item that is now otherwise ("not on Tuesday")."""
+    turn = draft.turn
+    if draft.problem != "name_lost" or turn.changes is None:
+        return False
+    before = content(turn.changes.text).keys()
+    was = all(content(name).keys() <= before for name in lost_names(draft))
+    return was and support(turn.said, [draft.text, turn.speaker]) >= KEPT
+
+
+def _in_another_language(draft: Draft) -> bool:
+    """Whether the sentence is plainly not in the language it is to be in."""
+    if (
+        not draft.wanted
+        and script(draft.turn.said)
+        and script(draft.text) != script(draft.turn.said)
+    ):
+        return True
+    tag = draft.tag
+    if tag is None:
+        return False
+    found = languages.detect(draft.text)
+    if found:
+        return not languages.same(found, tag)
+    return languages.looks_like(draft.text, ASKED_IN, rather_than=tag)
+
+
+def lost_names(draft: Draft) -> list[str]:
+    """The names of a short turn that its sentence does not have, if it is no translation."""
+    turn = draft.turn
+    if is_long(turn.said) or draft.translated:
+        return []
+    kept = content(" ".join((draft.text, draft.owner or "", turn.speaker))).keys()
+    dates = languages.dates(turn.said, draft.spoken or ASKED_IN)
+    told = languages.dates(draft.text, draft.tag or ASKED_IN).values()
+    names = (name for name in capitalised(turn.said) if dates.get(name) not in told)
+    return [name for name in names if not content(name).keys() <= kept]
+
+
+def is_long(said: str) -> bool:
+    return not fits(said, QUOTE_UNITS)
+
+
+def fits(said: str, count: int) -> bool:
+    """Whether the text has at most so many words."""
+    return len(units(said)) <= in_words(said, count)
+
+
+def in_words(text: str, count: int) -> int:
+    """How many units of the text so many words are: a word is two pairs of characters, about, in scripts
+    without spaces."""
+    return 2 * count if unspaced(text) else count
