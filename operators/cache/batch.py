@@ -67,6 +67,11 @@ class _RowView(NamedTuple):
     own: int = 0  # tokens in the region before this row
     watch: Watch | None = None
 
+    @property
+    def alone(self) -> bool:
+        """Whether it is on a branch that sees nothing of its stream (:meth:`KvCache.fork`)."""
+        return self.fork == 0
+
 
 @dataclass
 class ForwardBatch:
@@ -163,7 +168,7 @@ class ForwardBatch:
         ``whole``: all keys of a slot where that is not much more than are needed, for products would
         copy parts of several."""
         layout, branches = self.cache.layout, views[0].region >= 0
-        used = max(min(v.length, layout.slot_tokens) for v in views)
+        used = max(0 if v.alone else min(v.length, layout.slot_tokens) for v in views)
         used = min(-(-used // PAD) * PAD, layout.slot_tokens)
         if whole and 2 * used > layout.slot_tokens:
             used = layout.slot_tokens
@@ -339,17 +344,17 @@ def _is_long(view: _RowView) -> bool:
 
 
 def _runs(views: list[_RowView], *, scattered: bool) -> list[list[_RowView]]:
-    """Rows to be attended together: short ones of about equal length and one kind (stream or
-    branch), on consecutive slots, each slot once, unless they may be ``scattered``; every other row is
-    a run of its own."""
+    """Rows to be attended together: short ones of about equal length and one kind (stream, branch, or
+    branch that sees no stream), on consecutive slots, each slot once, unless they may be
+    ``scattered``; every other row is a run of its own."""
     runs: list[list[_RowView]] = []
-    kinds: dict[tuple[bool, int], list[list[_RowView]]] = {}
+    kinds: dict[tuple[bool, bool, int], list[list[_RowView]]] = {}
     for view in sorted(views, key=lambda v: v.slot):
         if _is_long(view):
             runs.append([view])
             continue
         size = (view.end - view.begin - 1).bit_length()
-        open_runs = kinds.setdefault((view.region >= 0, size), [])
+        open_runs = kinds.setdefault((view.region >= 0, view.alone, size), [])
         beside = (run for run in reversed(open_runs) if scattered or run[-1].slot == view.slot - 1)
         run = next(beside, None)
         if run is not None and not scattered and (len(run) + 1) << size > GROUP_TOKENS:

@@ -77,8 +77,9 @@ ASKED = 0.22
 """Calibrated probability from which a sentence with a question mark is an open question."""
 SMALL_TALK = 0.12
 """Calibrated probability of small talk above which a turn is not worth a topic."""
-TURN_TOKENS = 120
-"""Sentences are judged one by one; a longer one is cut."""
+TURN_TOKENS, TURN_WORDS = 120, 40
+"""Sentences are judged one by one. A longer one is cut: speech without a full stop is of several kinds,
+and too long to stand for itself where its note fails."""
 TURN_UNITS = 4
 """A shorter sentence is not noted."""
 NOTES, TOKENS_PER_NOTE = 4, 100
@@ -147,9 +148,13 @@ class MinuteTaker:
             Turn(segment.evidence.speaker or "", piece, self._count(piece), [segment.evidence])
             for segment in segments
             for sentence in languages.sentences(segment.text)
-            for piece in languages.split(sentence, TURN_TOKENS, self._count)
+            for piece in languages.split(sentence, TURN_TOKENS, self._size)
             if piece
         ]
+
+    def _size(self, text: str) -> int:
+        """The text's tokens, or what its words are worth if that is more."""
+        return max(self._count(text), len(languages.words(text)) * TURN_TOKENS // TURN_WORDS)
 
     def _count(self, text: str) -> int:
         return len(self._tools.tokenizer.encode(text))

@@ -79,6 +79,13 @@ def view(lines: Sequence[str], items: tuple[LedgerItem, ...] = (), at: int = 0) 
     return StreamView("m", 0, segments, notes, {}, 1, Source(), KvInfo())
 
 
+class ByWords(ToyTokenizer):
+    """A token a word, about as large models' are."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(range(len(text.split())))
+
+
 Script = Callable[[str, Ask], Answer]
 
 
@@ -353,6 +360,20 @@ def test_a_note_that_says_nothing_of_its_turn_is_none() -> None:
     good = Draft(turn, "open_question", 1.0, text="Project Manager would know what rubber costs.")
     assert problem_of(empty, known) == "content_lost"
     assert problem_of(good, known) == ""
+
+
+def test_speech_without_a_full_stop_is_noted_piece_by_piece() -> None:
+    """A sentence of more than 60 words got one kind and one note, or none when that failed."""
+    pieces = [
+        "so the review of the beta is now on Friday at ten as everybody here agreed this morning,",
+        "and I will call the supplier in Porto before Wednesday about the three missing crates,",
+        "and the last thing is that we still have to hear from somebody who pays for the labels,",
+        "which nobody here could tell me so far although I asked the three of them twice today",
+    ]
+    taker = MinuteTaker(replace(tools(), tokenizer=ByWords()))
+    turns = taker._turns(view([" ".join(pieces)]).segments)
+    assert [turn.said for turn in turns] == [" ".join(pieces[:2]), " ".join(pieces[2:])]
+    assert all(turn.evidence == turns[0].evidence for turn in turns)
 
 
 def test_how_much_of_a_turn_may_be_copied() -> None:
