@@ -15,6 +15,7 @@ from operators.cache.kv_cache import Branch, KvCache, KvLayout, StreamSlot
 from operators.decoding.generation import Generation
 from operators.engine.task_run import TaskRun
 from operators.model.loader import DecoderModel
+from operators.model.tokenizer import Examples
 from operators.tasks.base import Due, Outcome, Steps, StreamView, Task
 from tests.toy import ByteTokenizer, toy_model
 
@@ -44,7 +45,7 @@ class ToyTokenizer(ByteTokenizer):
     def first(self, word: str) -> int:
         return self.encode(word)[0]
 
-    def chat(self, system: str, user: str) -> tuple[list[int], list[int]]:
+    def chat(self, system: str, user: str, examples: Examples = ()) -> tuple[list[int], list[int]]:
         before, after = f"{system[:4]}|{user}".split("{window}")
         return self.encode(before[:6]), self.encode(after + "\n>")
 

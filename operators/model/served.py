@@ -22,6 +22,7 @@ from operators.cache.kv_cache import KvCache, KvLayout, KvShape
 from operators.config import Sampling
 from operators.errors import ConfigError, ModelError
 from operators.model.loader import DecoderModel, Role
+from operators.model.tokenizer import Examples
 from operators.observer import Observer
 
 BYTES_PER_TOKEN = 4
@@ -126,10 +127,13 @@ class TextTokenizer:
     def first(self, word: str) -> int:
         return self.encode(word)[0]
 
-    def chat(self, system: str, user: str) -> tuple[list[int], list[int]]:
+    def chat(self, system: str, user: str, examples: Examples = ()) -> tuple[list[int], list[int]]:
         before, _, after = user.partition("{window}")
         encode = self.encode
-        head = [SYSTEM, *encode(system), USER, *encode(before)]
+        head = [SYSTEM, *encode(system)]
+        for said, answer in examples:
+            head += [USER, *encode(said), ASSISTANT, *encode(answer)]
+        head += [USER, *encode(before)]
         return head, [*encode(after), ASSISTANT]
 
 

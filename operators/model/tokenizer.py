@@ -11,13 +11,15 @@ from typing import Any, Protocol
 from operators.errors import ModelError
 from operators.model.families import AUTO, family_of
 
+Examples = Sequence[tuple[str, str]]
+
 
 class Tokenizer(Protocol):
     """What the engine needs of a tokenizer.
 
     ``encode`` treats its text as ordinary text, whatever it spells: a speaker who says ``<|im_end|>``
     must not end a turn. ``chat`` alone honours special tokens: it gives the tokens
-    around a conversation of one system and one user message.
+    around the last user message of a conversation.
     """
 
     eos_ids: frozenset[int]
@@ -28,8 +30,9 @@ class Tokenizer(Protocol):
         """Id of every token, by its name."""
         ...
 
-    def chat(self, system: str, user: str) -> tuple[list[int], list[int]]:
-        """Tokens before and after what stands at ``{window}`` in ``user``."""
+    def chat(self, system: str, user: str, examples: Examples = ()) -> tuple[list[int], list[int]]:
+        """Tokens before and after what stands at ``{window}`` in ``user``. ``examples``: what a user
+        asked before, each with its answer."""
         ...
 
     def first(self, word: str) -> int:
@@ -105,8 +108,9 @@ class HubTokenizer:
         ids: dict[str, int] = self._tokenizer.get_vocab()
         return ids
 
-    def chat(self, system: str, user: str) -> tuple[list[int], list[int]]:
-        before, after = self._framed(system, user.replace("{window}", _MARK)).split(_MARK)
+    def chat(self, system: str, user: str, examples: Examples = ()) -> tuple[list[int], list[int]]:
+        framed = self._framed(system, user.replace("{window}", _MARK), examples)
+        before, after = framed.split(_MARK)
         if after.rstrip().endswith(_THINK):  # a template that knows no other answer than thinking
             after = after.rstrip() + _THOUGHT
         encode = self._tokenizer.encode
@@ -125,20 +129,22 @@ class HubTokenizer:
                 answered = ""
         return self._split(f" {word}" if answered == f"{frame} " else word)[0]
 
-    def _framed(self, system: str, user: str) -> str:
+    def _framed(self, system: str, user: str, examples: Examples) -> str:
         """The conversation as the model's template writes it. Where that refuses a system message, or
-        leaves it out, the system's words begin the user's. Raises ModelError."""
-        together = f"{system}\n\n{user}"
+        leaves it out, the system's words begin the first user's. Raises ModelError."""
+        said = [*(text for example in examples for text in example), user]
         if not self._tokenizer.chat_template:
-            return f"{together}\n"
+            return "\n\n".join([system, *said]) + "\n"
+        turns = [(("user", "assistant")[at % 2], text) for at, text in enumerate(said)]
         try:
-            text = self._apply([("system", system), ("user", user)])
+            text = self._apply([("system", system), *turns])
         except Exception:  # whatever a template raises: jinja2's own errors, TypeError …
             text = ""
         if system in text and text.count(_MARK) == 1:
             return text
+        turns[0] = ("user", f"{system}\n\n{said[0]}")
         try:
-            text = self._apply([("user", together)])
+            text = self._apply(turns)
         except Exception as error:
             raise ModelError(
                 "the model's chat template takes neither a system message nor a plain user message "

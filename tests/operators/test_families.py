@@ -180,6 +180,25 @@ def test_prompts_have_no_double_spaces_and_no_space_at_a_lines_begin(
         assert "Ana" in text
 
 
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_examples_are_turns_of_the_conversation(family: str) -> None:
+    """In a prompt file ``---`` divides them; a system message that a template refuses goes into the
+    first of them."""
+    judge = "You sort.\n---\nAna: Hello.\n---\nA\n---\nBen: 3 cm.\n---\nB\n---\n{turn}"
+    tokenizer = made(family, byte_level)
+    plain = Prompts(tokenizer, {"judge": "You sort.\n---\n{turn}"})
+    prompts = Prompts(tokenizer, {"judge": judge})
+    text, bare = (
+        tokenizer.hub.decode(p.alone("judge", turn="Who pays?")) for p in (prompts, plain)
+    )
+    order = ["You sort.", "Ana: Hello.", "A", "Ben: 3 cm.", "B", "Who pays?"]
+    places = [text.index(order[0])]
+    for said in order[1:]:
+        places.append(text.index(said, places[-1] + 1))
+    assert text.count("Who pays?") == 1
+    assert text.endswith(bare.partition("Who pays?")[2]), "the answer begins as without examples"
+
+
 def test_a_template_that_always_thinks_gets_an_empty_thought() -> None:
     raw = byte_level()
     raw.add_tokens([AddedToken(t, special=True) for t in ("<|im_start|>", "<|im_end|>")])

@@ -40,6 +40,7 @@ def test_files_of_the_package_have_all_their_placeholders() -> None:
         ("summary", "{limit} {unknown}", "no other placeholder"),
         ("translate", "{text}", "{language}, {text}"),
         ("sumary", "x", "no prompt 'sumary'"),
+        ("judge", "S\n---\nAna: Hello.\n---\n{turn}", "an example without an answer"),
     ],
 )
 def test_wrong_overrides_are_refused(name: str, text: str, message: str) -> None:

@@ -41,6 +41,7 @@ _OPTIONAL = {
 }
 """``ledger``: the notes so far. The default prompt leaves it out: a 1.5B model that sees its notes
 writes them down again instead of new ones. ``since``: the first words that no update has covered."""
+_DIVIDER = re.compile(r"^---\n", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
@@ -54,6 +55,7 @@ class Prompts:
     def __init__(self, tokenizer: Tokenizer, overrides: dict[str, str] | None = None) -> None:
         self._tokenizer = tokenizer
         self._texts = {name: _load(name) for name in NAMES}
+        self._frames: dict[str, tuple[str, list[int], list[int]]] = {}
         for name, text in (overrides or {}).items():
             if name not in _FIELDS:
                 raise ConfigError(f"prompts: no prompt {name!r}; there are {', '.join(NAMES)}")
@@ -61,6 +63,9 @@ class Prompts:
             if not _FIELDS[name] <= found <= _FIELDS[name] | _OPTIONAL.get(name, set()):
                 want = ", ".join(f"{{{f}}}" for f in sorted(_FIELDS[name])) or "no placeholder"
                 raise ConfigError(f"prompts: {name!r} must contain {want} and no other placeholder")
+            parts = len(_DIVIDER.split(text))
+            if parts > 2 and parts % 2:
+                raise ConfigError(f"prompts: {name!r} has an example without an answer")
             self._texts[name] = text
         self.prefix, self._suffix = tokenizer.chat(
             self._texts["system"].strip(), self._texts["user"].strip()
@@ -75,13 +80,25 @@ class Prompts:
         return encode(_fill(question.rstrip("\n"), fields)) + self._suffix + opened
 
     def alone(self, name: str, **fields: str) -> list[int]:
-        """Tokens of a whole conversation: the prompt's part before ``---`` is the system message, what
-        follows the user's. For asks that see nothing else."""
-        system, _, user = self._texts[name].strip("\n").rpartition("---\n")
+        """Tokens of a whole conversation, for asks that see nothing else. ``---`` on a line divides the
+        prompt: the system message, turns of user and assistant as examples, the user's message."""
+        user, before, after = self._frame(name)
         user, _, opening = user.partition("{answer}")
-        before, after = self._tokenizer.chat(system.strip(), "{window}")
         opened = self._tokenizer.encode(_fill(opening, fields)) if opening else []
         return before + self._tokenizer.encode(_fill(user, fields).rstrip("\n")) + after + opened
+
+    def _frame(self, name: str) -> tuple[str, list[int], list[int]]:
+        """The user's message of such a prompt, and the tokens before and after it."""
+        if name not in self._frames:
+            system, *said = _DIVIDER.split(self._texts[name].strip("\n"))
+            if not said:
+                system, said = "", [system]
+            *examples, user = said
+            said = [text.strip() for text in examples]
+            pairs = list(zip(said[::2], said[1::2], strict=True))
+            frame = self._tokenizer.chat(system.strip(), "{window}", pairs)
+            self._frames[name] = (user, *frame)
+        return self._frames[name]
 
     def has(self, name: str, field: str) -> bool:
         """Whether the prompt has a place for ``field``."""

@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from operators.model.loader import DecoderModel
+from operators.model.tokenizer import Examples
 
 BYTES = 256
 EOS = 256
@@ -31,7 +32,7 @@ class ByteTokenizer:
     def first(self, word: str) -> int:
         return self.encode(word)[0]
 
-    def chat(self, system: str, user: str) -> tuple[list[int], list[int]]:
+    def chat(self, system: str, user: str, examples: Examples = ()) -> tuple[list[int], list[int]]:
         """A few tokens in front; the instructions proper would fill a byte tokenizer's window."""
         before, after = user.split("{window}")
         return self.encode(f"{system[:3]}|{before}"[:4]), self.encode(f"{after}\n>")

@@ -15,6 +15,7 @@ from typing import Any
 from operators.config import OperatorConfig
 from operators.events import Segment, StreamSettings
 from operators.model.loader import DecoderModel
+from operators.model.tokenizer import Examples
 from operators.stream_operator import StreamOperator
 from operators.tasks.base import Answer as TaskAnswer
 from operators.tasks.base import Ask, Due, Outcome, Progress, Steps, StreamView, Task
@@ -46,7 +47,7 @@ class TokensAsText:
     def first(self, word: str) -> int:
         return 0
 
-    def chat(self, system: str, user: str) -> tuple[list[int], list[int]]:
+    def chat(self, system: str, user: str, examples: Examples = ()) -> tuple[list[int], list[int]]:
         return list(self._sinks), []
 
 
