@@ -104,11 +104,14 @@ def status_of(event: AnyEvent) -> str:
 
 def complete(event: E, topic: str, partition: int) -> E:
     """The event with what the engine cannot know: where its input lay, its id, and the time."""
-    source = msgspec.structs.replace(event.source, topic=topic, partition=partition)
+    task = task_of(event)
+    if isinstance(event, AnswerEvent) and not event.revision:
+        # A stream that is not known counts no revisions: the question tells such answers apart.
+        task = f"{task}:{event.question_id}"
     return msgspec.structs.replace(
         event,
-        source=source,
-        event_id=event_id(event.stream_id, task_of(event), event.epoch, event.revision),
+        source=msgspec.structs.replace(event.source, topic=topic, partition=partition),
+        event_id=event_id(event.stream_id, task, event.epoch, event.revision),
         emitted_at_ms=now_ms(),
     )
 

@@ -16,7 +16,7 @@ from pipelines.lab.chaos.check import Findings, Place, Record, Topics, check, di
 from pipelines.lab.chaos.operators import Echo
 from pipelines.lab.chaos.plan import BROKER, KILLS, make_plan, make_silences
 
-TOPICS = Topics("in", "sum", "latest", "tr", "dlq")
+TOPICS = Topics("in", "sum", "latest", "tr", "dlq", "asked", "answers")
 COUNT = 6
 COUNTED = (
     "lost",
@@ -62,8 +62,23 @@ def summary(stream: str, revision: int, epoch: int, to: int, offsets: list[int])
     }
 
 
+def answer(stream: str, number: int, epoch: int) -> dict[str, Any]:
+    """Number ``number`` of the epoch's."""
+    return {
+        "schema": "insight.answer.v1",
+        "event_id": f"{stream}-ans-{epoch}-{number}",
+        "stream_id": stream,
+        "epoch": epoch,
+        "revision": number,
+        "question_id": f"{stream}?{epoch}.{number}",
+        "text": "42",
+        "source": {"first_offset": 0, "last_offset": 0},
+    }
+
+
 class Log:
-    """A sound log of two streams on one partition, two epochs each; tests spoil it, then check it."""
+    """A sound log of two streams on one partition, two epochs each, with two questions about each;
+    tests spoil it, then check it."""
 
     def __init__(self) -> None:
         self.topics: dict[str, list[Record]] = {name: [] for name in TOPICS}
@@ -81,6 +96,11 @@ class Log:
                     event = summary(stream, revision, epoch, number, offsets)
                     self.put("sum", event)
                     self.put("latest", event)
+            for epoch in range(2):
+                for number in (1, 2):
+                    event = answer(stream, number, epoch)
+                    self.put("asked", {"stream_id": stream, "question_id": event["question_id"]})
+                    self.put("answers", event)
 
     def put(self, topic: str, value: dict[str, Any], headers: Any = ()) -> int:
         offset = len(self.topics[topic])
@@ -119,7 +139,7 @@ def counts(found: Findings) -> dict[str, int]:
 
 
 def test_a_sound_log_has_no_findings() -> None:
-    found = Log().check(acknowledged=[("a", "a/0"), ("b", "b/11")])
+    found = Log().check(acknowledged=[("a", "a/0"), ("b", "b/11")], asked=["a?0.1"])
     assert (counts(found), found.examples) == ({}, [])
     assert (found.segments, found.unfinished, found.dead_letters) == (4 * COUNT, 0, 0)
     assert list(differences(found, "exactly_once")) == []
@@ -127,6 +147,28 @@ def test_a_sound_log_has_no_findings() -> None:
 
 def lose_a_translation(log: Log) -> None:
     del log.topics["tr"][COUNT - 1]
+
+
+def lose_an_answer(log: Log) -> None:
+    del log.topics["answers"][3]
+
+
+def lose_a_question(log: Log) -> None:
+    log.check_options = {"asked": ["a?9.9"]}  # type: ignore[attr-defined]
+
+
+def answer_twice(log: Log) -> None:
+    """In the next epoch, since the stream's end came between."""
+    log.change("answers", 2, question_id="a?0.1")
+    log.change("asked", 2, question_id="x")
+    log.put("answers", {**answer("b", 3, 1), "question_id": "x"})
+
+
+def answer_under_one_id(log: Log) -> None:
+    """Two refusals, for a stream that is not known."""
+    for name in ("x", "y"):
+        log.put("asked", {"stream_id": "c", "question_id": name})
+        log.put("answers", {**answer("c", 0, 0), "question_id": name})
 
 
 def lose_a_revision(log: Log) -> None:
@@ -198,6 +240,10 @@ def repeat_under_another_id(log: Log) -> None:
     ("spoil", "expected"),
     [
         (lose_a_translation, {"lost": 1}),
+        (lose_an_answer, {"lost": 1}),
+        (lose_a_question, {"lost": 1}),
+        (answer_twice, {"conflicting_revisions": 1, "duplicates_after_dedupe": 1}),
+        (answer_under_one_id, {"conflicting_revisions": 1}),
         (lose_a_revision, {"lost": 2}),  # the segment, and the number
         (lose_the_last_summary, {"lost": 3}),  # the three segments it covered
         (lose_an_acknowledged_segment, {"lost": 1}),
@@ -241,7 +287,7 @@ def test_at_least_once_allows_a_repeated_record_and_nothing_else() -> None:
 def test_what_is_not_committed_is_unfinished_and_not_lost() -> None:
     log = Log()
     lose_a_translation(log)
-    found = log.check(committed={0: COUNT - 1})
+    found = log.check(committed={("in", 0): COUNT - 1})
     assert (counts(found), found.unfinished) == ({}, 1)
     assert list(differences(found, "at_least_once")) == ["unfinished = 1"]
 
@@ -282,7 +328,7 @@ def test_text_of_a_stream_that_fell_silent_must_be_covered_too() -> None:
     assert (counts(log.check()), log.check().segments) == ({}, 4 * COUNT + 5)
     for topic in ("sum", "latest"):
         log.topics[topic].pop()
-    found = log.check(committed={0: 1_000})
+    found = log.check(committed={("in", 0): 1_000})
     assert counts(found) == {"lost": 2}
     assert found.examples == [f"lost: c/{n} (epoch 0) is in no summary" for n in (3, 4)]
     assert list(differences(found, "exactly_once")) == ["lost = 2"]

@@ -93,10 +93,13 @@ def test_a_question_committed_or_answered_before_is_skipped() -> None:
 def test_a_question_about_an_unknown_stream_is_refused_and_leaves_no_state() -> None:
     async def test(world: World) -> None:
         event = ask(world, 0, "nobody", question_id="q")
+        ask(world, 1, "nobody", question_id="r")
         await world.settle()
         assert event.acked
-        (answer,) = published(world, world.settings.topic_answers)
+        answer, other = published(world, world.settings.topic_answers)
         assert (answer["question_id"], answer["refused"]) == ("q", True)
+        # A reader that drops event ids it has seen must get the second one too.
+        assert answer["event_id"] != other["event_id"]
         assert answer["degraded"] == ["unknown_stream"]
         assert world.publisher.groups[0].states == {}
         assert world.device.opened == {}

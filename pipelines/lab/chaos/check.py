@@ -12,6 +12,9 @@ segments and epochs itself from the input topic, and believes no state. What it 
 * **duplicates, read committed**: records beyond the first of a revision in the topic.
 * **duplicates after dedupe**: what is still there twice for a reader that drops event ids it has seen:
   a revision, or a segment translated in two revisions.
+
+Answers are results too: a question that is committed has one (else it is lost), with one content and
+under one event id.
 """
 
 from __future__ import annotations
@@ -47,6 +50,8 @@ class Topics(NamedTuple):
     latest: str
     translations: str
     dlq: str
+    questions: str = ""
+    answers: str = ""
 
 
 class Place(NamedTuple):
@@ -90,6 +95,7 @@ class Findings:
     """What was counted. ``examples`` says the first of each kind in words."""
 
     segments: int = 0
+    questions: int = 0
     lost: int = 0
     reordered: int = 0
     conflicting_revisions: int = 0
@@ -114,15 +120,17 @@ def check(
     topics: Topics,
     *,
     targets: Sequence[str] = (),
-    committed: Mapping[int, int] | None = None,
+    committed: Mapping[tuple[str, int], int] | None = None,
     acknowledged: Collection[tuple[str, str]] = (),
+    asked: Collection[str] = (),
 ) -> Findings:
     """Compare what went in with what came out.
 
-    ``records``: every topic as a read_committed reader sees it, each partition in offset order.
-    ``targets``: the languages every segment must be translated into. ``committed``: the group's
-    offset per input partition; None: all is committed. ``acknowledged``: (stream, segment_id) of what
-    the speakers were told is stored. Raises ValueError for a result that is not JSON of our schema.
+    ``records``: every topic as a read_committed reader sees it, each partition in offset order, and each
+    stream's in the order of time where it moved. ``targets``: the languages every segment must be
+    translated into. ``committed``: the group's offset per input topic and partition; None: all is
+    committed. ``acknowledged``: (stream, segment_id) of what the speakers were told is stored;
+    ``asked``: ids of such questions. Raises ValueError for a result that is not JSON of our schema.
     """
     by_topic: dict[str, list[Record]] = defaultdict(list)
     for record in records:
@@ -131,16 +139,33 @@ def check(
     said = read_input(by_topic[topics.segments])
     _check_acknowledged(found, said, acknowledged)
     refused = _refused(by_topic[topics.dlq], topics.segments)
+    waiting = _Waiting(topics.segments, committed)
     found.dead_letters = len(by_topic[topics.dlq])
     written = [result_of(r) for r in by_topic[topics.summaries] + by_topic[topics.translations]]
     latest = [result_of(r) for r in by_topic[topics.latest] if r.value is not None]
-    _check_repeats(found, written)
-    _check_contents(found, [*written, *latest])
+    answers = [result_of(r) for r in by_topic[topics.answers]]
+    known = [answer for answer in answers if answer.revision.number]
+    _check_repeats(found, written + known)
+    _check_contents(found, [*written, *latest, *known])
     kept = _deduped(written)
-    _check_order(found, kept)
+    _check_order(found, kept + _deduped(known))
     _check_latest(found, kept, latest)
-    _check_reflected(found, said, kept, targets, refused, committed)
+    _check_reflected(found, said, kept, targets, refused, waiting)
+    refused = _refused(by_topic[topics.dlq], topics.questions)
+    waiting = _Waiting(topics.questions, committed)
+    _check_answered(found, by_topic[topics.questions], answers, refused, waiting, asked)
     return found
+
+
+class _Waiting(NamedTuple):
+    """What of an input topic is not committed: still to be done, not lost."""
+
+    topic: str
+    committed: Mapping[tuple[str, int], int] | None
+
+    def has(self, place: Place) -> bool:
+        done = self.committed
+        return done is not None and place.offset >= done.get((self.topic, place.partition), 0)
 
 
 # --- parsing -----------------------------------------------------------------------------------
@@ -173,7 +198,7 @@ def read_input(records: Iterable[Record]) -> dict[tuple[str, int], list[Said]]:
 
 
 def result_of(record: Record) -> Result:
-    """Parse a summary or translation. Raises ValueError saying which record is none."""
+    """Parse a summary, translation or answer. Raises ValueError saying which record is none."""
     try:
         event = json.loads(record.value or b"")
         schema = event["schema"]
@@ -181,6 +206,8 @@ def result_of(record: Record) -> Result:
             task = "summary"
         elif schema == "insight.translation.v1":
             task = f"translation:{event['target_lang']}"
+        elif schema == "insight.answer.v1":
+            task = "answer"
         else:
             raise ValueError(f"schema {schema}")
         revision = Revision(event["stream_id"], task, event["epoch"], event["revision"])
@@ -287,7 +314,7 @@ def _check_reflected(
     kept: Iterable[Result],
     targets: Sequence[str],
     refused: set[Place],
-    committed: Mapping[int, int] | None,
+    waiting: _Waiting,
 ) -> None:
     results: dict[tuple[str, int, str], list[dict[str, Any]]] = defaultdict(list)
     for result in kept:
@@ -302,7 +329,7 @@ def _check_reflected(
         for one in segments:
             if one.segment_id in reflected or one.place in refused:
                 continue
-            if committed is not None and one.place.offset >= committed.get(one.place.partition, 0):
+            if waiting.has(one.place):
                 found.unfinished += 1
             else:
                 by = "summary" if one.segment_id not in covered else "translation"
@@ -360,6 +387,51 @@ def _translated(
         done.add(event["unit_id"])
         last = max(last, one.seq if one else -1)
     return done
+
+
+def _check_answered(
+    found: Findings,
+    questions: Iterable[Record],
+    answers: Iterable[Result],
+    refused: set[Place],
+    waiting: _Waiting,
+    asked: Collection[str],
+) -> None:
+    places = {
+        json.loads(record.value or b"")["question_id"]: Place(record.partition, record.offset)
+        for record in questions
+    }
+    found.questions = len(places)
+    contents: dict[str, list[str]] = defaultdict(list)
+    ids: dict[str, set[str]] = defaultdict(set)
+    for answer in answers:
+        name = answer.event["question_id"]
+        contents[name].append(answer.content)
+        ids[name].add(answer.event["event_id"])
+    for name in asked:
+        if name not in places:
+            found.note("lost", 1, f"{name} was acknowledged but is not in the topic of questions")
+    for name, place in places.items():
+        if not contents[name] and place not in refused:
+            if waiting.has(place):
+                found.unfinished += 1
+            else:
+                found.note("lost", 1, f"{name} has no answer")
+        if len(set(contents[name])) > 1:
+            found.note("conflicting_revisions", 1, f"{name} has {len(contents[name])} answers")
+        if len(ids[name]) > 1:
+            found.note("duplicates_after_dedupe", 1, f"{name} was answered under two event ids")
+    _check_ids(found, ids)
+
+
+def _check_ids(found: Findings, ids: Mapping[str, Collection[str]]) -> None:
+    """Answers to two questions must not share an id: who drops ids he has seen would miss one."""
+    owners: dict[str, str] = {}
+    for name, given in ids.items():
+        for event_id in given:
+            if owners.setdefault(event_id, name) != name:
+                sentence = f"{name} is answered under the event id of {owners[event_id]}"
+                found.note("conflicting_revisions", 1, sentence)
 
 
 def _name(revision: Revision) -> str:

@@ -42,11 +42,14 @@ def chaos(
     ] = 2,
     idle: Annotated[
         int, typer.Option(min=0, help="Streams that say one segment and nothing more.")
-    ] = 10,
+    ] = 30,
     idle_timeout: Annotated[
         float,
         typer.Option(min=5, help="Seconds after which a silent stream is ended; above any pause."),
     ] = 45.0,
+    grow: Annotated[
+        int, typer.Option(min=0, help="Partitions added near the end, with all streams alive.")
+    ] = 2,
     silent: Annotated[
         int,
         typer.Option(
@@ -105,6 +108,7 @@ def chaos(
         silent=silent,
         idle=idle,
         idle_timeout_s=idle_timeout,
+        grow=grow,
         max_stall_s=max_stall,
         calm_s=calm,
         keep=keep,

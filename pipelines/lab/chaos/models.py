@@ -14,7 +14,8 @@ TOY = {
     "OPERATOR__LEDGER_TOKENS": "80",
     "OPERATOR__TRANSLATION_UNIT_TOKENS": "32",
     "OPERATOR__PROMPTS": '{"system": "S", "user": "U{window}", "summary": "{ledger} {limit}",'
-    ' "compact": "{ledger} {limit}", "translate": "{language} {text}"}',
+    ' "compact": "{ledger} {limit}", "translate": "{language} {text}",'
+    ' "answer": "{excerpts} {question}"}',
 }
 REAL = {
     "OPERATOR__WINDOW": "256",

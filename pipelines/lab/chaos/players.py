@@ -33,6 +33,8 @@ END_EVERY = 60
 """A stream ends, and begins again as another epoch, after about so many segments."""
 ODD_SHARE = 0.1
 """Of records without a key, and of those in a frame."""
+ASK_SHARE = 0.1
+"""Of segments that are followed by a question; one also comes just before and after each end."""
 FRAME = b"\x00" + (200).to_bytes(4)
 """A schema registry's: a zero byte and the schema's number."""
 WORDS = ("monday", "plan", "ana", "sends", "we", "meet", "to", "talk", "about", "it", "later")
@@ -238,12 +240,22 @@ class Stored(NamedTuple):
     offset: int
 
 
+class Asked(NamedTuple):
+    """A question that the broker has acknowledged, and where it lies."""
+
+    question_id: str
+    partition: int
+    offset: int
+
+
 class Speakers(threading.Thread):
     """Everybody speaks: ``rate`` segments a second over all streams, until :meth:`finish`.
 
     Each stream sometimes ends and begins again. Finishing ends them all, but for those of ``silences``:
     they say so many segments and then nothing more, not even that they end. Those that fall silent after
-    one segment say it at once. Some records have no key, some a schema registry's frame.
+    one segment say it at once. Some records have no key, some a schema registry's frame. Questions are
+    asked about streams that speak, that end at the same moment, that have ended and that are unknown.
+    ``before``: speakers who have paused, whose streams are continued.
     """
 
     def __init__(
@@ -253,9 +265,11 @@ class Speakers(threading.Thread):
         silences: Mapping[str, int],
         rate: float,
         seed: int,
+        before: Speakers | None = None,
     ) -> None:
         super().__init__(daemon=True, name="speakers")
         self._topic, self._rate = settings.topic_segments, rate
+        self._questions = settings.topic_questions
         self._partitions = settings.partitions
         self._rng = random.Random(seed)  # noqa: S311  # nosec B311
         self._forms = random.Random(f"{seed} forms")  # noqa: S311  # nosec B311
@@ -263,7 +277,13 @@ class Speakers(threading.Thread):
         self._silences = silences
         self._said = dict.fromkeys(streams, 0)
         self._stopped = threading.Event()
+        self._ending = True
+        self._number = 0
         self.stored: list[Stored] = []
+        self.asked: list[Asked] = []
+        if before is not None:
+            self._said, self._talking, self._number = before._said, before._talking, before._number
+            self.stored, self.asked = before.stored, before.asked
         self.failure: BaseException | None = None
         self._producer = KafkaProducer(
             **connection(settings, "longstream-chaos"),
@@ -284,15 +304,16 @@ class Speakers(threading.Thread):
             self.failure = error
 
     def _speak(self) -> None:
-        for name in [name for name, count in self._silences.items() if count == 1]:
-            self._say(name)
+        for name, count in self._silences.items():
+            if count == 1 and not self._said[name]:
+                self._say(name)
         due = time.monotonic()
         while not self._stopped.is_set():
             self._say(self._rng.choice(self._talking))
             due += self._rng.expovariate(self._rate)
             self._stopped.wait(max(0.0, due - time.monotonic()))
-        for name in self._said.keys() - self._silences.keys():
-            self._send(name, {"type": "session_end"})
+        for name in sorted(self._said.keys() - self._silences.keys()) if self._ending else ():
+            self._end(name)
         self._producer.flush(timeout=BROKER_SECONDS)
 
     def _say(self, name: str) -> None:
@@ -303,7 +324,30 @@ class Speakers(threading.Thread):
         if self._said[name] == self._silences.get(name):
             self._talking.remove(name)
         elif self._rng.random() < 1 / END_EVERY:
-            self._send(name, {"type": "session_end"})
+            self._end(name)
+        elif self._forms.random() < ASK_SHARE:
+            self._ask(self._forms.choice([*self._said, "unknown"]))
+
+    def _end(self, name: str) -> None:
+        """With a question on either side: one that may meet the end on its way, and one behind it."""
+        self._ask(name)
+        self._send(name, {"type": "session_end"})
+        self._ask(name)
+
+    def _ask(self, name: str) -> None:
+        self._number += 1
+        question_id, place = f"q{self._number}", partition_for(name, self._partitions)
+        kind = self._forms.choice(("free", "free", "catch_up"))
+        text = " ".join(self._forms.sample(WORDS, k=3))
+        fields = {"stream_id": name, "question_id": question_id, "kind": kind, "text": text}
+        value = json.dumps(fields).encode()
+        future = self._producer.send(
+            self._questions, key=name.encode(), value=value, partition=place
+        )
+        future.add_callback(
+            lambda meta: self.asked.append(Asked(question_id, meta.partition, meta.offset))
+        )
+        future.add_errback(self._failed)
 
     def _send(self, name: str, fields: dict[str, str]) -> None:
         value = json.dumps({"stream_id": name, **fields}).encode()
@@ -329,8 +373,16 @@ class Speakers(threading.Thread):
         said = self._said.items()
         return {name: f"{name}/{n - 1}" for name, n in said if n and name in self._silences}
 
-    def finish(self) -> None:
-        """Say the last words and wait until they are stored. Raises what went wrong, if it did."""
+    def resumed(self, settings: Settings) -> Speakers:
+        """Speakers of the same streams, for when these have paused; on the partitions there are then."""
+        return Speakers(
+            settings, list(self._said), self._silences, self._rate, self._number, before=self
+        )
+
+    def finish(self, *, ending: bool = True) -> None:
+        """Say the last words and wait until they are stored; with ``ending`` streams say that they end.
+        Raises what went wrong, if it did."""
+        self._ending = ending
         self._stopped.set()
         self.join(2 * BROKER_SECONDS)
         with contextlib.suppress(KafkaError):

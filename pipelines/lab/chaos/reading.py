@@ -42,11 +42,13 @@ def read_topics(
 
 
 class Progress:
-    """How far the group has committed its input. A context manager."""
+    """How far the group has committed its input, by topic and partition. A context manager."""
 
     def __init__(self, settings: Settings) -> None:
         self._places = [
-            TopicPartition(settings.topic_segments, p) for p in range(settings.partitions)
+            TopicPartition(topic, p)
+            for topic in (settings.topic_segments, settings.topic_questions)
+            for p in range(settings.partitions)
         ]
         self._consumer = KafkaConsumer(
             **connection(settings, "longstream-chaos-progress"),
@@ -60,13 +62,13 @@ class Progress:
     def __exit__(self, *exc: object) -> None:
         self._consumer.close(autocommit=False)
 
-    def committed(self) -> dict[int, int]:
+    def committed(self) -> dict[tuple[str, int], int]:
         """The offset of every partition, 0 where there is none; empty when the broker is busy."""
         try:
-            return {place.partition: self._consumer.committed(place) or 0 for place in self._places}
+            return {tuple(place): self._consumer.committed(place) or 0 for place in self._places}
         except KafkaError:
             return {}
 
-    def ends(self) -> dict[int, int]:
+    def ends(self) -> dict[tuple[str, int], int]:
         found = self._consumer.end_offsets(self._places)
-        return {place.partition: offset for place, offset in found.items()}
+        return {tuple(place): offset for place, offset in found.items()}

@@ -35,6 +35,8 @@ HARM_SECONDS = 3.0
 UPDATE_SECONDS = 5.0
 SILENCE_SECONDS = 60.0
 """For an update by time of every silent stream: an interval, one more after a takeover, and its turn."""
+GROWN_SECONDS = 12.0
+"""How long everybody speaks on after the partitions have grown."""
 FREEZE_SECONDS = 4.0
 """How much longer than its session a zombie sleeps."""
 
@@ -56,8 +58,9 @@ class Options:
     most_s: float = 15.0
     broker_restarts: int = 2
     silent: int = 3
-    idle: int = 10
+    idle: int = 30
     idle_timeout_s: float = 45.0
+    grow: int = 2
     max_stall_s: float = 20.0
     calm_s: float = 5.0
     keep: Path | None = None
@@ -120,6 +123,7 @@ class Chaos:
         stopped = threading.Event()
         speakers = self._speakers(options.calm_s + sum(action.after for action in plan))
         watcher = watching.Watcher(settings)
+        records: list[Record] = []
         reading = threading.Thread(
             target=self._fleet.watch_metrics, args=(stopped,), daemon=True, name="metrics"
         )
@@ -131,11 +135,18 @@ class Chaos:
             cpu = self._fleet.cpu_seconds()
             self._wait(lambda: False, options.calm_s)
             self._carry_out(plan)
-            self._say("the speakers finish")
+            # Nobody sleeps when the speakers pause: their streams would count as abandoned.
+            self._wait(lambda: not self._fleet.frozen, START_SECONDS)
+            grown = self._try_to_grow()
+            if options.grow:
+                speakers.finish(ending=False)
+                watcher, records = self._grow(watcher)
+                speakers = self._speak_on(speakers)
+            self._note("the speakers finish")
             speakers.finish()
             committed = self._drain()
             self._wait_for_silent(speakers, watcher)
-            strange, grown = self._meet_stranger(), self._try_to_grow()
+            strange = self._meet_stranger()
             # A zombie has the chance to do harm before the topics are read.
             self._wait(lambda: not self._fleet.frozen, START_SECONDS)
             self._wait(lambda: False, HARM_SECONDS)
@@ -146,8 +157,12 @@ class Chaos:
         finally:
             stopped.set()
             self._fleet.end()
-        refusals = {"stranger_exit_code": strange, "growth_refused": grown}
-        return self._judge(speakers, watcher, committed, refusals)
+        refusals = {
+            "stranger_exit_code": strange,
+            "growth_refused": grown,
+            "partitions": [options.partitions, self._settings.partitions],
+        }
+        return self._judge(speakers, watcher, records, committed, refusals)
 
     # --- the plan ---------------------------------------------------------------------------
 
@@ -219,15 +234,44 @@ class Chaos:
             self._fleet.look_after(self._note)
             time.sleep(TICK_SECONDS)
 
-    def _drain(self) -> dict[int, int]:
-        """Wait until all input is committed; the group's offsets by partition."""
+    def _grow(self, watcher: watching.Watcher) -> tuple[watching.Watcher, list[Record]]:
+        """Stop the workers, add partitions, start workers again. Returns the watcher of all partitions,
+        and the records of before: a moved stream's lie before those on its new partition."""
+        self._drain()
+        fleet = self._fleet
+        fleet.wanted = 0
+        for process in fleet.alive:
+            process.leaving = True
+            process.send(signal.SIGTERM)
+        self._wait(lambda: not fleet.alive, START_SECONDS)
+        watcher.stop()
+        records = read_topics(self._settings, self._topics(), "read_committed")
+        more = self._settings.partitions + self._options.grow
+        before, moved = grow(self._settings, more)
+        self._note(f"{before} partitions became {more}, and {moved} streams moved")
+        self._settings = self._settings.model_copy(update={"partitions": more})
+        following = watching.Watcher(self._settings, watcher)
+        following.start()
+        fleet.wanted = self._options.workers
+        self._wait(lambda: len(fleet.working) >= fleet.wanted, START_SECONDS)
+        return following, records
+
+    def _speak_on(self, speakers: Speakers) -> Speakers:
+        """The same streams go on after a pause."""
+        following = speakers.resumed(self._settings)
+        following.start()
+        self._wait(lambda: False, GROWN_SECONDS)
+        return following
+
+    def _drain(self) -> dict[tuple[str, int], int]:
+        """Wait until all input is committed; the group's offsets by topic and partition."""
         self._note("waiting until everything is committed")
         end = time.monotonic() + DRAIN_SECONDS
         with Progress(self._settings) as progress:
             ends = progress.ends()
             while True:
                 committed = progress.committed()
-                done = all(committed.get(partition, 0) >= ends[partition] for partition in ends)
+                done = all(committed.get(place, 0) >= ends[place] for place in ends)
                 if done or time.monotonic() > end:
                     return committed
                 self._wait(lambda: False, 1.0)
@@ -265,7 +309,7 @@ class Chaos:
     def _try_to_grow(self) -> bool:
         """Partitions are to grow under running workers; whether that is refused."""
         try:
-            grow(self._settings, self._options.partitions + 1)
+            grow(self._settings, self._settings.partitions + 1)
         except ConfigError:
             return True
         return False
@@ -276,25 +320,25 @@ class Chaos:
         self,
         speakers: Speakers,
         watcher: watching.Watcher,
-        committed: dict[int, int],
+        before: list[Record],
+        committed: dict[tuple[str, int], int],
         refusals: dict[str, Any],
     ) -> Outcome:
-        settings, options = self._settings, self._options
+        settings, options, topics = self._settings, self._options, self._topics()
         self._note("reading all topics from their start")
-        topics = Topics(
-            settings.topic_segments,
-            settings.topic_summaries,
-            settings.topic_summaries_latest,
-            settings.topic_translations,
-            settings.topic_dlq,
-        )
-        records = read_topics(settings, topics, "read_committed")
+        earlier = {record[:3] for record in before}
+        records = before + [
+            record
+            for record in read_topics(settings, topics, "read_committed")
+            if record[:3] not in earlier
+        ]
         findings = check(
             records,
             topics,
             targets=[TARGET],
             committed=committed,
             acknowledged={(one.stream, one.segment_id) for one in speakers.stored},
+            asked={one.question_id for one in speakers.asked},
         )
         dirty = len(read_topics(settings, topics, "read_uncommitted")) - len(records)
         assignments = self._fleet.assignments()
@@ -308,6 +352,7 @@ class Chaos:
             "rebalances": watching.rebalances(assignments),
             "broker_restarts": sum(done[kind] for kind in BROKER),
             "segments": findings.segments,
+            "questions": findings.questions,
             "silent_streams": len(speakers.last_words()),
             "not_ended": len(speakers.last_words().keys() - watcher.ended),
             **refusals,
@@ -331,6 +376,18 @@ class Chaos:
             *_broken(summary),
         ]
         return Outcome(summary, findings, broken, report)
+
+    def _topics(self) -> Topics:
+        settings = self._settings
+        return Topics(
+            segments=settings.topic_segments,
+            summaries=settings.topic_summaries,
+            latest=settings.topic_summaries_latest,
+            translations=settings.topic_translations,
+            dlq=settings.topic_dlq,
+            questions=settings.topic_questions,
+            answers=settings.topic_answers,
+        )
 
     def _report(
         self,

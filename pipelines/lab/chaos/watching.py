@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from operators.errors import LongstreamError
 from pipelines.config.fields import Settings
-from pipelines.kafka.tools import KafkaError, Reader
+from pipelines.kafka.tools import KafkaError, Reader, TopicPartition
 from pipelines.lab.chaos.check import Place
 
 REBALANCE_SECONDS = 3.0
@@ -67,9 +67,10 @@ class Incidents:
 
 
 class Watcher(threading.Thread):
-    """Reads results as they are committed, through every restart of the broker."""
+    """Reads results as they are committed, through every restart of the broker. ``before``: one that was
+    stopped; this one goes on where it stood, with the partitions there are now."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, before: Watcher | None = None) -> None:
         super().__init__(daemon=True, name="watcher")
         self._settings = settings
         self._topics = [settings.topic_summaries, settings.topic_translations]
@@ -80,6 +81,11 @@ class Watcher(threading.Thread):
         """Streams whose last summary was a final one."""
         """By stream: the last segment that a summary covers."""
         self._reader = Reader(settings, self._topics, from_start=self._topics)
+        self._positions: dict[TopicPartition, int] = {}
+        if before is not None:
+            self.results, self.covered, self.ended = before.results, before.covered, before.ended
+            for place, offset in before._positions.items():
+                self._reader.seek(place, offset)
 
     def run(self) -> None:
         while not self._stopped.is_set():
@@ -94,6 +100,7 @@ class Watcher(threading.Thread):
                         self.ended.discard(name)
                         if event["status"] == "final":
                             self.ended.add(name)
+        self._positions = self._reader.positions()
         self._reader.close()
 
     def stop(self) -> None:
