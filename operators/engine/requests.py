@@ -99,7 +99,7 @@ class Requests:
         elif (asked := self._questions.pop(run, None)) is not None:
             made = [event for event in outcome.events if isinstance(event, AnswerEvent)]
             answer = made[0] if made else self._refusal(session, asked.question, outcome.failed)
-            asked.answer = session.stamp(answer)
+            asked.answer = answer  # numbered when it is its turn to be published
             self._observer.count(
                 "questions_answered",
                 kind=answer.kind,

@@ -457,10 +457,8 @@ class Session:
         while self.questions and self.questions[0].done:
             asked = self.questions.popleft()
             name = asked.question.question_id
-            answer = asked.answer or self.known_questions.get(name)
-            if asked.answer is not None and answer is not None and asked.ticket is not None:
-                place = Source(first_offset=asked.ticket, last_offset=asked.ticket)
-                answer = replace(answer, source=place)
+            made = asked.answer
+            answer = self.known_questions.get(name) if made is None else self.stamp(made, asked.ticket)
             if answer is not None:
                 self.answers.append(answer)
             if name and not asked.repeat:

@@ -13,7 +13,7 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -50,7 +50,8 @@ class Family:
         self.spec = spec
         self._constant = tuple(constant.values())
         self._seen: set[tuple[str, ...]] = set()
-        self._children: dict[tuple[str, ...], Counter | Gauge | Histogram] = {}
+        self._takes: dict[tuple[str, ...], Callable[[float], None]] = {}
+        """What a value goes to, by labels."""
         names = (*constant, *spec.labels)
         full = f"{PREFIX}_{spec.name}"
         self._parent: Counter | Gauge | Histogram
@@ -63,7 +64,7 @@ class Family:
                 full, spec.help, names, buckets=spec.buckets, registry=registry
             )
         if not spec.labels:
-            self._child(())  # visible at 0 from the start
+            self._take(())  # visible at 0 from the start
         for value in spec.known:
             self.record(0.0, value)
 
@@ -74,21 +75,22 @@ class Family:
         """
         if not math.isfinite(value):
             raise ValueError(f"{self.spec.name}: {value} is not a finite number")
-        child = self._child(self._bounded(labels))
-        if isinstance(child, Counter):
-            child.inc(value)
-        elif isinstance(child, Gauge):
-            child.set(value)
-        else:
-            child.observe(value)
+        take = self._takes.get(labels)
+        (take or self._take(self._bounded(labels)))(value)
 
-    def _child(self, labels: tuple[str, ...]) -> Counter | Gauge | Histogram:
-        child = self._children.get(labels)
-        if child is None:
+    def _take(self, labels: tuple[str, ...]) -> Callable[[float], None]:
+        take = self._takes.get(labels)
+        if take is None:
             values = (*self._constant, *labels)
             child = self._parent.labels(*values) if values else self._parent
-            self._children[labels] = child
-        return child
+            if isinstance(child, Counter):
+                take = child.inc
+            elif isinstance(child, Gauge):
+                take = child.set
+            else:
+                take = child.observe
+            self._takes[labels] = take
+        return take
 
     def clear(self) -> None:
         """A gauge to 0, for every label combination that was exported."""
@@ -99,7 +101,7 @@ class Family:
         """Stop exporting one label combination, if it was exported."""
         if labels in self._seen:
             self._seen.discard(labels)
-            self._children.pop(labels, None)
+            self._takes.pop(labels, None)
             self._parent.remove(*self._constant, *labels)
 
     def _bounded(self, labels: tuple[str, ...]) -> tuple[str, ...]:

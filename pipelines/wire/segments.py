@@ -58,6 +58,10 @@ REASONS = (
 FIELDS = tuple(name for name in Segment.__struct_fields__ if name not in ("settings", "edit"))
 """The fields that can be dropped: the bounded labels of the metric that counts them."""
 
+OWN_FIELDS = frozenset(FIELDS) | frozenset(StreamSettings.__struct_fields__) | {"schema", "edit"}
+"""The names that the input schema gives its fields."""
+OWN_TYPES = get_args(SegmentType)
+
 FINAL_FLAGS = ("final", "isfinal", "completed", "iscompleted", "finalized")
 DRAFT_FLAGS = ("partial", "ispartial", "interim", "isinterim", "draft", "isdraft")
 STATUS_FIELDS = ("status", "state", "resulttype", "transcripttype")
@@ -161,7 +165,7 @@ def read_segment(
 def clean(text: str) -> str:
     """Control characters (Unicode Cc) as spaces, one for one: a line break could pose as another
     speaker's line in a prompt."""
-    return text.translate(_CONTROL)
+    return text if text.isprintable() else text.translate(_CONTROL)
 
 
 # --- what refuses a record -----------------------------------------------------------------------
@@ -176,8 +180,8 @@ def _type(given: Mapping[str, Any]) -> tuple[SegmentType, bool]:
         return "segment", False
     if isinstance(kind, str) and kind in DRAFT_WORDS:
         return "segment", True
-    if not isinstance(kind, str) or kind not in get_args(SegmentType):
-        known = ", ".join(get_args(SegmentType))
+    if not isinstance(kind, str) or kind not in OWN_TYPES:
+        known = ", ".join(OWN_TYPES)
         raise SegmentError("wrong_type", f"type: Expected one of {known}")
     return kind, False  # type: ignore[return-value]
 
@@ -231,13 +235,17 @@ def _text(value: Any) -> str | None:
 
 
 def _check_text(text: str | None, kind: str, max_bytes: int) -> None:
-    if text is not None and (size := len(text.encode())) > max_bytes:
+    if text is not None and (size := _bytes(text)) > max_bytes:
         raise SegmentError(
             "text_too_large",
             f"text has {size} bytes, the limit is {max_bytes} (operator.max_text_bytes)",
         )
     if kind == "segment" and text is None:
         raise SegmentError("missing_text", "a segment needs text")
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 # --- what is coerced, or left out ------------------------------------------------------------------
@@ -252,6 +260,8 @@ def _is_final(fields: Fields) -> bool:
     own = fields.read("is_final", _flag)
     if own is not None:
         return own
+    if fields.given.keys() <= OWN_FIELDS:
+        return True
     said = {_plain(name): value for name, value in fields.given.items()}
     finals = [_flag_or_none(said.get(name)) for name in FINAL_FLAGS]
     drafts = [_flag_or_none(said.get(name)) for name in DRAFT_FLAGS]

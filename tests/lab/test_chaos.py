@@ -321,6 +321,20 @@ def test_a_record_that_is_no_result_is_an_error() -> None:
         log.check()
 
 
+def test_a_stream_that_was_silent_for_long_may_have_been_ended() -> None:
+    """By the workers, as a final summary says; then its next word begins another epoch."""
+    log = Log()
+    for at, record in enumerate(log.topics["in"]):
+        log.topics["in"][at] = record._replace(at=1000.0 if record.offset > COUNT else 0.0)
+    end = log.topics["in"].pop(COUNT)
+    assert json.loads(end.value or b"")["type"] == "session_end"
+    assert log.check(idle_s=45.0).lost
+    log.change("sum", 1, status="final")
+    log.change("latest", 1, status="final")
+    assert counts(log.check(idle_s=45.0)) == {}
+    assert log.check(idle_s=2000.0).lost, "nobody ends a stream that soon"
+
+
 def test_text_of_a_stream_that_fell_silent_must_be_covered_too() -> None:
     """Its worker died, and the next one waits for a word of it."""
     log = Log()

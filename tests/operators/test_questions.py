@@ -339,6 +339,8 @@ def test_answers_come_in_the_order_of_the_questions() -> None:
     operator.ask(question("fast", kind="decisions"), 1)
     found = drained(operator)
     assert [answer.question_id for answer, _ in found] == ["slow", "fast"]
+    # Else who keeps the highest revision would drop the slow one.
+    assert [answer.revision for answer, _ in found] == [1, 2]
     assert [state.question_cursor for _, state in found] in ([0, 1], [1, 1])
 
 

@@ -20,6 +20,7 @@ under one event id.
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ class Record(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...] = ()
+    at: float = 0.0
+    """When it was written (Unix seconds)."""
 
 
 class Topics(NamedTuple):
@@ -123,6 +126,7 @@ def check(
     committed: Mapping[tuple[str, int], int] | None = None,
     acknowledged: Collection[tuple[str, str]] = (),
     asked: Collection[str] = (),
+    idle_s: float = math.inf,
 ) -> Findings:
     """Compare what went in with what came out.
 
@@ -130,18 +134,20 @@ def check(
     stream's in the order of time where it moved. ``targets``: the languages every segment must be
     translated into. ``committed``: the group's offset per input topic and partition; None: all is
     committed. ``acknowledged``: (stream, segment_id) of what the speakers were told is stored;
-    ``asked``: ids of such questions. Raises ValueError for a result that is not JSON of our schema.
+    ``asked``: ids of such questions. ``idle_s``: a stream may be ended by the workers after so long a
+    silence. Raises ValueError for a result that is not JSON of our schema.
     """
     by_topic: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         by_topic[record.topic].append(record)
     found = Findings()
-    said = read_input(by_topic[topics.segments])
+    summaries = [result_of(r) for r in by_topic[topics.summaries]]
+    said = read_input(by_topic[topics.segments], last_covered(summaries), idle_s)
     _check_acknowledged(found, said, acknowledged)
     refused = _refused(by_topic[topics.dlq], topics.segments)
     waiting = _Waiting(topics.segments, committed)
     found.dead_letters = len(by_topic[topics.dlq])
-    written = [result_of(r) for r in by_topic[topics.summaries] + by_topic[topics.translations]]
+    written = summaries + [result_of(r) for r in by_topic[topics.translations]]
     latest = [result_of(r) for r in by_topic[topics.latest] if r.value is not None]
     answers = [result_of(r) for r in by_topic[topics.answers]]
     known = [answer for answer in answers if answer.revision.number]
@@ -171,14 +177,24 @@ class _Waiting(NamedTuple):
 # --- parsing -----------------------------------------------------------------------------------
 
 
-def read_input(records: Iterable[Record]) -> dict[tuple[str, int], list[Said]]:
+def last_covered(summaries: Iterable[Result]) -> set[tuple[str, str]]:
+    """(stream, segment_id) up to which a final summary covers its epoch."""
+    finals = (result.event for result in summaries if result.event.get("status") == "final")
+    return {(event["stream_id"], event["covers"]["to_segment_id"]) for event in finals}
+
+
+def read_input(
+    records: Iterable[Record], last: Collection[tuple[str, str]] = (), idle_s: float = math.inf
+) -> dict[tuple[str, int], list[Said]]:
     """The segments of every (stream, epoch) in order, without what a speaker sent twice.
 
-    An epoch ends with its ``session_end``; the next segment of the stream begins another.
+    An epoch ends with its ``session_end``; the next segment of the stream begins another. So does one
+    after a silence of ``idle_s`` behind one of the ``last`` segments: the workers ended the stream.
     """
     said: dict[tuple[str, int], list[Said]] = {}
     epochs: dict[str, int] = {}
     ended: set[str] = set()
+    heard: dict[str, tuple[str, float]] = {}
     for record in records:
         value = record.value or b"{}"
         event = json.loads(value[FRAME_BYTES:] if value[:1] == b"\x00" else value)
@@ -187,6 +203,10 @@ def read_input(records: Iterable[Record]) -> dict[tuple[str, int], list[Said]]:
         if event.get("type") == "session_end":
             ended.add(stream)
             continue
+        before, at = heard.get(stream, ("", record.at))
+        if (stream, before) in last and record.at - at >= idle_s:
+            ended.add(stream)
+        heard[stream] = event["segment_id"], record.at
         if stream in ended:
             ended.discard(stream)
             epochs[stream] += 1

@@ -33,7 +33,7 @@ END_EVERY = 60
 """A stream ends, and begins again as another epoch, after about so many segments."""
 ODD_SHARE = 0.1
 """Of records without a key, and of those in a frame."""
-ASK_SHARE = 0.1
+ASK_SHARE = 0.05
 """Of segments that are followed by a question; one also comes just before and after each end."""
 FRAME = b"\x00" + (200).to_bytes(4)
 """A schema registry's: a zero byte and the schema's number."""
@@ -337,7 +337,7 @@ class Speakers(threading.Thread):
     def _ask(self, name: str) -> None:
         self._number += 1
         question_id, place = f"q{self._number}", partition_for(name, self._partitions)
-        kind = self._forms.choice(("free", "free", "catch_up"))
+        kind = self._forms.choice(("free", "catch_up"))
         text = " ".join(self._forms.sample(WORDS, k=3))
         fields = {"stream_id": name, "question_id": question_id, "kind": kind, "text": text}
         value = json.dumps(fields).encode()

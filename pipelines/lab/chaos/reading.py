@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 from pipelines.config.fields import Settings
@@ -33,12 +35,29 @@ def read_topics(
         while any(consumer.position(place) < ends[place] for place in places):
             for records in consumer.poll(timeout_ms=500, max_records=5000).values():
                 found += [
-                    Record(r.topic, r.partition, r.offset, r.key, r.value, tuple(r.headers))
+                    Record(
+                        r.topic,
+                        r.partition,
+                        r.offset,
+                        r.key,
+                        r.value,
+                        tuple(r.headers),
+                        r.timestamp / 1000,
+                    )
                     for r in records
                 ]
         return found
     finally:
         consumer.close()
+
+
+def write_records(records: Iterable[Record], path: Path) -> None:
+    """As JSON lines, to look at by hand; a value that is no text is left out."""
+    with path.open("w") as file:
+        for record in records:
+            value = (record.value or b"").decode(errors="replace")
+            fields = {**record._asdict(), "key": (record.key or b"").decode(), "value": value}
+            file.write(json.dumps({**fields, "headers": [name for name, _ in record.headers]}) + "\n")
 
 
 class Progress:

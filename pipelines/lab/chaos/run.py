@@ -24,7 +24,7 @@ from pipelines.lab.chaos.check import Findings, Place, Record, Topics, check, di
 from pipelines.lab.chaos.models import model_settings
 from pipelines.lab.chaos.plan import BROKER, KILLS, Action, make_plan, make_silences
 from pipelines.lab.chaos.players import Fleet, Process, Speakers, break_broker
-from pipelines.lab.chaos.reading import Progress, read_topics
+from pipelines.lab.chaos.reading import Progress, read_topics, write_records
 from pipelines.worker import exit_codes
 
 TARGET = "fr"
@@ -332,6 +332,8 @@ class Chaos:
             for record in read_topics(settings, topics, "read_committed")
             if record[:3] not in earlier
         ]
+        if options.keep is not None:
+            write_records(records, options.keep / "records.jsonl")
         findings = check(
             records,
             topics,
@@ -339,6 +341,7 @@ class Chaos:
             committed=committed,
             acknowledged={(one.stream, one.segment_id) for one in speakers.stored},
             asked={one.question_id for one in speakers.asked},
+            idle_s=options.idle_timeout_s,
         )
         dirty = len(read_topics(settings, topics, "read_uncommitted")) - len(records)
         assignments = self._fleet.assignments()

@@ -17,6 +17,7 @@ from pipelines.wire.adapters import (
 )
 from pipelines.wire.adapters.base import Adapter, Event, Fields, Memory
 from pipelines.wire.dead_letters import Headers, header
+from pipelines.wire.segments import OWN_FIELDS, OWN_TYPES
 
 __all__ = ["ADAPTERS", "Adapter", "Event", "Fields", "Memory", "detect", "of_content_type"]
 
@@ -47,9 +48,14 @@ _PARAMETER = re.compile(r';\s*adapter="?([a-z0-9-]+)"?')
 
 def detect(event: Event) -> Adapter | None:
     """The adapter whose event this is; None for a segment of our own schema, or what nobody knows."""
-    if "schema" in event:
+    if "schema" in event or is_own(event):
         return None
     return next((adapter for adapter in ADAPTERS.values() if adapter.detect(event)), None)
+
+
+def is_own(event: Event) -> bool:
+    """Whether the event has only fields of our own schema, and a type of it: no provider's has."""
+    return event.keys() <= OWN_FIELDS and event.get("type", "segment") in OWN_TYPES
 
 
 def of_content_type(headers: Headers) -> Adapter | None:
