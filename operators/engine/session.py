@@ -458,7 +458,9 @@ class Session:
             asked = self.questions.popleft()
             name = asked.question.question_id
             made = asked.answer
-            answer = self.known_questions.get(name) if made is None else self.stamp(made, asked.ticket)
+            answer = (
+                self.known_questions.get(name) if made is None else self.stamp(made, asked.ticket)
+            )
             if answer is not None:
                 self.answers.append(answer)
             if name and not asked.repeat:

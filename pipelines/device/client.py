@@ -25,6 +25,8 @@ from pipelines.device.frames import FrameReader, frame
 from pipelines.device.torch_env import TORCH
 from pipelines.observability.telemetry import Beat
 
+FLUSH_SECONDS = 0.001
+"""Commands that follow each other faster go in one write: a write wakes the other process."""
 _ERRORS: dict[str, type[Exception]] = {"config": ConfigError, "model": ModelError}
 TEST_OPERATOR = "LONGSTREAM_TEST_OPERATOR"
 _SECRET_PREFIXES = tuple(f"LONGSTREAM_{kind}_" for kind in ("SASL", "SSL", "HTTP", "SERVER"))
@@ -67,6 +69,7 @@ class DeviceClient:
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._outgoing = bytearray()
+        self._flushed_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self._drops: dict[tuple[str, int], tuple[asyncio.Future[None], bool]] = {}
         self._generation = 0
@@ -202,15 +205,16 @@ class DeviceClient:
         }
 
     def _send(self, command: protocol.Command) -> None:
-        """Commands of one turn of the event loop go in one write."""
         if self._writer is None or self._writer.is_closing():
             raise DeviceError("the device process is not running")
         if not self._outgoing:
-            asyncio.get_running_loop().call_soon(self._flush)
+            loop = asyncio.get_running_loop()
+            loop.call_at(max(loop.time(), self._flushed_at + FLUSH_SECONDS), self._flush)
         self._outgoing += frame(command)
 
     def _flush(self) -> None:
         data, self._outgoing = bytes(self._outgoing), bytearray()
+        self._flushed_at = asyncio.get_running_loop().time()
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(data)
 

@@ -43,6 +43,8 @@ from pipelines.storage.bounded import BoundedStore
 from pipelines.storage.snapshots import Snapshots, SnapshotStore
 
 BEAT_SECONDS = 0.5
+FLUSH_SECONDS = 0.001
+"""Results of steps that follow each other faster go in one write."""
 PROBE_STREAM = "\x00probe"
 """No stream of anybody's has a control character in its name."""
 TEST_OPERATOR = "LONGSTREAM_TEST_OPERATOR"
@@ -78,6 +80,8 @@ class Device:
         self._sock = sock
         self._frames = FrameReader(protocol.Command)
         self._send_lock = threading.Lock()
+        self._outgoing = bytearray()
+        self._flushed_at = 0.0
         self._observer = BeatObserver()
         self._operator: Operator | None = None
         self._snapshots: Snapshots | None = None
@@ -125,9 +129,12 @@ class Device:
         for emission in emissions:
             if self._snapshots is not None:
                 self._snapshots.note(operator, emission)
-            self._send(protocol.Output(emission))
+            with self._send_lock:  # the beats' thread sends what waits, too
+                self._outgoing += frame(protocol.Output(emission))
         self._feed_waiting()
         self._busy = operator.has_work()
+        if not self._busy or time.monotonic() - self._flushed_at > FLUSH_SECONDS:
+            self._send()
 
     def _wait_seconds(self) -> float | None:
         operator = self._operator
@@ -257,9 +264,15 @@ class Device:
             raise Stopped
         return list(self._frames.feed(data))
 
-    def _send(self, report: protocol.Report) -> None:
+    def _send(self, *reports: protocol.Report) -> None:
+        """Send what waits, then these."""
         with self._send_lock:
-            self._sock.sendall(frame(report))
+            data, self._outgoing = self._outgoing, bytearray()
+            for report in reports:
+                data += frame(report)
+            if data:
+                self._sock.sendall(data)
+            self._flushed_at = time.monotonic()
 
     def _beat_forever(self) -> None:
         while True:

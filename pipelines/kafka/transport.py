@@ -28,8 +28,9 @@ face; tests/kafka/test_commit_regression.py fails if an upgrade changes what the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Iterable, Iterator, MutableSet
+from collections.abc import Awaitable, Coroutine, Generator, Iterable, Iterator, MutableSet
 from typing import Any
 
 import aiokafka
@@ -39,6 +40,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, Message
 from faust.types.tuples import ack_lock
 from mode import Service
+from mode.services import WaitResults
 
 from pipelines.config.load import Settings
 from pipelines.kafka import header_names
@@ -48,6 +50,7 @@ log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.05
 POLL_SECONDS = 0.2
+HELD_POLL_SECONDS = 0.02
 ENDS_SECONDS = 1.0
 
 
@@ -103,6 +106,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._unacked_messages = InFlight()
         self._held: set[TP] = set()
+        self._released = asyncio.Event()
         self._ends: dict[TP, int] = {}
         self._revocations = 0
         self._stale_fetch = False
@@ -188,6 +192,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         """Faust's buffer has room again: fetch, unless the partition is held."""
         if tp not in self._held:
             super().on_buffer_drop(tp)
+            self._released.set()
 
     def highwater(self, tp: TP) -> int | None:
         """The offset after the partition's last record, as far as we were told; None: not yet."""
@@ -229,7 +234,10 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
             await self._seek_again()
             self._stale_fetch = False
         if self.flow_active and not self._get_active_partitions():
-            await asyncio.sleep(IDLE_SECONDS)  # Faust sleeps a whole second
+            # Until one may be fetched again; Faust sleeps a second in any case.
+            self._released.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._released.wait(), IDLE_SECONDS)
             return {}, set()
         before = self._revocations
         records = await super()._wait_next_records(timeout)
@@ -251,7 +259,46 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
         # A partition released meanwhile is fetched with the next call, so keep each one short.
-        return await super()._getmany(active_partitions, min(timeout, POLL_SECONDS))
+        most = HELD_POLL_SECONDS if self._held else POLL_SECONDS
+        return await super()._getmany(active_partitions, min(timeout, most))
+
+    async def wait_first(self, *coros: Any, timeout: Any = None) -> Any:
+        """As Faust's, which waits for each message's delivery with four tasks. A delivery seldom has to
+        wait, so it is tried first; where it does, Faust waits for the rest of it."""
+        delivery, *others = coros
+        if not asyncio.iscoroutine(delivery):
+            return await super().wait_first(*coros, timeout=timeout)
+        try:
+            waited = delivery.send(None)
+        except BaseException as error:
+            for other in filter(asyncio.iscoroutine, others):
+                other.close()
+            if not isinstance(error, StopIteration):
+                raise
+            if self.should_stop:
+                return WaitResults([], [], True)
+            return WaitResults([delivery], [error.value], False)
+        return await super().wait_first(_Rest(delivery, waited), *others, timeout=timeout)
+
+
+class _Rest(Awaitable[Any]):
+    """What is left of a coroutine that waits for ``waited``."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], waited: Any) -> None:
+        self._coroutine, self._waited = coroutine, waited
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        waited = self._waited
+        try:
+            while True:
+                try:
+                    value = yield waited
+                except BaseException as error:
+                    waited = self._coroutine.throw(error)
+                else:
+                    waited = self._coroutine.send(value)
+        except StopIteration as done:
+            return done.value
 
 
 class Transport(driver.Transport):  # type: ignore[misc]

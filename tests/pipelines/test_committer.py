@@ -22,6 +22,7 @@ from pipelines.kafka.publishers import (
     Group,
     OutboxPublisher,
     Retriable,
+    _send_all,
 )
 from pipelines.wire.codec import decode_state
 from pipelines.wire.messages import Message, pending_results
@@ -291,19 +292,39 @@ def test_a_partition_is_never_committed_backwards() -> None:
 # --- outbox ------------------------------------------------------------------------------------
 
 
+class FakeBatch:
+    """aiokafka's batch builder: full after ``room`` messages."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.values = room, []
+
+    def append(self, *, value: bytes, **_: Any) -> object | None:
+        if len(self.values) >= self.room:
+            return None
+        self.values.append(value)
+        return object()
+
+
 class FakeProducer:
-    """aiokafka's producer as far as the outbox uses it; fails from the ``fail_at``-th send on."""
+    """aiokafka's producer as far as a publisher uses it; fails from the ``fail_at``-th message on."""
 
-    def __init__(self, fail_at: int = 1_000) -> None:
-        self.fail_at = fail_at
+    def __init__(self, fail_at: int = 1_000, room: int = 1_000) -> None:
+        self.fail_at, self.room = fail_at, room
         self.sent: list[tuple[str, bytes]] = []
+        self.batches: list[str] = []
 
-    async def send(self, topic: str, *, value: bytes, **_: Any) -> asyncio.Future[None]:
+    def create_batch(self) -> FakeBatch:
+        return FakeBatch(self.room)
+
+    async def send_batch(
+        self, batch: FakeBatch, topic: str, *, partition: int
+    ) -> asyncio.Future[None]:
         future = asyncio.get_running_loop().create_future()
         if len(self.sent) >= self.fail_at:
             future.set_exception(KafkaError("broker gone"))
         else:
-            self.sent.append((topic, value))
+            self.batches.append(topic)
+            self.sent += [(topic, value) for value in batch.values]
             future.set_result(None)
         return future
 
@@ -329,6 +350,15 @@ def test_the_state_with_its_outbox_is_written_before_the_result() -> None:
     assert decoded is not None, problem
     assert decoded.cursor == 7
     assert pending_results(state) == [Message("results", b"a", b"the text", [("h", b"v")])]
+
+
+def test_messages_of_a_topic_are_sent_in_order_in_as_few_batches_as_hold_them() -> None:
+    producer = FakeProducer(room=2)
+    messages = [Message("ab"[n % 2], b"k", str(n).encode()) for n in range(6)]
+    run(lambda: _send_all(producer, messages, 0))  # type: ignore[arg-type]
+    assert producer.batches == ["a", "a", "b", "b"]
+    assert [value for topic, value in producer.sent if topic == "a"] == [b"0", b"2", b"4"]
+    assert [value for topic, value in producer.sent if topic == "b"] == [b"1", b"3", b"5"]
 
 
 def test_a_result_that_was_not_written_is_in_the_state() -> None:

@@ -8,13 +8,16 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from operators.errors import SegmentError
 from operators.events import Segment, Speaker
 from pipelines.cli.main import make_cli
-from pipelines.wire.adapters import ADAPTERS
+from pipelines.wire.adapters import ADAPTERS, is_own
 from pipelines.wire.decoding import RecordDecoder
+from pipelines.wire.segments import OWN_FIELDS, OWN_TYPES
 from pipelines.wire.transcripts import FORMATS, read_transcript
 
 ZOOM = """WEBVTT
@@ -213,6 +216,27 @@ def test_convert_names_the_formats_it_knows() -> None:
     assert "whisperlive" in done.stderr
     listed = json.loads(CliRunner().invoke(make_cli(), ["convert", "--formats", "--json"]).stdout)
     assert set(listed) == {*FORMATS, *ADAPTERS}
+
+
+def test_no_event_of_a_recogniser_is_taken_for_one_of_our_schema() -> None:
+    """Those that have only fields of it are not looked at any further."""
+    for found in FIXTURES.values():
+        for case in found["cases"]:
+            assert not any(is_own(event) for event in case["events"])
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            name: st.none() | st.text() | st.integers() for name in sorted(OWN_FIELDS - {"type"})
+        }
+        | {"type": st.sampled_from(OWN_TYPES)},
+    )
+)
+def test_no_adapter_takes_an_event_with_only_our_fields(event: dict[str, Any]) -> None:
+    assert is_own(event)
+    assert not [name for name, adapter in ADAPTERS.items() if adapter.detect(event)]
 
 
 def test_every_adapter_has_a_name_and_takes_no_segment_of_ours() -> None:

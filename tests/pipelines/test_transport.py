@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+from mode.utils.locks import Event
 
 from pipelines.kafka.transport import Consumer, InFlight
 
@@ -110,3 +111,73 @@ def test_the_ends_of_partitions_that_are_gone_are_forgotten(
     monkeypatch.setattr(driver.Consumer, "on_partitions_revoked", base)
     asyncio.run(made.on_partitions_revoked({PLACE}))
     assert (made._held, made._ends) == ({other}, {other: 5})
+
+
+def delivering(*waits: float) -> tuple[Any, list[str], Any]:
+    """A consumer, what its delivery did, and a delivery that sleeps so long at each step."""
+    did: list[str] = []
+
+    async def deliver() -> str:
+        for seconds in waits:
+            try:
+                await asyncio.sleep(seconds)
+            except asyncio.CancelledError:
+                did.append("cancelled")
+                raise
+            did.append("slept")
+        return "delivered"
+
+    made: Any = Consumer.__new__(Consumer)
+    made._stopped, made._crashed, made._loop = Event(), Event(), None
+    return made, did, deliver
+
+
+def test_a_delivery_that_need_not_wait_makes_no_tasks() -> None:
+    async def body() -> None:
+        made, _, deliver = delivering()
+        suspended = Event()
+        before = asyncio.all_tasks()
+        found = await made.wait_first(deliver(), suspended.wait())
+        assert (found.results, found.stopped) == (["delivered"], False)
+        assert asyncio.all_tasks() == before
+        made._stopped.set()
+        assert (await made.wait_first(deliver(), suspended.wait())).stopped
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("waits", [(0.0,), (0.01,), (0.0, 0.01, 0.0)])
+def test_a_delivery_that_waits_is_done_all_the_same(waits: tuple[float, ...]) -> None:
+    async def body() -> None:
+        made, did, deliver = delivering(*waits)
+        found = await made.wait_first(deliver(), Event().wait())
+        assert (found.results, found.stopped) == (["delivered"], False)
+        assert did == ["slept"] * len(waits)
+
+    asyncio.run(body())
+
+
+def test_a_delivery_that_waits_is_given_up_when_the_flow_is_suspended() -> None:
+    async def body() -> None:
+        made, did, deliver = delivering(60.0)
+        suspended = Event()
+        asyncio.get_running_loop().call_later(0.01, suspended.set)
+        found = await made.wait_first(deliver(), suspended.wait())
+        await asyncio.sleep(0)
+        assert (found.results, did) == ([True], ["cancelled"])
+
+    asyncio.run(body())
+
+
+def test_a_delivery_that_fails_says_so() -> None:
+    async def fail(seconds: float) -> None:
+        await asyncio.sleep(seconds) if seconds else None
+        raise ValueError("no room")
+
+    async def body() -> None:
+        made, _, _ = delivering()
+        for seconds in (0.0, 0.01):
+            with pytest.raises(ValueError, match="no room"):
+                await made.wait_first(fail(seconds), Event().wait())
+
+    asyncio.run(body())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,10 @@ def test_an_outbox_writes_nothing_after_standing_still(monkeypatch: pytest.Monke
         sent: list[Any] = []
 
         class Producer:
-            async def send(self, topic: str, **fields: Any) -> asyncio.Future[None]:
+            def create_batch(self) -> Any:
+                return SimpleNamespace(append=lambda **fields: fields)
+
+            async def send_batch(self, batch: Any, topic: str, **_: Any) -> asyncio.Future[None]:
                 sent.append(topic)
                 done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 done.set_result(None)

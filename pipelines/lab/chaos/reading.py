@@ -57,7 +57,9 @@ def write_records(records: Iterable[Record], path: Path) -> None:
         for record in records:
             value = (record.value or b"").decode(errors="replace")
             fields = {**record._asdict(), "key": (record.key or b"").decode(), "value": value}
-            file.write(json.dumps({**fields, "headers": [name for name, _ in record.headers]}) + "\n")
+            file.write(
+                json.dumps({**fields, "headers": [name for name, _ in record.headers]}) + "\n"
+            )
 
 
 class Progress:
