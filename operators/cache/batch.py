@@ -14,8 +14,10 @@ ones at every step.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -53,24 +55,32 @@ class Row:
 
 class _RowView(NamedTuple):
     """Where one row reads and writes; the same in every layer. Numbers only: what tensors follow from
-    them is made for all rows of a group at once."""
+    them is made for all rows of a group at once, from the columns of one table."""
 
+    at: int  # its number among the rows
     begin: int
     end: int
     slot: int
     start: int  # absolute position of the first token
     length: int  # of the stream: what its slot holds (behind this row, for a stream's own)
     origin: int
-    rotate_sinks: bool
     fork: int = -1  # of a branch
     region: int = -1
     own: int = 0  # tokens in the region before this row
-    watch: Watch | None = None
 
     @property
     def alone(self) -> bool:
         """Whether it is on a branch that sees nothing of its stream (:meth:`KvCache.fork`)."""
         return self.fork == 0
+
+
+class _Columns:
+    """The numbers of some rows' views, by name: long ``[rows]`` each."""
+
+    def __init__(self, table: Tensor) -> None:
+        columns = table.unbind(1)
+        _, self.begin, self.end, self.slot, self.start, self.length, self.origin = columns[:7]
+        self.fork, self.region, self.own = columns[7:]
 
 
 @dataclass
@@ -83,6 +93,8 @@ class ForwardBatch:
     backend: AttentionBackend = TORCH
     tokens: Tensor = field(init=False)  # [T] long
     wanted: Tensor = field(init=False)  # [m] long, indices into T whose logits are asked for
+    _table: Tensor = field(init=False)  # long [rows, numbers of a _RowView], on the host
+    _frozen: Tensor = field(init=False)  # [rows, used]
     _long: list[Long] = field(init=False)
     _groups: list[Group] = field(init=False)
     _stream_writes: Writes | None = field(init=False)
@@ -100,24 +112,32 @@ class ForwardBatch:
             begin = len(ids)
             ids.extend(row.tokens)
             wanted.extend(range(begin + n - row.num_logits, begin + n))
-            views.append(self._view(row, begin, n))
-        self._stream_writes = self._collect([v for v in views if v.region < 0])
-        self._branch_writes = self._collect([v for v in views if v.region >= 0])
+            views.append(self._view(row, len(views), begin, n))
+        self.tokens = self._moved(_long(ids))
+        self.wanted = self._moved(_long(wanted))
+        self._table = _long(itertools.chain.from_iterable(views)).view(len(views), -1)
+        lengths = self._table[:, 2] - self._table[:, 1]
+        each = _Columns(self._table.repeat_interleave(lengths, dim=0))
+        self._lay_out_positions(each)
+        on_branch = each.region >= 0
+        self._stream_writes = self._collect(each, ~on_branch, branches=False)
+        self._branch_writes = self._collect(each, on_branch, branches=True)
+        # The masks of all branches on their slots' keys are made at once: a dozen small operators for
+        # every group would take most of the planning.
+        if branches := [v for v in views if v.region >= 0 and not _is_long(v)]:
+            rows, used = _Columns(self._table[:, :, None]), self._used(branches, whole=True)
+            self._frozen = self._additive(self._branches_see(rows, used))
         runs = _runs(views, scattered=self.backend.scattered)
         self._long = [self._in_parts(run[0]) for run in runs if _is_long(run[0])]
         self._groups = [self._group(run) for run in runs if not _is_long(run[0])]
-        self.tokens = self._moved(torch.tensor(ids))
-        self.wanted = self._moved(torch.tensor(wanted, dtype=torch.long))
-        self._lay_out_positions(views)
 
-    def _lay_out_positions(self, views: Sequence[_RowView]) -> None:
-        """Rotations of every token at its absolute position, and as a query of the sinks."""
+    def _lay_out_positions(self, each: _Columns) -> None:
+        """Rotations of every token at its absolute position, and as a query of the sinks. ``each``: the
+        numbers of every token's row."""
         layout, shape = self.cache.layout, self.cache.shape
-        each = _per_token(views)
-        positions = torch.arange(len(self.tokens)) + each([v.start - v.begin for v in views])
+        positions = torch.arange(len(self.tokens)) + (each.start - each.begin)
         # How far the query is moved for the sinks: 0 until the window has filled.
-        forks = each([v.fork for v in views])
-        base = torch.where(forks < 0, positions, forks)
+        base = torch.where(each.fork < 0, positions, each.fork)
         shift = torch.clamp(layout.sinks + layout.window - base, max=0)
         moved = bool((shift < 0).any())
 
@@ -141,59 +161,63 @@ class ForwardBatch:
             what = "branch" if row.branch is not None else "stream"
             raise ValueError(f"row of {n} tokens on a {what} with room for {room}")
 
-    def _view(self, row: Row, begin: int, n: int) -> _RowView:
-        layout, stream, branch = self.cache.layout, row.stream, row.branch
-        full = layout.sinks + layout.window
+    def _view(self, row: Row, at: int, begin: int, n: int) -> _RowView:
+        stream, branch = row.stream, row.branch
+        end, length, origin = begin + n, stream.length, stream.origin
         if branch is None:
-            end = stream.length + n
-            at = stream.length
-            return _RowView(begin, begin + n, stream.index, at, end, stream.origin, end > full)
+            return _RowView(at, begin, end, stream.index, length, length + n, origin)
+        start, own = branch.fork + branch.length, branch.length
         return _RowView(
-            begin,
-            begin + n,
-            stream.index,
-            branch.fork + branch.length,
-            stream.length,
-            stream.origin,
-            branch.fork > full,
-            branch.fork,
-            branch.region,
-            branch.length,
-            row.watch,
+            at, begin, end, stream.index, start, length, origin, branch.fork, branch.region, own
         )
 
-    def _sees(self, views: Sequence[_RowView], n: int, *, whole: bool) -> tuple[Tensor, int, int]:
-        """What every token of rows of one kind sees, padded to ``n`` tokens by repeating a row's last:
-        bool ``[r, n, used + scratch]``, and the numbers of keys of the slot and of the region.
-        ``whole``: all keys of a slot where that is not much more than are needed, for products would
-        copy parts of several."""
-        layout, branches = self.cache.layout, views[0].region >= 0
+    def _rotates_sinks(self, view: _RowView) -> bool:
+        """Whether a query of the row stands beyond the window, seen from the sinks."""
+        layout = self.cache.layout
+        last = view.fork if view.region >= 0 else view.length
+        return last > layout.sinks + layout.window
+
+    def _used(self, views: Sequence[_RowView], *, whole: bool) -> int:
+        """How many keys of a slot rows read. ``whole``: all of them where that is not much more than are
+        needed, for products would copy parts of several."""
+        layout = self.cache.layout
         used = max(0 if v.alone else min(v.length, layout.slot_tokens) for v in views)
         used = min(-(-used // PAD) * PAD, layout.slot_tokens)
-        if whole and 2 * used > layout.slot_tokens:
-            used = layout.slot_tokens
+        return layout.slot_tokens if whole and 2 * used > layout.slot_tokens else used
 
-        def column(values: list[int]) -> Tensor:
-            return torch.tensor(values)[:, None]
-
-        last = column([v.length - 1 for v in views])
-        index = torch.arange(used)[None, :]
-        position = torch.where(
-            index < layout.sinks, index, last - torch.remainder(last - index, layout.ring)
-        )
-        there = index <= last  # and not beyond what has been written
-        at = torch.arange(n)[None, :].clamp(max=column([v.end - v.begin - 1 for v in views]))
-        origin = column([v.origin for v in views])
-        if not branches:
-            query = at + column([v.start for v in views])
-            seen = sees(position[:, None], query[:, :, None], layout, origin[:, :, None])
-            return seen & there[:, None], used, 0
-        fork = column([v.fork for v in views])
-        seen = (branch_sees(position, fork, layout, origin) & there)[:, None]
+    def _scratch(self, views: Sequence[_RowView]) -> int:
+        """How many keys of their regions rows on branches read."""
         scratch = max(v.own + v.end - v.begin for v in views)
-        scratch = min(-(-scratch // PAD) * PAD, layout.branch_tokens)
-        mine = torch.arange(scratch) <= (at + column([v.own for v in views]))[:, :, None]
-        return torch.cat((seen.expand(-1, n, -1), mine), dim=-1), used, scratch
+        return min(-(-scratch // PAD) * PAD, self.cache.layout.branch_tokens)
+
+    def _written(self, rows: _Columns, used: int) -> tuple[Tensor, Tensor]:
+        """The positions of the keys in the slots of some rows, and whether they were written: long and
+        bool ``[r, used]``."""
+        layout, last, index = self.cache.layout, rows.length - 1, torch.arange(used)[None, :]
+        # How far behind the newest: remainders of two rows of numbers, not of all their differences.
+        behind = last % layout.ring - index % layout.ring
+        behind = torch.where(behind < 0, behind + layout.ring, behind)
+        position = torch.where(index < layout.sinks, index, last - behind)
+        return position, index <= last
+
+    def _branches_see(self, rows: _Columns, used: int) -> Tensor:
+        """What the tokens of branches see in their slots, all of a branch the same: ``[r, used]``."""
+        position, there = self._written(rows, used)
+        return branch_sees(position, rows.fork, self.cache.layout, rows.origin) & there
+
+    def _own(self, rows: _Columns, n: int, scratch: int) -> Tensor:
+        """What they see in their regions: ``[r, n, scratch]``."""
+        return torch.arange(scratch) <= (_places(rows, n) + rows.own)[:, :, None]
+
+    def _streams_see(self, rows: _Columns, n: int, used: int) -> Tensor:
+        """What the tokens of streams see in their slots: ``[r, n, used]``."""
+        position, there = self._written(rows, used)
+        query = (_places(rows, n) + rows.start)[:, :, None]
+        seen = sees(position[:, None], query, self.cache.layout, rows.origin[:, :, None])
+        return seen & there[:, None]
+
+    def _rows_of(self, views: Sequence[_RowView]) -> _Columns:
+        return _Columns(self._table[_indices([v.at for v in views])][:, :, None])
 
     def attend(self, layer: int, qk: Tensor, v: Tensor, scaling: float) -> Tensor:
         """One layer: rotate, write the new keys and values, attend.
@@ -241,60 +265,71 @@ class ForwardBatch:
                 cache.branch_keys, cache.branch_values, layer, self._branch_writes, k, v
             )
 
-    def _collect(self, views: Sequence[_RowView]) -> Writes | None:
-        """Where the new keys of rows of one kind go."""
-        if not views:
+    def _collect(self, each: _Columns, kind: Tensor, *, branches: bool) -> Writes | None:
+        """Where the new keys of the tokens of one ``kind`` go."""
+        tokens = kind.nonzero()[:, 0]
+        if not len(tokens):
             return None
-        layout, branches = self.cache.layout, views[0].region >= 0
-        each, lengths = _per_token(views), [v.end - v.begin for v in views]
-        first = [0, *itertools.accumulate(lengths[:-1])]
-        within = torch.arange(sum(lengths)) - each(first)
-        tokens = within + each([v.begin for v in views])
+        within = tokens - each.begin[tokens]
         if branches:
-            places = within + each([v.own for v in views])
+            rows, places = each.region[tokens], within + each.own[tokens]
         else:
-            position, s = within + each([v.start for v in views]), layout.sinks
+            layout = self.cache.layout
+            position, s = within + each.start[tokens], layout.sinks
             places = torch.where(position < s, position, s + (position - s) % layout.ring)
-        rows = each([v.region if branches else v.slot for v in views])
+            rows = each.slot[tokens]
         return Writes(self._moved(tokens), self._moved(rows), self._moved(places))
 
     def _group(self, views: Sequence[_RowView]) -> Group:
         """Pad the rows' masks and queries to common sizes. What is padded is masked out."""
         lengths = [v.end - v.begin for v in views]
         r, n = len(views), max(lengths)
-        seen, used, scratch = self._sees(views, n, whole=True)
+        used, rows = self._used(views, whole=True), self._rows_of(views)
+        branches, scratch = views[0].region >= 0, 0
+        if branches:
+            scratch = self._scratch(views)
+            mask = self._frozen[_indices([v.at for v in views]), None, :used].expand(-1, n, -1)
+            mask = torch.cat((mask, self._additive(self._own(rows, n, scratch))), dim=-1)
+        else:
+            mask = self._additive(self._streams_see(rows, n, used))
         picked = [min(view.begin + i, view.end - 1) for view in views for i in range(n)]
         real = None
         if min(lengths) < n:
             queries = [at * n + i for at, length in enumerate(lengths) for i in range(length)]
             tokens = [picked[query] for query in queries]
-            real = (self._moved(torch.tensor(queries)), self._moved(torch.tensor(tokens)))
+            real = (self._moved(_long(queries)), self._moved(_long(tokens)))
         return Group(
             slots=self._picked([v.slot for v in views]),
             used=used,
             picked=self._picked(picked),
             real=real,
             shape=(r, n),
-            mask=self._additive(seen)[:, None, None],
-            rotate_sinks=any(v.rotate_sinks for v in views),
-            regions=self._picked([v.region for v in views]) if views[0].region >= 0 else None,
+            mask=self._moved(mask)[:, None, None],
+            rotate_sinks=any(map(self._rotates_sinks, views)),
+            regions=self._picked([v.region for v in views]) if branches else None,
             scratch=scratch,
             watched=[
-                (at, length, view.watch)
+                (at, length, watch)
                 for at, (view, length) in enumerate(zip(views, lengths, strict=True))
-                if view.watch is not None
+                if branches and (watch := self.rows[view.at].watch) is not None
             ],
         )
 
     def _in_parts(self, view: _RowView) -> Long:
-        sinks = self.cache.layout.sinks if view.rotate_sinks else 0
-        seen, used, scratch = self._sees([view], view.end - view.begin, whole=False)
-        mask = seen[0]
+        sinks = self.cache.layout.sinks if self._rotates_sinks(view) else 0
+        n, used, rows = view.end - view.begin, self._used([view], whole=False), self._rows_of([view])
+        branch = view.region >= 0
+        if branch:
+            seen = self._branches_see(rows, used).expand(n, -1)
+        else:
+            seen = self._streams_see(rows, n, used)[0]
         parts = [
-            self._part(mask[:, :sinks], slice(0, sinks), rotate_sinks=True),
-            self._part(mask[:, sinks:used], slice(sinks, used)),
-            self._part(mask[:, used:], slice(0, scratch), own=True),
+            self._part(seen[:, :sinks], slice(0, sinks), rotate_sinks=True),
+            self._part(seen[:, sinks:], slice(sinks, used)),
         ]
+        if branch:
+            scratch = self._scratch([view])
+            parts.append(self._part(self._own(rows, n, scratch)[0], slice(0, scratch), own=True))
         span = slice(view.begin, view.end)
         return Long(span, view.slot, view.region, [part for part in parts if part is not None])
 
@@ -303,7 +338,7 @@ class ForwardBatch:
     ) -> Part | None:
         if not bool(seen.any()):
             return None
-        mask = None if bool(seen.all()) else self._additive(seen)[None, None]
+        mask = None if bool(seen.all()) else self._moved(self._additive(seen))[None, None]
         blind = ~seen.any(dim=1)
         unseeing = self._moved(blind) if bool(blind.any()) else None
         return Part(keys, rotate_sinks, own, mask, unseeing)
@@ -315,16 +350,14 @@ class ForwardBatch:
             target.length += len(row.tokens)
 
     def _additive(self, seen: Tensor) -> Tensor:
-        """Bool mask → mask to add to scores (0 where seen, -inf where not), on the device."""
+        """Bool mask → mask to add to scores (0 where seen, -inf where not)."""
         zero = torch.zeros(seen.shape, dtype=self.cache.dtype)
-        return self._moved(zero.masked_fill_(~seen, -torch.inf))
+        return zero.masked_fill_(~seen, -torch.inf)
 
     def _picked(self, indices: list[int]) -> Tensor | slice:
         """Indices as a slice (a view, no copy) where they are consecutive, else as a tensor."""
-        first, last = indices[0], indices[-1]
-        if indices == list(range(first, last + 1)):
-            return slice(first, last + 1)
-        return self._moved(torch.tensor(indices))
+        found = _indices(indices)
+        return found if isinstance(found, slice) else self._moved(found)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         """From the host to the device, without waiting for it: only pinned memory is copied so."""
@@ -333,10 +366,22 @@ class ForwardBatch:
         return tensor.to(self.cache.device, non_blocking=True)
 
 
-def _per_token(views: Sequence[_RowView]) -> Callable[[list[int]], Tensor]:
-    """Spreads a number of every row over its tokens: long ``[tokens of the rows]``."""
-    counts = torch.tensor([v.end - v.begin for v in views])
-    return lambda values: torch.repeat_interleave(torch.tensor(values), counts)
+def _places(rows: _Columns, n: int) -> Tensor:
+    """0 to ``n`` - 1 for every row, its last one repeated where it is shorter: ``[r, n]``."""
+    return torch.arange(n)[None, :].clamp(max=rows.end - rows.begin - 1)
+
+
+def _indices(indices: list[int]) -> Tensor | slice:
+    first, last = indices[0], indices[-1]
+    if last - first == len(indices) - 1 and indices == list(range(first, last + 1)):
+        return slice(first, last + 1)
+    return _long(indices)
+
+
+def _long(numbers: Iterable[int]) -> Tensor:
+    """A long tensor of these numbers, in a tenth of the time that torch.tensor takes for a list."""
+    found = array("q", numbers)
+    return torch.frombuffer(found, dtype=torch.long) if found else torch.empty(0, dtype=torch.long)
 
 
 def _is_long(view: _RowView) -> bool:
@@ -348,19 +393,20 @@ def _runs(views: list[_RowView], *, scattered: bool) -> list[list[_RowView]]:
     branch that sees no stream), on consecutive slots, each slot once, unless they may be
     ``scattered``; every other row is a run of its own."""
     runs: list[list[_RowView]] = []
-    kinds: dict[tuple[bool, bool, int], list[list[_RowView]]] = {}
-    for view in sorted(views, key=lambda v: v.slot):
+    waiting: dict[tuple[bool, bool, int, int], list[list[_RowView]]] = {}
+    """By kind, length, and the slot of the row that they take next."""
+    for view in sorted(views, key=attrgetter("slot")):
         if _is_long(view):
             runs.append([view])
             continue
         size = (view.end - view.begin - 1).bit_length()
-        open_runs = kinds.setdefault((view.region >= 0, view.alone, size), [])
-        beside = (run for run in reversed(open_runs) if scattered or run[-1].slot == view.slot - 1)
-        run = next(beside, None)
-        if run is not None and not scattered and (len(run) + 1) << size > GROUP_TOKENS:
-            run = None
-        if run is not None:
-            run.append(view)
-        else:
-            open_runs.append([view])
-    return runs + [run for found in kinds.values() for run in found]
+        kind = view.region >= 0, view.alone, size
+        before = waiting.get((*kind, 0 if scattered else view.slot))
+        run = before.pop() if before else None
+        if run is None or (not scattered and (len(run) + 1) << size > GROUP_TOKENS):
+            run = []
+            runs.append(run)
+        run.append(view)
+        then = 0 if scattered else view.slot + 1
+        waiting.setdefault((*kind, then), []).append(run)
+    return runs
