@@ -317,7 +317,11 @@ class ForwardBatch:
 
     def _in_parts(self, view: _RowView) -> Long:
         sinks = self.cache.layout.sinks if self._rotates_sinks(view) else 0
-        n, used, rows = view.end - view.begin, self._used([view], whole=False), self._rows_of([view])
+        n, used, rows = (
+            view.end - view.begin,
+            self._used([view], whole=False),
+            self._rows_of([view]),
+        )
         branch = view.region >= 0
         if branch:
             seen = self._branches_see(rows, used).expand(n, -1)

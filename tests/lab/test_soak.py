@@ -9,7 +9,7 @@ import pytest
 
 from operators.errors import ConfigError
 from operators.events import Segment
-from pipelines.lab.soak.plan import stretches
+from pipelines.lab.soak.plan import dealt, stretches
 from pipelines.lab.soak.report import problems
 from pipelines.lab.soak.resources import Sample, Sampler, plot, read_samples, summary
 
@@ -34,6 +34,19 @@ def test_without_a_length_every_stream_gets_the_whole() -> None:
 def test_minutes_of_a_transcript_without_times_are_refused() -> None:
     with pytest.raises(ConfigError, match="no start times"):
         stretches([Segment(stream_id="t", text="x")], 1, 60)
+
+
+def test_speech_is_dealt_out_to_streams_that_all_live_to_the_end() -> None:
+    lines = [Segment(stream_id="t", text="one two three four five", seq=n) for n in range(60)]
+    parts = dealt(lines, 7, 60)
+    assert {(part[0].type, part[-1].type) for part in parts} == {("session_start", "session_end")}
+    said = [line for part in parts for line in part[1:-1]]
+    assert len(said) == 30, "two seconds each"
+    assert sorted(line.start_ms for line in said) == list(range(0, 60_000, 2000))
+    assert {part[-1].start_ms for part in parts} == {60_000}
+    assert max(len(part) for part in parts) - min(len(part) for part in parts) <= 1
+    with pytest.raises(ConfigError, match="2 minutes of speech"):
+        dealt(lines, 7, 600)
 
 
 def samples(rss: list[float], files: int = 10, name: str = "worker") -> list[Sample]:
@@ -65,6 +78,8 @@ def test_each_way_to_fail_is_named() -> None:
     assert problems(result(samples([100.0 + n for n in range(60)], name="kafka")), 0.05) == []
     opened = [*samples([100.0] * 50), *samples([100.0] * 60, files=11)[50:]]
     assert "files of worker grew" in problems(result(opened), 0.05)[0]
+    host = {"host_kv_bytes": 2.0, "host_kv_limit_bytes": 1.0}
+    assert len(problems(result(flat, checked={"lost": 1, "reordered": 0}, kv=host), 0.05)) == 2
     bad = {"lag_at_end": 3, "dead_letters": {"wrong_type": 1}, "uncovered_streams": ["a"]}
     assert len(problems(result(flat, **bad), 0.05)) == 3
 

@@ -203,6 +203,8 @@ def read_input(
         if event.get("type") == "session_end":
             ended.add(stream)
             continue
+        if event.get("type", "segment") != "segment":
+            continue
         before, at = heard.get(stream, ("", record.at))
         if (stream, before) in last and record.at - at >= idle_s:
             ended.add(stream)

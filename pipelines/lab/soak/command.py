@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ from pipelines.dev.broker.base import free_ports
 from pipelines.dev.demo.worker import WorkerProcess, settings_with
 from pipelines.kafka.tools import connection
 from pipelines.kafka.topics import create_topics, topic_specs
-from pipelines.lab.soak.plan import stretches
+from pipelines.lab.soak.plan import dealt, stretches
 from pipelines.lab.soak.report import problems, table
 from pipelines.lab.soak.resources import Sampler, plot, summary
 from pipelines.lab.soak.run import Balance, Soak
@@ -41,6 +41,13 @@ def soak(
     streams: Annotated[
         int, typer.Option(min=1, help="Stretches of the transcript sent side by side.")
     ] = 1,
+    deal: Annotated[
+        int | None,
+        typer.Option(min=1, help="Deal the lines out to so many streams, all live to the end."),
+    ] = None,
+    speech_hours: Annotated[
+        float, typer.Option(min=0.001, help="With --deal: hours of speech, over all streams.")
+    ] = 2.0,
     model: Annotated[str, typer.Option(help="Model alias, folder or file.")] = "smollm2-135m",
     every: Annotated[float, typer.Option(min=0.5, help="Seconds between samples.")] = 5.0,
     samples: Annotated[Path | None, typer.Option(help="Write the samples here (CSV).")] = None,
@@ -62,7 +69,11 @@ def soak(
         seconds = minutes * 60 * factor if minutes is not None else None
         if seconds is not None and math.isinf(seconds):
             raise ConfigError("--minutes needs a --speed that is not max")
-        parts = stretches(list(read_transcript(file)), streams, seconds)
+        lines = list(read_transcript(file))
+        if deal is not None:
+            parts = dealt(lines, deal, speech_hours * 3600)
+        else:
+            parts = stretches(lines, streams, seconds)
         result = run(parts, factor, model, every, samples, plot_file, console)
     except (LongstreamError, OSError) as error:
         typer.echo(f"longstream soak: {error}", err=True)
@@ -105,11 +116,12 @@ def run(
             log(f"all sent after {sending / 60:.1f} min; waiting for the last results")
             soak_run.finish()
             balance = soak_run.balance()
+            memory = kv_memory(worker.numbers())
             busy = worker.cpu_seconds() / sampler.seconds
             sampler.close()
     if plot_file is not None:
         plot(sampler.samples, plot_file, f"{len(parts)} streams, {balance.segments} segments")
-    return _result(balance, sampler, sending, busy)
+    return {**_result(balance, sampler, sending, busy), "kv": memory}
 
 
 def _result(balance: Balance, sampler: Sampler, sending: float, busy: float) -> dict[str, Any]:
@@ -119,6 +131,7 @@ def _result(balance: Balance, sampler: Sampler, sending: float, busy: float) -> 
         "summaries": balance.summaries,
         "dead_letters": balance.dead_letters,
         "uncovered_streams": balance.uncovered,
+        "checked": balance.checked,
         "lag_at_end": balance.lag,
         "sending_minutes": round(sending / 60, 2),
         "minutes": round(sampler.seconds / 60, 2),
@@ -126,6 +139,12 @@ def _result(balance: Balance, sampler: Sampler, sending: float, busy: float) -> 
         "samples": len({s.seconds for s in sampler.samples}),
         "processes": summary(sampler.samples),
     }
+
+
+def kv_memory(numbers: Mapping[str, float]) -> dict[str, float]:
+    """What the device reserved for KV, and what idle streams take of host memory, beside its bound."""
+    names = ("kv_slots", "kv_bytes", "host_streams", "host_kv_bytes", "host_kv_limit_bytes")
+    return {name: numbers.get(f"longstream_{name}", 0.0) for name in names}
 
 
 def _environment(kafka: broker.Broker, model: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ import msgspec
 
 from operators.errors import ConfigError
 from operators.events import Segment
+from pipelines.cli.replaying import spoken_seconds
 
 
 def stretches(
@@ -31,6 +32,39 @@ def stretches(
         part = [s for s in segments if s.start_ms is not None and begin <= s.start_ms <= end]
         parts.append(_named(part, number))
     return [part for part in parts if part]
+
+
+def dealt(segments: Sequence[Segment], streams: int, seconds: float) -> list[list[Segment]]:
+    """So many ``seconds`` of speech, one line after the other, dealt out like cards to ``streams``
+    streams that are all live from the first line to the last: most of them silent at any time.
+
+    Raises ConfigError for a transcript that holds less speech.
+    """
+    said, at = [], 0.0
+    for segment in segments:
+        if at >= seconds:
+            break
+        if segment.type == "segment" and segment.text.strip():
+            start, at = at, at + spoken_seconds(segment)
+            said.append((segment, round(start * 1000), round(at * 1000)))
+    if at < seconds:
+        raise ConfigError(f"the transcript holds {at / 60:.0f} minutes of speech")
+    parts: list[list[Segment]] = []
+    for number in range(streams):
+        name = f"live-{number}"
+        lines = [
+            Segment(
+                stream_id=name, text=line.text, speaker=line.speaker, seq=seq, start_ms=start,
+                end_ms=end, segment_id=f"{name}/{seq}",
+            )
+            for seq, (line, start, end) in enumerate(said[number::streams])
+        ]  # fmt: skip
+        first = Segment(stream_id=name, type="session_start", segment_id=f"{name}/a", start_ms=0)
+        last = Segment(
+            stream_id=name, type="session_end", segment_id=f"{name}/z", start_ms=round(at * 1000)
+        )
+        parts.append([first, *lines, last])
+    return parts
 
 
 def _named(segments: Sequence[Segment], number: int) -> list[Segment]:

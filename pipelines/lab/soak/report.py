@@ -17,6 +17,11 @@ def problems(result: dict[str, Any], max_growth: float) -> list[str]:
         found.append(f"dead letters: {letters}")
     if result["uncovered_streams"]:
         found.append(f"not covered to their end: {', '.join(result['uncovered_streams'])}")
+    if wrong := {kind: count for kind, count in result.get("checked", {}).items() if count}:
+        found.append(f"the checker found {wrong}")
+    kv = result.get("kv", {})
+    if kv.get("host_kv_limit_bytes") and kv["host_kv_bytes"] > kv["host_kv_limit_bytes"]:
+        found.append("idle streams' KV takes more host memory than operator.host_bytes")
     for name, row in result["processes"].items():
         if name == "kafka":  # the JVM's heap goes up and down as its settings let it
             continue

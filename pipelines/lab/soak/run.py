@@ -24,6 +24,8 @@ from pipelines.kafka.tools import (
     read,
 )
 from pipelines.kafka.topics import admin_client
+from pipelines.lab.chaos.check import Topics, check
+from pipelines.lab.chaos.reading import read_topics
 from pipelines.wire.dead_letters import header
 
 LOOK_SECONDS = 1.0
@@ -43,6 +45,8 @@ class Balance:
     uncovered: list[str] = field(default_factory=list)
     """Streams whose last summary is not final or does not cover their last segment."""
     lag: int = 0
+    checked: dict[str, int] = field(default_factory=dict)
+    """What the checker of ``longstream chaos`` found wrong, by kind."""
 
 
 class Soak:
@@ -113,10 +117,25 @@ class Soak:
         reader.close()
         for part in self._parts:
             summary = last.get(part[0].stream_id)
-            seq = part[-1].seq if part[-1].seq is not None else len(part) - 1
+            seqs = [s.seq for s in part if s.type == "segment" and s.seq is not None]
+            seq = max(seqs, default=sum(s.type == "segment" for s in part) - 1)
             if summary is None or summary.status != "final" or summary.covers.to_seq < seq:
                 found.uncovered.append(part[0].stream_id)
+        found.checked = self._checked()
         return found
+
+    def _checked(self) -> dict[str, int]:
+        settings = self._settings
+        topics = Topics(
+            settings.topic_segments,
+            settings.topic_summaries,
+            settings.topic_summaries_latest,
+            settings.topic_translations,
+            settings.topic_dlq,
+        )
+        found = check(read_topics(settings, topics[:5], "read_committed"), topics)
+        kinds = ("lost", "reordered", "conflicting_revisions", "duplicates_after_dedupe")
+        return {kind: getattr(found, kind) for kind in kinds}
 
     def _sleep(self, seconds: float) -> None:
         """Sleep, and watch meanwhile."""
