@@ -75,14 +75,14 @@ def connection(settings: Settings, name: str) -> dict[str, Any]:
     }
 
 
-def producer(settings: Settings) -> KafkaProducer:
+def producer(settings: Settings, linger_ms: int = 5) -> KafkaProducer:
     """An idempotent producer that waits for all replicas. Raises ``LongstreamError`` if no broker."""
     try:
         return KafkaProducer(
             **connection(settings, "longstream-replay"),
             acks="all",
             enable_idempotence=True,
-            linger_ms=5,
+            linger_ms=linger_ms,
             max_block_ms=int(CONNECT_SECONDS * 1000),
             max_request_size=settings.max_message_bytes,
             allow_auto_create_topics=False,

@@ -132,7 +132,7 @@ class Bench:
             self.side("longstream", settings),
             self.reader(settings) as reader,
         ):
-            write = self.producer(settings)
+            write = self.producer(settings, linger_ms=0)  # a speaker's own wait is not ours
             self.warm(write, lines, reader)
             before = self.written(settings)
             sent: dict[str, float] = {}
@@ -158,8 +158,8 @@ class Bench:
 
     # --- Kafka -------------------------------------------------------------------------------
 
-    def producer(self, settings: Any) -> Any:
-        client = producer(settings)
+    def producer(self, settings: Any, linger_ms: int = 5) -> Any:
+        client = producer(settings, linger_ms)
 
         def write(key: str, value: bytes) -> None:
             client.send(
