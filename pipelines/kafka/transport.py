@@ -197,7 +197,8 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
     def highwater(self, tp: TP) -> int | None:
         """The offset after the partition's last record, as far as we were told; None: not yet."""
         fetched: int | None = super().highwater(tp)
-        return max((end for end in (fetched, self._ends.get(tp)) if end is not None), default=None)
+        told = self._ends.get(tp)
+        return fetched if told is None else max(told, fetched or 0)
 
     def at_end(self, tp: TP) -> bool:
         """Whether everything the partition holds, as far as we were told, has been fetched."""
