@@ -1,4 +1,5 @@
-"""How torch behaves in our processes: environment variables, to be set before it is imported."""
+"""How torch and transformers behave in our processes: environment variables, to be set before they are
+imported."""
 
 TORCH = {
     # How often an idle OpenMP thread looks again before it sleeps. By default it spins on: with any
@@ -8,5 +9,7 @@ TORCH = {
     # hundreds of MiB. Making one anew is not measurable (docs/soak.md).
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
     "LRU_CACHE_CAPACITY": "128",
+    # Bars of transformers in a worker's log, where each of their states is a line.
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 """Defaults; what the user has set stays."""
