@@ -1,4 +1,4 @@
-"""Apache Kafka itself, as a JVM process from jars that Maven brings (docker/kafka/pom.xml).
+"""Apache Kafka itself, as a JVM process from jars that Maven brings (kafka/pom.xml).
 
 One node is broker and KRaft controller at once. Needs Java 17 or newer, and Maven the first time.
 """
@@ -18,7 +18,7 @@ from pipelines.dev.broker.base import KAFKA_VERSION, BrokerError, Kind, Log, fre
 from pipelines.dev.broker.cache import cached_folder
 from pipelines.dev.broker.process import ProcessBroker, log_tail
 
-KAFKA_FOLDER = Path(__file__).resolve().parents[3] / "docker" / "kafka"
+KAFKA_FOLDER = Path(__file__).with_name("kafka")
 MIN_JAVA = 17
 MAVEN_SECONDS = 900
 # Small heap, one collector thread, quick compiler only: a broker beside a model on two cores.
@@ -63,7 +63,7 @@ def jars(cache: Path, log: Log) -> Path:
     """The folder with Kafka's jars, fetched by Maven once per version of the pom."""
     pom = KAFKA_FOLDER / "pom.xml"
     if not pom.is_file():
-        raise BrokerError("docker/kafka/pom.xml is missing: run from a checkout of the project")
+        raise BrokerError(f"{pom} is missing: install longstream again")
     digest = hashlib.sha256(pom.read_bytes()).hexdigest()[:16]
     return cached_folder(cache, f"kafka/{digest}", lambda folder: _fetch_jars(pom, folder, log))
 
