@@ -28,7 +28,7 @@ from pipelines.lab.chaos.reading import Progress, read_topics, write_records
 from pipelines.worker import exit_codes
 
 TARGET = "fr"
-DRAIN_SECONDS = 180.0
+DRAIN_SECONDS = 600.0
 START_SECONDS = 120.0
 TICK_SECONDS = 0.1
 HARM_SECONDS = 3.0
