@@ -125,7 +125,8 @@ class TextTokenizer:
         return {}
 
     def first(self, word: str) -> int:
-        return self.encode(word)[0]
+        """The whole word: what its first token is, the server knows."""
+        return _number(word.encode())
 
     def chat(self, system: str, user: str, examples: Examples = ()) -> tuple[list[int], list[int]]:
         before, _, after = user.partition("{window}")

@@ -54,7 +54,7 @@ ASKED_IN = "en"
 @dataclass
 class Turn:
     """A sentence of one speaker: ``said`` without the name, ``line`` with it. ``weights``: of the
-    letters, calibrated; none where it was too short to be judged."""
+    sorts, calibrated; none where it was too short to be judged."""
 
     speaker: str
     said: str

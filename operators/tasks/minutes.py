@@ -2,13 +2,15 @@
 
 A model of one or two billion parameters can neither cite nor check itself, but it ranks single turns
 well and rewrites one turn well. So an update (1) judges every new turn by the probabilities of five
-letters, (2) selects the weightiest, (3) has one sentence written of each, with owner and due date of an
+words, (2) selects the weightiest, (3) has one sentence written of each, with owner and due date of an
 action, and (4) checks every sentence against its turn. Evidence and owner follow from the turn. What
 fails a check is written once more with the reason, then replaced by the turn's own words where these
 are short and say something that can be looked up, else refused and counted.
 
-The letters' probabilities are divided by what the model gives for a turn without content (contextual
-calibration, Zhao et al. 2021, arXiv 2102.09690). No rule here knows a language.
+The judge has seen examples, which all turns share and which are run once an update. Its words'
+probabilities are divided by their mean over turns of all kinds (as batch calibration does, Zhou et al.
+2023, arXiv 2309.17249), those of the judge of pairs by what it gives for pairs without content (Zhao et
+al. 2021, arXiv 2102.09690). No rule here knows a language.
 """
 
 from __future__ import annotations
@@ -39,13 +41,17 @@ from operators.tasks.grounding import (
 )
 from operators.text import content, covered, is_question, numbers, overlap, trimmed, units
 
-LETTERS = "ABCDE"
-KINDS: dict[str, ItemKind] = {
-    "B": "topic",
-    "C": "decision",
-    "D": "action_item",
-    "E": "open_question",
+SORTS: dict[str, ItemKind | None] = {
+    "chat": None,
+    "information": "topic",
+    "decision": "decision",
+    "task": "action_item",
+    "question": "open_question",
 }
+"""The words that a turn is sorted by, as the judge's prompt names them, and the kinds of note."""
+SORTED = tuple(SORTS.values())
+CHANGES = "ABC"
+"""The letters that say what a turn does to a note."""
 HINTS = {
     "number_added": "Use no number that is not in the turn.",
     "date_added": "Name no day or month that is not in the turn.",
@@ -64,17 +70,27 @@ WHAT: dict[ItemKind, str] = {
     "action_item": "who will do what, and by when",
     "open_question": "the open question",
 }
+BALANCED = (
+    *("Ruth: Good evening, nice to see you all.", "Nils: Right, next slide please."),
+    *("Karl: Last year 40 members joined the club.", "Eva: I find the new path too narrow."),
+    *("Ruth: We have settled on the stone wall.", "Karl: The vote is clear, the shed stays."),
+    *("Nils: I will paint the gate on Monday.", "Ruth: Eva writes to the mayor this week."),
+    *("Karl: Who has the key of the shed?", "Eva: How many chairs do we need?"),
+)
+"""As many turns of one kind as of another: what a judge who has no leaning gives them is even. A turn
+without content is small talk to one who has seen examples, so it says nothing of his leaning."""
 BLANKS = ("", "...", "N/A")
-"""Turns without content, for calibration."""
+"""Turns and notes without content, for a judge without examples."""
 SURE: dict[ItemKind, float] = {
-    "decision": 0.36,
-    "action_item": 0.36,
+    "decision": 0.5,
+    "action_item": 0.42,
     "open_question": 0.3,
     "topic": 0.35,
 }
 """Calibrated probability (chance is 0.2) from which a turn is of a kind."""
 ASKED = 0.22
-"""Calibrated probability from which a sentence with a question mark is an open question."""
+"""Calibrated probability from which a sentence with a question mark is an open question, if it is not
+rather small talk ("Can you all hear me?")."""
 SMALL_TALK = 0.12
 """Calibrated probability of small talk above which a turn is not worth a topic."""
 TURN_TOKENS, TURN_WORDS = 120, 40
@@ -121,7 +137,7 @@ class MinuteTaker:
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
-        self._letters = {x: tools.tokenizer.first(x) for x in LETTERS}
+        self._first = {word: tools.tokenizer.first(word) for word in (*SORTS, *CHANGES)}
         self._prior: tuple[float, ...] | None = None
         self._same: tuple[float, ...] | None = None
 
@@ -160,18 +176,17 @@ class MinuteTaker:
         return len(self._tools.tokenizer.encode(text))
 
     def _judge(self, turns: list[Turn], made: Minutes) -> Part:
-        """Weigh the letters for every turn, and once for turns without content. Mutates the turns."""
+        """Weigh the sorts for every turn, and once for the balanced ones. Mutates the turns."""
         turns = [turn for turn in turns if len(units(turn.said)) >= TURN_UNITS]
         if not turns:
             return
-        blanks = BLANKS if self._prior is None else ()
-        answers = yield [self._choice("judge", LETTERS, turn=t) for t in blanks] + [
-            self._choice("judge", LETTERS, turn=turn.line) for turn in turns
-        ]
+        known = BALANCED if self._prior is None else ()
+        lines = [*known, *(turn.line for turn in turns)]
+        answers = yield self._choices("judge", tuple(SORTS), [{"turn": line} for line in lines])
         made.answers += answers
         if self._prior is None:
-            self._prior = _mean([answer.weights for answer in answers[: len(blanks)]])
-        for turn, answer in zip(turns, answers[len(blanks) :], strict=True):
+            self._prior = _mean([answer.weights for answer in answers[: len(known)]])
+        for turn, answer in zip(turns, answers[len(known) :], strict=True):
             turn.weights = calibrated(answer.weights, self._prior)
 
     # --- write -------------------------------------------------------------------------------
@@ -241,7 +256,8 @@ class MinuteTaker:
             return
         blanks = [(n, t) for n in BLANKS[1:] for t in BLANKS] if self._same is None else []
         asked = [*blanks, *((item.text, turn.line) for item, turn in pairs)]
-        answers = yield [self._choice("relation", "ABC", note=n, turn=t) for n, t in asked]
+        fields = [{"note": note, "turn": turn} for note, turn in asked]
+        answers = yield self._choices("relation", CHANGES, fields)
         made.answers += answers
         if self._same is None:
             self._same = _mean([answer.weights for answer in answers[: len(blanks)]])
@@ -256,15 +272,20 @@ class MinuteTaker:
 
     # --- asks --------------------------------------------------------------------------------
 
-    def _choice(self, prompt: str, letters: str, **fields: str) -> Ask:
-        tokens = self._tools.prompts.alone(prompt, **fields)
-        return Ask(
-            self._fit(tokens, 1),
-            1,
-            kind="minutes",
-            choices=tuple(self._letters[x] for x in letters),
-            alone=True,
-        )
+    def _choices(
+        self, prompt: str, answers: Sequence[str], asked: Sequence[Mapping[str, str]]
+    ) -> list[Ask]:
+        """An ask for each of ``asked``, the prompt's fields. All with the prompt's examples, which are
+        then run once, or, where these leave a branch too little room, all without."""
+        made, room = self._tools.prompts, self._tools.config.branch_tokens
+        prompts = [made.alone(prompt, **fields) for fields in asked]
+        if any(len(tokens) >= room for tokens in prompts):
+            prompts = [made.without_examples(prompt, **fields) for fields in asked]
+        choices = tuple(self._first[word] for word in answers)
+        return [
+            Ask(self._fit(tokens, 1), 1, kind="minutes", choices=choices, alone=True)
+            for tokens in prompts
+        ]
 
     def _text(self, prompt: str, limit: int, options: Mapping[str, Any], **fields: str) -> Ask:
         """An answer of one line; by ``options`` of another form."""
@@ -330,9 +351,8 @@ def judged(turn: Turn) -> tuple[ItemKind | None, float]:
     if not turn.weights:
         return None, 0.0
     weight = max(turn.weights)
-    letter = LETTERS[turn.weights.index(weight)]
-    kind: ItemKind = KINDS.get(letter, "topic")
-    if is_question(turn.said) and turn.weights[4] >= ASKED:
+    kind = SORTED[turn.weights.index(weight)] or "topic"
+    if is_question(turn.said) and turn.weights[4] >= max(ASKED, turn.weights[0]):
         return "open_question", turn.weights[4]
     if kind != "topic" and weight >= SURE[kind]:
         return kind, weight

@@ -357,7 +357,7 @@ class OpenAIServer:
             return None
         wanted = [choice.strip() for choice in request.choices]
         raw = [
-            math.fsum(math.exp(min(0.0, lp)) for token, lp in listed if token.strip() == name)
+            math.fsum(math.exp(min(0.0, lp)) for token, lp in listed if _begins(name, token))
             for name in wanted
         ]
         usage = _mapping(found.get("usage"))
@@ -517,6 +517,11 @@ def _weighed_answer(
         first_token_s=took,
         seconds=took,
     )
+
+
+def _begins(name: str, token: str) -> bool:
+    """Whether the answer of this name can begin with the token."""
+    return bool(token.strip()) and name.startswith(token.strip())
 
 
 def _weights_of(said: str, choices: tuple[str, ...]) -> tuple[float, ...]:

@@ -20,7 +20,7 @@ from operators.tasks import ledger
 from operators.tasks.answer import passages_of
 from operators.tasks.base import Answer, Ask, Due, Ledger, SeenSegment, StreamView, Tools
 from operators.tasks.grounding import Draft, Known, Turn, checked, problem_of
-from operators.tasks.minutes import MinuteTaker, Names, calibrated, due_in, select
+from operators.tasks.minutes import Minutes, MinuteTaker, Names, calibrated, due_in, select
 from operators.tasks.prompts import Prompts
 from operators.tasks.retrieval import search
 from operators.tasks.summary import SummaryTask
@@ -86,6 +86,14 @@ class ByWords(ToyTokenizer):
         return list(range(len(text.split())))
 
 
+class ExamplesShown(ToyTokenizer):
+    def chat(
+        self, system: str, user: str, examples: Sequence[tuple[str, str]] = ()
+    ) -> tuple[list[int], list[int]]:
+        before = "".join(f"{said}\n{answer}\n" for said, answer in examples)
+        return self.encode(before), self.encode("\n>")
+
+
 Script = Callable[[str, Ask], Answer]
 
 
@@ -139,7 +147,7 @@ def scripted(
     def answer(prompt: str, ask: Ask) -> Answer:
         places = {prompt.rfind(f"{turn}\n"): turn for turn in kinds}
         said = places[max(places)] if max(places) >= 0 else None  # the last: others stand before it
-        if "What is this turn?" in prompt:
+        if len(ask.choices) == len(KIND):
             return weights(KIND[kinds[said]] if said else None)
         if "Which person will do it?" in prompt:
             return text(owner)
@@ -422,7 +430,10 @@ def test_names_of_a_sentence() -> None:
 
 def test_what_is_sure_small_talk_or_unsure_gets_no_note() -> None:
     turns = [Turn("Ana", "x", 9, [], weights=w) for w in (FLAT, (0.9, 0.1, 0, 0, 0))]
+    turns.append(Turn("Ana", "Um wi on a what?", 9, [], weights=(0.67, 0.04, 0, 0.01, 0.28)))
     assert select(turns) == []
+    (asked,) = select([replace(turns[2], weights=(0.02, 0.08, 0.22, 0.3, 0.38))])
+    assert asked.kind == "open_question"
 
 
 def test_calibration_divides_by_what_a_blank_turn_gets() -> None:
@@ -431,6 +442,23 @@ def test_calibration_divides_by_what_a_blank_turn_gets() -> None:
     assert calibrated((0.3, 0.3, 0.2, 0.1, 0.1), prior)[2] == max(
         calibrated((0.3, 0.3, 0.2, 0.1, 0.1), prior)
     )
+
+
+@pytest.mark.parametrize("branch", [4000, 500])
+def test_the_judges_examples_are_shared_by_all_turns_or_left_out_for_all(branch: int) -> None:
+    """With a turn of its own length each, so that cutting them would leave nothing to share."""
+    held = tools()
+    prompts = Prompts(ExamplesShown())
+    taker = MinuteTaker(
+        replace(held, prompts=prompts, config=replace(held.config, branch_tokens=branch))
+    )
+    turns = taker._turns(view(["Who pays for the labels?", "The review is on Friday."]).segments)
+    asks = next(taker._judge(turns, Minutes()))
+    texts = [held.tokenizer.decode(ask.prompt) for ask in asks]
+    assert all(len(ask.prompt) < branch for ask in asks)
+    assert [("Where do we store the spare parts?" in text) for text in texts] == [branch > 500] * 12
+    assert texts[-1].count("The review is on Friday.") == 1
+    assert all(ask.choices == asks[0].choices and len(set(ask.choices)) == 5 for ask in asks)
 
 
 def test_a_date_is_taken_only_word_for_word() -> None:

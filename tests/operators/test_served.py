@@ -31,6 +31,7 @@ from operators.state import Emission
 from operators.stream import Stream
 from operators.stream_operator import StreamOperator
 from operators.tasks.base import Outcome, Steps, StreamView, Task
+from operators.tasks.minutes import SORTS
 from tests.engine import toy_decoder
 
 CONFIG = OperatorConfig(
@@ -183,7 +184,7 @@ def test_notes_have_evidence_and_cover_what_was_heard() -> None:
     assert summary.model.name == "scripted"
 
 
-def test_selected_minutes_weigh_letters() -> None:
+def test_selected_minutes_weigh_words_after_examples() -> None:
     def say(request: TextRequest) -> str:
         return "The supplier is called before Wednesday."
 
@@ -191,7 +192,9 @@ def test_selected_minutes_weigh_letters() -> None:
         def answer(self, request: TextRequest) -> TextAnswer:
             if not request.choices:
                 return super().answer(request)
-            assert [choice.strip() for choice in request.choices] == list("ABCDE")
+            assert [choice.strip() for choice in request.choices] == list(SORTS)
+            roles = [message.role for message in request.messages]
+            assert roles == ["system", *["user", "assistant"] * 16, "user"]
             asks = "supplier" in request.messages[-1].text
             weights = (0.05, 0.05, 0.05, 0.8, 0.05) if asks else (0.6, 0.1, 0.1, 0.1, 0.1)
             return TextAnswer(weights=weights)

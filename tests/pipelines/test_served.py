@@ -132,6 +132,13 @@ def test_choices_are_weighed_by_logprobs(connect: Client) -> None:
     assert weights[1] > weights[0] > weights[2] > weights[3] > 0
 
 
+def test_words_are_weighed_by_the_tokens_they_may_begin_with(connect: Client) -> None:
+    """A server's tokens are not ours: "decision" may begin with "d" or with "dec"."""
+    with running(scripted(lambda body: "dcx")) as script:
+        weights = ask(connect(script), choices=("chat", "decision", "question")).weights
+    assert weights[1] > weights[0] > weights[2] > 0
+
+
 def test_without_logprobs_the_server_chooses_by_a_schema(connect: Client) -> None:
     with running(scripted(lambda body: "BAC", logprobs=False)) as script:
         client = connect(script)

@@ -55,7 +55,7 @@ class Prompts:
     def __init__(self, tokenizer: Tokenizer, overrides: dict[str, str] | None = None) -> None:
         self._tokenizer = tokenizer
         self._texts = {name: _load(name) for name in NAMES}
-        self._frames: dict[str, tuple[str, list[int], list[int]]] = {}
+        self._frames: dict[tuple[str, bool], tuple[str, list[int], list[int]]] = {}
         for name, text in (overrides or {}).items():
             if name not in _FIELDS:
                 raise ConfigError(f"prompts: no prompt {name!r}; there are {', '.join(NAMES)}")
@@ -82,23 +82,31 @@ class Prompts:
     def alone(self, name: str, **fields: str) -> list[int]:
         """Tokens of a whole conversation, for asks that see nothing else. ``---`` on a line divides the
         prompt: the system message, turns of user and assistant as examples, the user's message."""
-        user, before, after = self._frame(name)
+        return self._conversation(name, fields, with_examples=True)
+
+    def without_examples(self, name: str, **fields: str) -> list[int]:
+        """The same conversation without its examples."""
+        return self._conversation(name, fields, with_examples=False)
+
+    def _conversation(self, name: str, fields: dict[str, str], *, with_examples: bool) -> list[int]:
+        user, before, after = self._frame(name, with_examples)
         user, _, opening = user.partition("{answer}")
         opened = self._tokenizer.encode(_fill(opening, fields)) if opening else []
         return before + self._tokenizer.encode(_fill(user, fields).rstrip("\n")) + after + opened
 
-    def _frame(self, name: str) -> tuple[str, list[int], list[int]]:
+    def _frame(self, name: str, with_examples: bool) -> tuple[str, list[int], list[int]]:
         """The user's message of such a prompt, and the tokens before and after it."""
-        if name not in self._frames:
+        key = name, with_examples
+        if key not in self._frames:
             system, *said = _DIVIDER.split(self._texts[name].strip("\n"))
             if not said:
                 system, said = "", [system]
             *examples, user = said
             said = [text.strip() for text in examples]
-            pairs = list(zip(said[::2], said[1::2], strict=True))
+            pairs = list(zip(said[::2], said[1::2], strict=True)) if with_examples else []
             frame = self._tokenizer.chat(system.strip(), "{window}", pairs)
-            self._frames[name] = (user, *frame)
-        return self._frames[name]
+            self._frames[key] = (user, *frame)
+        return self._frames[key]
 
     def has(self, name: str, field: str) -> bool:
         """Whether the prompt has a place for ``field``."""
