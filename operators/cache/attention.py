@@ -6,9 +6,9 @@ as it is. Sinks sit at 0…S-1 while the query, once the window is full, sits at
 it is rotated on by ``min(t, S + W) - t``. One softmax over both.
 
 Short rows on neighbouring slots (decode and verify of many streams) are attended together, as one
-batched product over a view of their slots, with explicit scores. Of a long row, sinks, ring and
-scratch are attended one after the other without ever holding its scores, and weighed by the sums of
-their exponentials.
+batch over a view of their slots. On a CPU, and of a long row everywhere, sinks, ring and scratch are
+attended one after the other without ever holding scores, and weighed by the sums of their exponentials.
+Elsewhere, and where somebody wants to see the probabilities, short rows have explicit scores.
 """
 
 from __future__ import annotations
@@ -66,6 +66,16 @@ class Group:
     regions: Tensor | slice | None  # of branches; None for rows of the streams themselves
     scratch: int
     watched: Sequence[tuple[int, int, Watch]] = ()  # row, its tokens, what to collect
+    tiled: Tensor | None = None
+    """The mask ``[r, 1, heads of one KV head * n, used (+ scratch)]``, once it has been asked for; the
+    heads stand one behind the other. -inf is a finite number there."""
+
+    def tile(self, heads: int) -> Tensor:
+        """``tiled``; all layers have the same heads."""
+        if self.tiled is None:
+            least = max(_HIDDEN, torch.finfo(self.mask.dtype).min)
+            self.tiled = self.mask[:, :, 0].clamp(min=least).repeat(1, 1, heads, 1)
+        return self.tiled
 
 
 @dataclass
@@ -112,22 +122,64 @@ def write(
 def attend_group(
     cache: KvCache, layer: int, group: Group, q: Tensor, sink_q: Tensor, scaling: float
 ) -> Tensor:
-    """Attention of all rows of a group, explicitly. ``q``, ``sink_q`` ``[T, heads, dim]`` →
+    """Attention of all rows of a group. ``q``, ``sink_q`` ``[T, heads, dim]`` →
     ``[r * n, heads * dim]``."""
-    s = cache.layout.sinks
     kv_heads, dim = cache.shape.kv_heads, cache.shape.head_dim
     r, n = group.shape
 
     def grouped(x: Tensor) -> Tensor:  # → [r, kv_heads, query heads of one KV head * n, dim]
-        split = (x[group.picked] * scaling).view(r, n, kv_heads, -1, dim)
+        split = x[group.picked].view(r, n, kv_heads, -1, dim)
         return split.permute(0, 2, 3, 1, 4).reshape(r, kv_heads, -1, dim)
 
     query = grouped(q)
+    sink_query = grouped(sink_q) if group.rotate_sinks else query
+    in_parts = q.device.type == "cpu" and not group.watched
+    attend = _group_in_parts if in_parts else _group_explicitly
+    out = attend(cache, layer, group, query, sink_query, scaling)
+    return out.view(r, kv_heads, -1, n, dim).permute(0, 3, 1, 2, 4).reshape(r * n, -1)
+
+
+def _group_in_parts(
+    cache: KvCache, layer: int, group: Group, query: Tensor, sink_query: Tensor, scaling: float
+) -> Tensor:
+    """``query``, ``sink_query`` ``[r, kv_heads, rows, dim]`` → the same shape."""
+    key, value = (pool[layer][group.slots] for pool in (cache.keys, cache.values))
+    mask = group.tile(query.shape[2] // group.shape[1])
+    sinks, used = cache.layout.sinks if group.rotate_sinks else 0, group.used
+    found = []
+    for asked, part in ((sink_query, slice(0, sinks)), (query, slice(sinks, used))):
+        if part.start < part.stop:
+            seen = mask[..., part]
+            found.append(_attend_part(asked, key[:, :, part], value[:, :, part], seen, scaling))
+    if group.regions is not None:
+        own_key, own_value = (
+            pool[layer][group.regions, :, : group.scratch]
+            for pool in (cache.branch_keys, cache.branch_values)
+        )
+        found.append(_attend_part(query, own_key, own_value, mask[..., used:], scaling))
+    return _merged(found)
+
+
+def _merged(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Outputs over several stretches of keys, weighed by the logarithms of their sums."""
+    if len(parts) == 1:
+        return parts[0][0]
+    outs, sums = zip(*parts, strict=True)
+    weights = torch.softmax(torch.stack(sums), dim=0)[..., None]
+    return (weights * torch.stack(outs)).sum(dim=0).to(outs[0].dtype)
+
+
+def _group_explicitly(
+    cache: KvCache, layer: int, group: Group, query: Tensor, sink_query: Tensor, scaling: float
+) -> Tensor:
+    """As :func:`_group_in_parts`, with all scores held."""
+    s, kv_heads, (r, n) = cache.layout.sinks, cache.shape.kv_heads, group.shape
+    query = query * scaling
     key = cache.keys[layer][group.slots, :, : group.used].transpose(2, 3)
     value = cache.values[layer][group.slots, :, : group.used]
     scores = query @ key
     if group.rotate_sinks:
-        scores[..., :s] = grouped(sink_q) @ key[..., :s]
+        scores[..., :s] = (sink_query * scaling) @ key[..., :s]
     if group.regions is not None:
         own_key = cache.branch_keys[layer][group.regions, :, : group.scratch]
         scores = torch.cat((scores, query @ own_key.transpose(2, 3)), dim=-1)
@@ -139,11 +191,9 @@ def attend_group(
             keys = slice(group.used + watch.begin, group.used + watch.end)
             watch.found[layer] = each[..., keys].clone()
     if group.regions is None:
-        out = probs @ value
-    else:
-        own_value = cache.branch_values[layer][group.regions, :, : group.scratch]
-        out = probs[..., : group.used] @ value + probs[..., group.used :] @ own_value
-    return out.view(r, kv_heads, -1, n, dim).permute(0, 3, 1, 2, 4).reshape(r * n, -1)
+        return probs @ value
+    own_value = cache.branch_values[layer][group.regions, :, : group.scratch]
+    return probs[..., : group.used] @ value + probs[..., group.used :] @ own_value
 
 
 def attend_long(
@@ -153,7 +203,7 @@ def attend_long(
     n, heads, dim = q.shape
     kv_heads = cache.shape.kv_heads
     group = heads // kv_heads
-    outs, sums = [], []
+    found = []
     for part in row.parts:
         pools = (cache.keys, cache.values)
         at = row.slot
@@ -167,14 +217,9 @@ def attend_long(
         out, total = _attend_part(query, key, value, mask, scaling)
         if part.blind is not None:
             total = total.masked_fill(part.blind.repeat(group), -torch.inf)
-        outs.append(out)
-        sums.append(total)
-    merged = outs[0]
-    if len(outs) > 1:
-        weights = torch.softmax(torch.stack(sums), dim=0)[..., None]
-        merged = sum(w * out for w, out in zip(weights, outs, strict=True)).to(q.dtype)
+        found.append((out, total))
     # [1, kv_heads, group * n, dim] to the heads of one token side by side
-    return merged.view(kv_heads, group, n, dim).permute(2, 0, 1, 3).reshape(n, heads * dim)
+    return _merged(found).view(kv_heads, group, n, dim).permute(2, 0, 1, 3).reshape(n, heads * dim)
 
 
 def _attend_part(

@@ -100,7 +100,8 @@ class ForwardBatch:
     _stream_writes: Writes | None = field(init=False)
     _branch_writes: Writes | None = field(init=False)
     _cos_sin: tuple[Tensor, Tensor] = field(init=False)
-    _sink_cos_sin: tuple[Tensor, Tensor] | None = field(init=False)
+    """``[1 or 2, T, 1, dim]``: of the positions, and where they differ of the positions as a query of
+    the sinks."""
 
     def __post_init__(self) -> None:
         ids: list[int] = []
@@ -147,8 +148,9 @@ class ForwardBatch:
             cos, sin = self.rope.cos_sin(at, shape.head_dim, self.cache.dtype)
             return self._moved(cos), self._moved(sin)
 
-        self._cos_sin = cos_sin(positions)
-        self._sink_cos_sin = cos_sin(positions + shift) if moved else None
+        found = [cos_sin(positions), *([cos_sin(positions + shift)] if moved else [])]
+        cos, sin = (torch.stack(tables) for tables in zip(*found, strict=True))
+        self._cos_sin = cos, sin
 
     def _check(self, row: Row, n: int) -> None:
         """Refuse the two writes that would overwrite tokens which a query still sees."""
@@ -226,13 +228,10 @@ class ForwardBatch:
         ``[T, kv_heads, dim]`` → ``[T, heads * dim]``. Mutates the cache in the places of the rows'
         new tokens.
         """
-        rotated, heads = self.rope.rotated, qk.shape[1] - self.cache.shape.kv_heads
-        turned = rotate(qk, *self._cos_sin, rotated)
-        q = turned[:, :heads]
-        self._write(layer, turned[:, heads:], v)
-        sink_q = q
-        if self._sink_cos_sin is not None:
-            sink_q = rotate(qk[:, :heads], *self._sink_cos_sin, rotated)
+        heads = qk.shape[1] - self.cache.shape.kv_heads
+        turned = rotate(qk, *self._cos_sin, self.rope.rotated)
+        self._write(layer, turned[0, :, heads:], v)
+        q, sink_q = turned[0, :, :heads], turned[-1, :, :heads]
         if len(self._groups) == 1 and not self._long and self._covers_all(self._groups[0]):
             return self.backend.attend_group(self.cache, layer, self._groups[0], q, sink_q, scaling)
         out = q.new_empty(len(q), heads * q.shape[2])

@@ -153,11 +153,10 @@ def test_a_device_without_float64_is_sent_none(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ForwardBatch, "_moved", note)
     got = ForwardBatch(driver.cache, rows, driver.model.rope)
     assert all(tensor.dtype != torch.float64 for tensor in moved)
-    assert any(tensor is got._cos_sin[0] for tensor in moved)
-    for mine, theirs in ((got._cos_sin, want._cos_sin), (got._sink_cos_sin, want._sink_cos_sin)):
-        assert mine is not None
-        assert theirs is not None
-        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    assert len(got._cos_sin[0]) == 2  # of the positions, and as queries of the sinks
+    for mine, theirs in zip(got._cos_sin, want._cos_sin, strict=True):
+        assert torch.equal(mine, theirs)
+        assert any(torch.equal(tensor, mine[0]) for tensor in moved)
 
 
 def test_copies_that_do_not_wait_come_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
