@@ -169,10 +169,10 @@ def _calendar(tag: str, names: str) -> tuple[Any, dict[str, int]]:
     found: dict[str, int] = {}
     for number in range(1, 13):
         for form in _DATES[names]:
-            found.setdefault(_of_date(tag, form, datetime.datetime(2024, number, 15)), number)
+            found.setdefault(_of_date(tag, form, datetime.date(2024, number, 15)), number)
     for number in range(1, 8):
         for form in _DAYS[names]:
-            day = datetime.datetime(2024, 1, number)  # a Monday is the first
+            day = datetime.date(2024, 1, number)  # a Monday is the first
             found.setdefault(_of_date(tag, form, day), 100 + number)
     found = {name: date for name, date in found.items() if any(map(str.isalpha, name))}
     name = "|".join(map(regex.escape, sorted(found, key=len, reverse=True)))
@@ -181,7 +181,7 @@ def _calendar(tag: str, names: str) -> tuple[Any, dict[str, int]]:
     return regex.compile(name), found
 
 
-def _of_date(tag: str, form: str, date: datetime.datetime) -> str:
+def _of_date(tag: str, form: str, date: datetime.date) -> str:
     return str(MessageFormat(f"{{d, date, ::{form}}}", tag).format({"d": date})).rstrip(".")
 
 
