@@ -98,9 +98,11 @@ TURN_TOKENS, TURN_WORDS = 120, 40
 and too long to stand for itself where its note fails."""
 TURN_UNITS = 4
 """A shorter sentence is not noted."""
-NOTES, TOKENS_PER_NOTE = 4, 100
+NOTES, TOKENS_PER_NOTE = 6, 100
 """An update takes at most NOTES decisions, actions and questions, and one more for so many new tokens;
 half as many topics."""
+CERTAIN = 0.8
+"""Calibrated probability from which a decision, action or question is taken however many there are."""
 TELLING = 3.0
 """Content a turn must have to be compared with items: a few short words are like anything."""
 RELATED, PAIRS = 0.4, 12
@@ -342,7 +344,9 @@ def select(turns: Sequence[Turn]) -> list[Draft]:
     others = [d for d in found if d.kind != "topic"]
     topics.sort(key=lambda d: (not numbers(d.turn.said), -d.importance))
     others.sort(key=lambda d: -d.importance)
-    kept = {id(d.turn): d for d in [*changed, *others[:most], *topics[: max(1, most // 2)]]}
+    certain = sum(d.importance >= CERTAIN for d in others)
+    taken = [*changed, *others[: max(most, certain)], *topics[: max(1, most // 2)]]
+    kept = {id(d.turn): d for d in taken}
     return [kept[id(turn)] for turn in turns if id(turn) in kept]
 
 

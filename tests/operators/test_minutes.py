@@ -436,6 +436,16 @@ def test_what_is_sure_small_talk_or_unsure_gets_no_note() -> None:
     assert asked.kind == "open_question"
 
 
+@pytest.mark.parametrize(("weight", "kept"), [(0.7, 6), (0.9, 9)])
+def test_what_the_judge_is_certain_of_is_taken_however_much_it_is(weight: float, kept: int) -> None:
+    rest = (1 - weight) / 4
+    turns = [
+        Turn("Ana", f"We buy pump number {n}.", 5, [], weights=(rest, rest, weight, rest, rest))
+        for n in range(9)
+    ]
+    assert len(select(turns)) == kept
+
+
 def test_calibration_divides_by_what_a_blank_turn_gets() -> None:
     prior = (0.4, 0.3, 0.1, 0.1, 0.1)
     assert calibrated(prior, prior) == pytest.approx(FLAT)
