@@ -15,7 +15,7 @@ import yaml
 from operators.engine.known_segments import KnownSegments
 from operators.errors import SegmentError
 from operators.events import Evidence, Segment
-from operators.tasks.minutes import Draft, Turn, checked, problem_of
+from operators.tasks.grounding import Draft, Known, Turn, checked, problem_of
 from pipelines.wire.codec import decode_segment
 from pipelines.wire.transcripts import read_transcript
 from tests.operators.test_chat_template import DATED, NO_SYSTEM, framed
@@ -53,7 +53,7 @@ def note(said: str, written: str, speaker: str = "Ana") -> tuple[bool, Counter[s
     """Whether a note becomes an item, why its sentence was refused, and what stands at last."""
     turn = Turn(speaker, said, 20, [Evidence("s")])
     draft = Draft(turn, "decision", 1.0, text=written)
-    draft.problem = problem_of(draft, [speaker])
+    draft.problem = problem_of(draft, Known((speaker,)))
     refused: Counter[str] = Counter()
     return checked(draft, refused), refused, draft.text
 

@@ -276,6 +276,9 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
                 other.close()
             if not isinstance(error, StopIteration):
                 raise
+            # The agents take one message a turn of the event loop: delivered faster, polls would pile up
+            # before a partition is held.
+            await asyncio.sleep(0)
             if self.should_stop:
                 return WaitResults([], [], True)
             return WaitResults([delivery], [error.value], False)
