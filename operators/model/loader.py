@@ -112,8 +112,8 @@ class DecoderModel:
 
     @property
     def one_forward(self) -> bool:
-        """Whether rows of both roles may be in one forward: the weights are the same, and the products
-        exact, so that no row's numbers depend on the others."""
+        """Whether rows of both roles may be in one forward: the weights are the same, and their products
+        exact whatever other rows there are."""
         return set(self.dtypes.values()) == {"w8a8"}
 
     def attend_with(self, name: str) -> None:

@@ -62,8 +62,8 @@ AUTOMATIC = ("bf16", "int8", "w8a8", "q4")
 more than 0.3 chrF in translation or 1 % in any other figure against bf16 (docs/benchmarks.md).
 int4 loses 5 % of perplexity on the smallest model: only where asked for."""
 PREFILL = ("bf16", "w8a8")
-"""Weight types that may be chosen for reading. A processor without matrix units for bf16 reads five
-times faster with w8a8."""
+"""Weight types that may be chosen for reading. A Xeon without matrix units for bf16 read
+four times faster with w8a8 (DECISIONS.md)."""
 FLOATS = ("fp32", "fp16", "bf16")
 """Who asks for one of these for generation gets the same for reading."""
 READ, FEW_LAYERS = 64, 2
@@ -231,12 +231,14 @@ def survey_prefill(
 ) -> tuple[dict[str, float], bool]:
     """Seconds of a block by type, and whether the machine was quiet enough for that to count. Leaves the
     model with the last type."""
-    took, watch = {}, Stopwatch()
+    took, quiet = {}, True
     for kind in kinds:
         say(f"trying {kind} weights for reading")
         model.use_for_prefill(kind)
+        watch = Stopwatch()  # making the weights may well leave cores idle
         took[kind] = measure(model, {READ: "prefill"})[READ]
-    return took, watch.quiet()
+        quiet &= watch.quiet()
+    return took, quiet
 
 
 def best_prefill(took: Mapping[str, float], *, quiet: bool) -> str:
