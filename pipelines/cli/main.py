@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from importlib import metadata
 
 import typer
 
@@ -61,13 +62,23 @@ def make_cli() -> typer.Typer:
     )
 
     @cli.callback()
-    def longstream() -> None:
+    def longstream(
+        version: bool = typer.Option(
+            False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ) -> None:
         """Rolling summaries and translations of endless text on Kafka."""
 
     for name, path in COMMANDS.items():
         if importlib.util.find_spec(path) is not None:
             _mount(cli, name, path)
     return cli
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"longstream {metadata.version('longstream')}")
+        raise typer.Exit
 
 
 def _mount(cli: typer.Typer, name: str, path: str) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,10 @@ def test_every_command_is_described(cli: typer.Typer) -> None:
         if not getattr(option, "help", None)
     ]
     assert unexplained == []
+
+
+def test_the_version_is_that_of_the_installed_package(cli: typer.Typer) -> None:
+    assert call(cli, "--version").stdout == f"longstream {metadata.version('longstream')}\n"
 
 
 def test_help_says_the_first_steps_and_the_exit_codes(cli: typer.Typer) -> None:
