@@ -64,7 +64,11 @@ def make_cli() -> typer.Typer:
     @cli.callback()
     def longstream(
         version: bool = typer.Option(
-            False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+            False,
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the version and exit.",
         ),
     ) -> None:
         """Rolling summaries and translations of endless text on Kafka."""

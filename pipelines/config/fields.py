@@ -124,7 +124,8 @@ class Settings(GatewaySettings, BaseSettings):
     delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
     """exactly_once needs a broker with transactions."""
     commit_interval_s: float = Field(1.0, gt=0, le=60)
-    """Results and offsets are committed after this many seconds…"""
+    """Results count this many seconds after the first of them is ready, with their offsets: the
+    commit begins earlier by what commits usually take…"""
     commit_max_events: int = Field(256, ge=1)
     """…or after this many segments, at most half of in_flight_per_partition."""
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "gzip"

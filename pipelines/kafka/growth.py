@@ -104,7 +104,8 @@ def _check_group(admin: Any, settings: Settings) -> None:
     if members:
         raise ConfigError(
             f"{len(members)} workers of app_id {settings.app_id!r} run: stop the producers, let the "
-            "workers finish what waits (`longstream lag`), and stop them"
+            "workers finish what waits (`longstream lag`), and stop them; one that was killed counts "
+            "until its session times out"
         )
 
 

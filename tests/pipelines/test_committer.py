@@ -38,6 +38,30 @@ def run(body: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
+# --- when a commit begins --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("usual", "collects"), [([], 1.0), ([0.2, 9.0, 0.2], 0.8), ([3.0], 0.5)])
+def test_a_commit_begins_earlier_by_what_commits_usually_take(
+    usual: list[float], collects: float
+) -> None:
+    async def body() -> None:
+        committer = Committer(
+            FakePublisher(),
+            lambda offsets: None,
+            lambda entries, took: None,
+            interval_s=1.0,
+            max_events=9,
+        )
+        committer._first = 100.0
+        committer._took.extend(usual)
+        assert committer._collects_s(100.0) == pytest.approx(collects)
+        assert committer._collects_s(105.0) == 0.0
+        await committer.close()
+
+    run(body)
+
+
 # --- offsets ---------------------------------------------------------------------------------
 
 

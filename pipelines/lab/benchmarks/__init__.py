@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, str] = {
     "step-cost": "What a step costs besides products and attention: planning, choosing tokens.",
     "gpu": "On a GPU: invariants, tokens per second of up to 256 streams, beside transformers.",
     "contention": "Tokens per second beside busy neighbours and under a quota, over the fair share.",
+    "plain": "One stream, a token a forward, no drafts: our types of weights beside llama.cpp.",
     "peers": "The whole job beside Hugging Face generate and llama.cpp (extra: peers).",
 }
 """Name → one line of help."""

@@ -3,7 +3,8 @@ as a line on its standard input says, and answers with their number and the seco
 
     python -m pipelines.lab.benchmarks.contender SIDE MODEL THREADS [GROUP]
 
-SIDE is ``longstream`` or ``llama.cpp``; MODEL a folder, a GGUF file or ``toy``; GROUP a control group
+SIDE is ``longstream``, with its weights' type behind a slash (``longstream/q4``; int8 without), or
+``llama.cpp``; MODEL a folder, a GGUF file or ``toy``; GROUP a control group
 that the process joins before it counts its CPUs. THREADS 0: as many as the limits of the process allow.
 """
 
@@ -21,11 +22,11 @@ from pipelines.device.torch_env import TORCH
 
 WARM_UP = 4
 """Tokens before anything is timed."""
-PIECE = 8
-"""Tokens that llama.cpp's server is asked for at a time."""
+PIECE = 32
+"""Tokens that llama.cpp's server is asked for at a time; each time it also reads one of the prompt."""
 
 
-def ours(model: str) -> Callable[[], int]:
+def ours(model: str, dtype: str) -> Callable[[], int]:
     """Plain greedy decoding of one row behind a full window, under the governor."""
     import torch
 
@@ -38,9 +39,9 @@ def ours(model: str) -> Callable[[], int]:
     torch.set_num_threads(cpu_limit().threads)
     layout = KvLayout(sinks=4, window=256, slack=64, branch_tokens=64)
     decoder = (
-        toy_decoder("bf16", "int8")
+        toy_decoder("bf16", dtype)
         if model == "toy"
-        else load_model(model, device="cpu", dtype_prefill="bf16", dtype_decode="int8")
+        else load_model(model, device="cpu", dtype_prefill=_prefill(dtype), dtype_decode=dtype)
     )
     cache = decoder.new_cache(layout, slots=1, branches=1)
     slot = cache.allocate()
@@ -55,6 +56,11 @@ def ours(model: str) -> Callable[[], int]:
         return 1
 
     return generate
+
+
+def _prefill(dtype: str) -> str:
+    """The type to read with: the same where that can be, for one copy of the weights."""
+    return dtype if dtype == "w8a8" else "bf16"
 
 
 def llamacpp(file: str, threads: int) -> Callable[[], int]:
@@ -87,7 +93,8 @@ def main(side: str, model: str, threads: int, group: str = "") -> None:
     if group:
         (Path(group) / "cgroup.procs").write_text(str(os.getpid()))
     allowed = threads or cpu_limit().threads
-    generate = ours(model) if side == "longstream" else llamacpp(model, allowed)
+    name, _, dtype = side.partition("/")
+    generate = ours(model, dtype or "int8") if name == "longstream" else llamacpp(model, allowed)
     made = 0
     while made < WARM_UP:
         made += generate()

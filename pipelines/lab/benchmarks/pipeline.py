@@ -251,9 +251,9 @@ def _given(settings: Any) -> tuple[str, ...]:
 
 def run(run: Run) -> Result:
     """Rates of every side, mode and number of partitions, interleaved; then latency and bytes."""
-    count = 300 if run.quick else 4000
+    count = 300 if run.quick else 20_000  # several commits, whatever the side
     partitions = (1,) if run.quick else PARTITIONS
-    rounds = run.rounds or (1 if run.quick else 3)
+    rounds = run.rounds or (1 if run.quick else 2)
     sides = ("longstream",) if run.quick else ("longstream", "faust", "aiokafka")
     with broker.from_environment(log=run.say) as kafka:
         bench = Bench(kafka.bootstrap, run)

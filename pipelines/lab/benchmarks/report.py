@@ -35,6 +35,7 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "write_amplification": ("<=", 6),
     },
     "contention": {"worst_fair_share": (">=", 0.7)},
+    "plain": {"plain_vs_llamacpp": (">=", 0.8)},
     "peers": {
         "vs_hf_best_8": (">=", 5),
         "vs_hf_best_1": (">=", 2.5),

@@ -247,7 +247,7 @@ class Chaos:
         watcher.stop()
         records = read_topics(self._settings, self._topics(), "read_committed")
         more = self._settings.partitions + self._options.grow
-        before, moved = grow(self._settings, more)
+        before, moved = self._grow_topics(more)
         self._note(f"{before} partitions became {more}, and {moved} streams moved")
         self._settings = self._settings.model_copy(update={"partitions": more})
         following = watching.Watcher(self._settings, watcher)
@@ -305,6 +305,17 @@ class Chaos:
         code = stranger.exit_code
         stranger.end()
         return code
+
+    def _grow_topics(self, partitions: int) -> tuple[int, int]:
+        """As :func:`grow`, once a worker that was killed is no member of the group any more."""
+        deadline = time.monotonic() + 2 * self._options.session_timeout_s
+        while True:
+            try:
+                return grow(self._settings, partitions)
+            except ConfigError:
+                if time.monotonic() > deadline:
+                    raise
+            self._wait(lambda: False, 1.0)
 
     def _try_to_grow(self) -> bool:
         """Partitions are to grow under running workers; whether that is refused."""

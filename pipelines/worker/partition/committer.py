@@ -1,7 +1,8 @@
 """Publishes what a partition finished, in order, one group at a time.
 
-1. Entries are collected for ``commit_interval_s`` after the first, up to ``commit_max_events``, or
-   until :meth:`Committer.flush`. If they are too large for the publisher, they are split into groups.
+1. Entries are collected until :meth:`Committer.flush`, up to ``commit_max_events``, or for
+   ``commit_interval_s`` after the first, less the time a commit usually takes: the results are to count
+   by then. If they are too large for the publisher, they are split into groups.
 2. They become one :class:`~pipelines.kafka.publishers.Group`: the messages in order, the newest state
    of each stream, and the committable offset after these entries.
 3. The group is published. If nothing of it took effect the *same* group is retried a few times, unless
@@ -16,7 +17,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from operators.errors import ConfigError, LongstreamError
@@ -26,6 +29,8 @@ from pipelines.worker.context import Entry
 
 ATTEMPTS = 5
 BACKOFF_SECONDS = 0.2
+REMEMBERED = 9
+"""Commits whose median says how long the next one will take."""
 
 
 class CommitError(LongstreamError):
@@ -63,6 +68,9 @@ class Committer:
         self._max_events = max_events
         self._patience_s = patience_s
         self._pending: list[Entry] = []
+        self._first = 0.0
+        """When the first of the pending entries came."""
+        self._took: deque[float] = deque(maxlen=REMEMBERED)
         self._arrived = asyncio.Event()
         self._urgent = asyncio.Event()
         self._idle = asyncio.Event()
@@ -96,6 +104,8 @@ class Committer:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def add(self, entry: Entry) -> None:
+        if not self._pending:
+            self._first = time.monotonic()
         self._pending.append(entry)
         self._idle.clear()
         self._arrived.set()
@@ -134,13 +144,19 @@ class Committer:
                 # 1.
                 await self._arrived.wait()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._urgent.wait(), self._interval_s)
+                    await asyncio.wait_for(self._urgent.wait(), self._collects_s(time.monotonic()))
                 await self._allowed.wait()
                 await self._commit()
         except asyncio.CancelledError:
             raise
         except Exception as error:
             self._fail(error)
+
+    def _collects_s(self, now: float) -> float:
+        """Seconds until the next commit begins."""
+        usual = statistics.median(self._took) if self._took else 0.0
+        begins = self._first + self._interval_s - min(usual, self._interval_s / 2)
+        return max(0.0, begins - now)
 
     async def _commit(self) -> None:
         entries, self._pending = self._pending, []
@@ -163,7 +179,9 @@ class Committer:
             self.committed_offset = group.offset
         if group.question_offset is not None:
             self.committed_question = group.question_offset
-        self._on_committed(entries, time.monotonic() - started)  # 4.
+        took = time.monotonic() - started
+        self._took.append(took)
+        self._on_committed(entries, took)  # 4.
         if not self._pending:
             self._idle.set()
 
