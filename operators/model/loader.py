@@ -96,6 +96,10 @@ class DecoderModel:
         self.use_for_prefill(dtype_prefill)
         self.use_for_decode(dtype_decode)
 
+    def network(self, role: Role) -> Network:
+        """What runs the forwards of this role, for measurements of its parts."""
+        return self._networks[role]
+
     @property
     def has_four_bits(self) -> bool:
         """Whether the four-bit weights of the file it was made from lie beside the model."""

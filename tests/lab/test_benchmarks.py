@@ -35,7 +35,15 @@ FIELDS = {
     "speculation": {"best_summary_speedup", "retranslation_speedup", "worst_speedup"}
     | {"identical_text", "tasks", "by_drafter", "acceptance_by_position", "cost_curve_ms"},
     "retranslation": {"retranslation_speedup", "committed_speedup", "by_growth", "same_text"},
-    "streams": {"ratio_16", "jain", "best", "by_setting", "fairness"},
+    "streams": {
+        "ratio_16",
+        "tokens_s_16",
+        "of_products_16",
+        "jain",
+        "best",
+        "by_setting",
+        "fairness",
+    },
     "idle": {"ratio_idle", "step_ms_few", "step_ms_many"},
     "pipeline": {
         "added_latency_p50_ms",

@@ -96,7 +96,8 @@ class Tasks:
 
 @dataclass
 class Turn:
-    """One verify of one answer: when it came, its drafts, how many stood, the tokens it gave."""
+    """One verify of one answer: when it came (the same for all of a step), its drafts, how many stood,
+    the tokens it gave."""
 
     at: float
     drafted: int
@@ -339,13 +340,13 @@ class Desk:
         rows = [planned.generation.verify_row(planned.draft) for planned in plan.decoding]
         logits = self.model.forward("decode", self.cache, rows)
         best = most_likely(logits)
-        at = 0
+        at, now = 0, time.perf_counter()
         for row, planned in zip(rows, plan.decoding, strict=True):
             end = at + row.num_logits
             accepted, tokens = planned.generation.verified(logits[at:end], best[at:end])
             at = end
             answer = next(a for a in answers if a.generation is planned.generation)
-            turn = Turn(time.perf_counter(), len(row.tokens) - 1, accepted, len(tokens))
+            turn = Turn(now, len(row.tokens) - 1, accepted, len(tokens))
             answer.turns.append(turn)
 
 

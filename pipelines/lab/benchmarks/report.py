@@ -27,7 +27,12 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "worst_speedup": (">=", 0.97),
     },
     "retranslation": {"retranslation_speedup": (">=", 3.0)},
-    "streams": {"ratio_16": (">=", 3), "jain": (">=", 0.95)},
+    "streams": {
+        "ratio_16": (">=", 3),
+        "tokens_s_16": (">=", 400),
+        "of_products_16": (">=", 0.75),
+        "jain": (">=", 0.95),
+    },
     "idle": {"ratio_idle": ("<=", 1.2)},
     "pipeline": {
         "ratio_plain_faust": (">=", 0.5),

@@ -9,6 +9,9 @@ rounds' ratios.
 
 Fairness: eight streams, seven of which have perfect drafts and one only wrong ones; Jain's index over
 the tokens per second of each until the first one is done.
+
+Of the products: what the matrix products of all verifies take when they run alone, one after the other,
+over what the answers took.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -24,12 +28,14 @@ from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor
 
 from operators.config import OperatorConfig
-from operators.decoding.acceptance import Costs
+from operators.decoding.acceptance import CostCurve, Costs
 from operators.decoding.generation import Generation
 from operators.engine.session import Session
 from operators.engine.task_runner import make_drafters
+from operators.model.loader import DecoderModel
 from operators.model.quantization import runs_w8a8
 from operators.tasks.base import Ask
 from pipelines.dev.demo.plan import meeting_files
@@ -66,6 +72,8 @@ class _Side:
     weights: str
     desk: Desk
     costs: Costs
+    products: CostCurve
+    """Seconds of all matrix products of a forward, alone, by its tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +106,7 @@ def run(run: Run) -> Result:
         for count in sizes.streams:
             for side in sides:
                 for drafter in DRAFTERS:
-                    numbers = _numbers(_together(side, streams[:count], drafter))
+                    numbers = _numbers(_together(side, streams[:count], drafter), side.products)
                     cells[count][f"{side.weights}, {drafter}"].append(numbers)
             run.say(_line(count, cells[count]))
         for side in sides:
@@ -118,12 +126,15 @@ def _summary(cells: Cells, fairness: dict[str, list[Result]]) -> Result:
         n: max((k for k in row if k.endswith("none")), key=lambda name: row[name]["tokens_s"])
         for n, row in table.items()
     }
+    at = best[RATIO_AT]
     ratios, plain_ratios = _ratios(cells, best), _ratios(cells, plain)
     usual = best[FAIR_STREAMS if FAIR_STREAMS in best else RATIO_AT].partition(",")[0]
     return {
         f"ratio_{RATIO_AT}": round(statistics.median(ratios), 2),
         f"ratio_{RATIO_AT}_rounds": ratios,
         f"ratio_{RATIO_AT}_plain": round(statistics.median(plain_ratios), 2),
+        f"tokens_s_{RATIO_AT}": table[RATIO_AT][at]["tokens_s"],
+        f"of_products_{RATIO_AT}": round(table[RATIO_AT][at]["of_products"], 2),
         "jain": statistics.median(found["jain"] for found in fairness[usual]),
         "jain_rounds": [found["jain"] for found in fairness[usual]],
         "best": {n: {"setting": name, **table[n][name]} for n, name in best.items()},
@@ -164,7 +175,28 @@ def _sides(run: Run, sizes: Sizes) -> Iterator[_Side]:
         model = run.load("fp32" if weights == "fp32" else "bf16", weights)
         with tempfile.TemporaryDirectory() as folder:
             costs = Costs(cost_curve(model, VERIFY, Path(folder), run.say))
-        yield _Side(weights, Desk(model, config), costs)
+        yield _Side(weights, Desk(model, config), costs, products_curve(model))
+
+
+def products_curve(model: DecoderModel) -> CostCurve:
+    """Seconds of a generation forward's matrix products alone: the least of three passes."""
+    hidden = torch.randn(max(VERIFY), model.network("decode").embedding.shape[1]).to(model.dtype)
+
+    def seconds(tokens: int) -> float:
+        began = time.perf_counter()
+        with torch.inference_mode():
+            _products(model, hidden[:tokens])
+        return time.perf_counter() - began
+
+    return CostCurve.measured((n, min(seconds(n) for _ in range(3))) for n in VERIFY)
+
+
+def _products(model: DecoderModel, hidden: Tensor) -> None:
+    network, kv_width = model.network("decode"), 2 * model.shape.kv_heads * model.shape.head_dim
+    for layer in network.layers:
+        layer.output(layer.qkv(hidden)[:, :-kv_width])
+        layer.down(layer.gate_up(hidden).chunk(2, dim=-1)[0])
+    network.head(hidden)
 
 
 def _config(run: Run, sizes: Sizes) -> OperatorConfig:
@@ -209,8 +241,11 @@ def _together(side: _Side, streams: Sequence[_Stream], drafter: str) -> list[Ans
     return desk.run(desk.scheduler(config, side.costs), asked, prompts)
 
 
-def _numbers(found: Sequence[Answered]) -> Result:
+def _numbers(found: Sequence[Answered], products: CostCurve) -> Result:
     """Of answers that ran together."""
+    verified: dict[float, int] = defaultdict(int)
+    for turn in (turn for a in found for turn in a.turns):
+        verified[turn.at] += 1 + turn.drafted
     began = min(a.decoding_from for a in found)
     ended = max(a.turns[-1].at for a in found)
     tokens = sum(turn.tokens for a in found for turn in a.turns)
@@ -220,6 +255,7 @@ def _numbers(found: Sequence[Answered]) -> Result:
         "p50_ms": round(waits[len(waits) // 2], 1),
         "p99_ms": round(waits[min(len(waits) - 1, int(0.99 * len(waits)))], 1),
         "tokens": tokens,
+        "of_products": sum(map(products.seconds, verified.values())) / (ended - began),
         "tokens_per_verify": round(
             statistics.mean(turn.tokens for a in found for turn in a.turns), 2
         ),
