@@ -184,7 +184,9 @@ def check_longstream(rest: list[str]) -> None:
     if not rest and (hasattr(command, "commands") or any(p.required for p in command.params)):
         return  # "longstream dlq" or "longstream run", only named
     try:
-        command.make_context(path[-1], list(rest), resilient_parsing="--help" in rest)
+        command.make_context(
+            path[-1], list(rest), resilient_parsing=bool({"--help", "--version"} & set(rest))
+        )
     except Exception as error:  # typer brings a click of its own, whose errors have no public name
         raise AssertionError(str(error)) from error
 
