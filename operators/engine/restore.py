@@ -56,7 +56,8 @@ def from_text(session: Session, state: SessionState, encode: Encode) -> None:
 def requeue_window_text(session: Session, encode: Encode) -> None:
     """The KV of an idle session is lost: queue its window's text before what is queued already.
     Mutates the session."""
-    waiting, next_seq, state = list(session.queue), session.next_seq, session.state()
+    again, next_seq, state = session.read_again(), session.next_seq, session.state()
+    waiting = [part for part in session.queue if part not in again]
     settings = session.settings
     session.queue.clear()
     session.window.clear()

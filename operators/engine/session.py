@@ -495,13 +495,26 @@ class Session:
         self.answers, self.answered = [], []
         return emission
 
+    def read_again(self) -> list[Part]:
+        """Text of done segments that is still to be prefilled, after a restart or when memory was lost;
+        the part under way is the first of it."""
+        parts = [part for part in self.queue if isinstance(part, Part)]
+        parts[:0] = [self.current] if self.current is not None else []
+        return [part for part in parts if part.info.offset <= self.cursor]
+
     def state(self) -> SessionState:
-        """The stream as of ``cursor``: later segments are left out, they will be fed again."""
+        """The stream as of ``cursor``: later segments are left out, they will be fed again. What is
+        to be read again belongs to it."""
         whole = [p for p in self.window if p is not self.current]
         parts = [] if self.ended else [p for p in whole if p.info.offset <= self.cursor]
         ahead = sum(len(p.tokens) for p in whole if p.info.offset > self.cursor)
-        ahead += self.current_done if self.current is not None else 0
+        begun = self.current_done if self.current is not None else 0
         uncovered = sum(len(p.tokens) for p in parts if p.end > self.covered)
+        again = self.read_again()
+        end = max(self.frontier, self.layout.sinks) - begun
+        for part in again:
+            end += len(part.tokens)
+            uncovered += len(part.tokens) if end > self.covered else 0
         covers = self.covers_up_to(self.settled_seq - 1)
         return SessionState(
             stream_id=self.stream_id,
@@ -513,12 +526,12 @@ class Session:
             items=self.ledger.items,
             next_item=self.ledger.next_item,
             archived=self.ledger.archived,
-            window=tuple(p.info for p in parts),
+            window=tuple(p.info for p in (*parts, *again)),
             covered_seq=covers.to_seq,
             covered_segment_id=covers.to_segment_id,
             covered_ms=covers.to_ms,
             uncovered_tokens=uncovered,
-            tokens_total=self.tokens_total - ahead,
+            tokens_total=self.tokens_total - ahead - begun + sum(len(p.tokens) for p in again),
             last_output=dict(self.last_output),
             degraded=self.degraded,
             weights=self.weights,

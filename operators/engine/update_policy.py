@@ -114,7 +114,8 @@ class UpdatePolicy:
         self._note_end_mark(session)
         if not session.between_parts or session.due:
             return
-        while session.requests and not self._is_ending(session):
+        # What is asked is asked of all that was said: text that is read again first.
+        while session.requests and not self._is_ending(session) and not session.read_again():
             self._runner.start_run(session, session.requests.popleft())
         if session.due:
             return

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+
+import pytest
 
 from pipelines.config.logs import MANY, Repeats
 
@@ -43,3 +47,23 @@ def test_what_is_remembered_is_bounded() -> None:
     for number in range(10 * MANY):
         assert repeats.filter(record(f"stream {number}"))
     assert len(repeats._seen) <= MANY
+
+
+@pytest.mark.parametrize("log_format", ["plain", "json"])
+def test_a_traceback_shows_no_local_variables(log_format: str) -> None:
+    """They hold what people said, and passwords."""
+    code = f"""
+import logging
+from pipelines.config.logs import configure_logging
+configure_logging({log_format!r}, "info")
+def publish(word):
+    raise ValueError("refused")
+try:
+    publish("hun" + "ter2")
+except ValueError:
+    logging.getLogger("asyncio").exception("failed")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "ValueError" in done.stderr
+    assert "refused" in done.stderr
+    assert "hunter2" not in done.stderr
