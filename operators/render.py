@@ -20,9 +20,11 @@ from jinja2 import Environment, TemplateError, nodes
 from jinja2.filters import FILTERS
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.tests import TESTS
+from msgspec.structs import replace
 
 from operators.errors import ConfigError
 from operators.events import NO_SETTINGS, ItemKind, LedgerItem, StreamSettings, SummaryEvent
+from operators.text import units, unspaced
 
 Form = Literal["text", "markdown", "json"]
 KINDS: tuple[ItemKind, ...] = ("decision", "action_item", "open_question", "topic")
@@ -81,8 +83,40 @@ def document(summary: SummaryEvent, settings: StreamSettings, *, marked: bool) -
         else:
             heading = f"## {words[kind]}" if marked else words[kind]
             lines += [*([""] if lines else []), heading, *([""] if marked else [])]
-            lines += [f"- {_line(item, words, marked)}" for item in items]
+            lines += _section(items, words, marked)
     return "\n".join(lines) + "\n"
+
+
+def brief(items: Sequence[LedgerItem], language: str | None) -> str:
+    """The live notes as plain text, by kind, without a title; "(none)" when there is none."""
+    words, lines = headings(language), list[str]()
+    for kind, found in grouped(items, "minutes").items():
+        if found:
+            lines += [words[kind], *_section(found, words, False)]
+    return "\n".join(lines) or "(none)"
+
+
+def _section(items: Sequence[LedgerItem], words: Mapping[str, str], marked: bool) -> list[str]:
+    """One line per note. Whoever has several tasks is named once, above them."""
+    lines, told = [], set[str]()
+    for item in items:
+        owner = item.owner if item.kind == "action_item" else None
+        theirs = [i for i in items if owner and i.owner == owner]
+        if len(theirs) < 2:
+            lines.append(f"- {_line(item, words, marked)}")
+        elif owner and owner not in told:
+            told.add(owner)
+            lines.append(f"- {_safe(owner, marked)}")
+            lines += [f"  - {_line(_without_owner(i), words, marked)}" for i in theirs]
+    return lines
+
+
+def _without_owner(item: LedgerItem) -> LedgerItem:
+    """The task without the name it begins with."""
+    owner = item.owner or ""
+    rest = item.text[len(owner) :]
+    named = item.text.startswith(owner) and (rest[:1].isspace() or unspaced(owner))
+    return replace(item, owner=None, text=(rest.strip() if named else "") or item.text)
 
 
 def listing(items: Iterable[LedgerItem], language: str | None) -> list[str]:
@@ -146,8 +180,10 @@ def _head(settings: StreamSettings, words: Mapping[str, str], marked: bool) -> l
 
 
 def _line(item: LedgerItem, words: Mapping[str, str], marked: bool, labelled: bool = False) -> str:
-    details = [_safe(item.owner, marked)] if item.owner else []
-    if item.due:
+    said, details = set(units(item.text)), []
+    if item.owner and not set(units(item.owner)) <= said:
+        details.append(_safe(item.owner, marked))
+    if item.due and not set(units(item.due)) <= said:
         details.append(f"{words['by']} {_safe(item.due, marked)}")
     if item.state == "done":
         details.append(words["done"])

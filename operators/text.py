@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import regex
@@ -227,3 +228,12 @@ def normalized_erasure(before: str, after: str) -> tuple[int, float]:
         common += 1
     deleted = len(old) - common
     return deleted, deleted / max(1, len(new))
+
+
+def lines_erased(before: str, after: str) -> tuple[int, float]:
+    """The same of a list: words of the lines of ``before`` that ``after`` has not, wherever they stand,
+    and that number over the length of ``after``."""
+    left = Counter(line.strip() for line in before.splitlines())
+    left -= Counter(line.strip() for line in after.splitlines())
+    deleted = sum(count * len(line.split()) for line, count in left.items())
+    return deleted, deleted / max(1, len(after.split()))

@@ -86,6 +86,7 @@ def test_the_wheel_alone_is_enough(tmp_path: Path) -> None:
         "from operators.tasks.prompts import NAMES, _load\n"
         "assert all(_load(name) for name in NAMES)\n"
         "assert len(plan.meeting_files()) >= 3\n"
+        "assert len(plan.passage_files()) >= 3\n"
         "from pipelines.dev.broker.jvm import KAFKA_FOLDER\n"
         "assert (KAFKA_FOLDER / 'pom.xml').is_file()  # for longstream kafka\n"
         "print(Segment(stream_id='a', text='hello').text)"

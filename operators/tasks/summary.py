@@ -13,6 +13,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from operators.events import LedgerItem, Stability, SummaryEvent, Trigger, Usage
+from operators.render import brief
 from operators.tasks import ledger
 from operators.tasks.base import (
     EMPTY,
@@ -28,7 +29,7 @@ from operators.tasks.base import (
     total,
 )
 from operators.tasks.minutes import MinuteTaker, item_of
-from operators.text import normalized_erasure
+from operators.text import lines_erased
 
 TASK = "summary"
 COMPACTION = "compaction"
@@ -220,8 +221,9 @@ class SummaryTask(Task):
         items: tuple[LedgerItem, ...],
         degraded: tuple[str, ...],
     ) -> SummaryEvent:
-        text = ledger.render(ledger.published(items, self.tools.config.view_notes))
-        deleted, erasure = normalized_erasure(view.last_output.get("ledger", ""), text)
+        shown = ledger.published(items, self.tools.config.view_notes)
+        text = brief(shown, view.settings.summary_language)
+        deleted, erasure = lines_erased(view.last_output.get("ledger", ""), text)
         return SummaryEvent(
             stream_id=view.stream_id,
             epoch=view.epoch,

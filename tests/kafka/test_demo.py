@@ -69,8 +69,8 @@ def test_everything_sent_is_counted_back(start, tmp_path):
     process = start(*options, stderr=subprocess.PIPE)
     output, said = process.communicate(timeout=120)
     numbers = json.loads(output)  # and nothing else
-    assert (numbers["streams"], numbers["segments_in"], numbers["segments_covered"]) == (3, 15, 15)
-    assert (numbers["translations_out"], numbers["dead_letters"]) == (30, 0)
+    assert (numbers["streams"], numbers["segments_in"], numbers["segments_covered"]) == (3, 14, 14)
+    assert (numbers["translations_out"], numbers["dead_letters"]) == (28, 0)
     assert numbers["answers_out"] == 3  # each meeting was asked something
     assert said.count("asked: ") == 3
     # The echo has no cache to evict from and generates nothing: exactly that is held against it.
@@ -100,7 +100,7 @@ def test_without_java_and_docker_it_runs_and_says_what_is_not_promised(tmp_path)
         check=False,
     )
     numbers = json.loads(done.stdout)
-    assert (numbers["segments_covered"], numbers["answers_out"]) == (15, 3)
+    assert (numbers["segments_covered"], numbers["answers_out"]) == (14, 3)
     assert "has no transactions" in done.stderr
     assert "nothing is guaranteed here about lost, repeated or reordered results" in done.stderr
 
@@ -108,7 +108,7 @@ def test_without_java_and_docker_it_runs_and_says_what_is_not_promised(tmp_path)
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_the_demo(start, how):
     process = start("--segments", "30", "--speed", "1x")
-    until_said(process, "ami-es2006b")
+    until_said(process, "ami-es2016c")
     children = family(process)
     assert any("worker" in child.cmdline() for child in children)
     process.send_signal(how)

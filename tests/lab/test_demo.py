@@ -26,7 +26,7 @@ from pipelines.cli.following import Follower, Seen, StreamView
 from pipelines.cli.replaying import Sent
 from pipelines.cli.screen import Status, draw, plain_event
 from pipelines.config.load import load_settings
-from pipelines.dev.demo.plan import DEMO, leading, meeting_files, transcripts, with_choices
+from pipelines.dev.demo.plan import DEMO, meeting_files, transcripts, with_choices
 from pipelines.dev.demo.report import RunFacts, json_line, markdown, problems, remarks, result
 from pipelines.dev.demo.run import DemoRun
 from pipelines.dev.demo.tally import Tally, found_words, repeated_trigrams, share, words
@@ -391,15 +391,9 @@ def test_more_streams_than_meetings_get_ids_of_their_own():
     assert len({s.segment_id for part in parts for s in part}) == 15
 
 
-def test_leading_part():
-    said = [Segment(stream_id="a", text="one two three")] * 5
-    assert len(list(leading(said, 2, None))) == 2
-    assert len(list(leading(said, 9, 4))) == 2
-
-
 def test_choices():
     plan = with_choices(DEMO, segments=7, model=None, targets=())
-    assert (plan.segments, plan.words, plan.model, plan.targets) == (7, None, DEMO.model, ())
+    assert (plan.segments, plan.model, plan.targets) == (7, DEMO.model, ())
     with pytest.raises(ConfigError, match="STREAMS"):
         with_choices(DEMO, streams=0)
 

@@ -18,7 +18,7 @@ from operators.tasks.ledger import (
     published,
     render,
 )
-from operators.text import normalized_erasure, repeated_trigram_share
+from operators.text import lines_erased, normalized_erasure, repeated_trigram_share
 
 SAID = [
     (
@@ -159,6 +159,13 @@ def test_text_measures() -> None:
     assert repeated_trigram_share("a b c a b c a b c") == pytest.approx(4 / 7)
     assert normalized_erasure("the red button", "the red remote is here") == (1, 1 / 5)
     assert normalized_erasure("", "new") == (0, 0.0)
+
+
+def test_a_note_put_in_between_takes_nothing_back() -> None:
+    before = "Decisions\n- The review is on Friday.\nActions\n- Ben calls."
+    after = "Decisions\n- The review is on Friday.\n- We buy it.\nActions\n- Ben calls. (done)"
+    assert lines_erased(before, after) == (3, 3 / 16)
+    assert lines_erased("", "new") == (0, 0.0)
 
 
 @pytest.mark.parametrize(

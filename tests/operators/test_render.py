@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from operators.config import STYLES
 from operators.errors import ConfigError
 from operators.events import Evidence, ItemKind, LedgerItem, StreamSettings, SummaryEvent
-from operators.render import MAX_TEMPLATE, by_template, data_of, headings, render
+from operators.render import MAX_TEMPLATE, brief, by_template, data_of, headings, render
 
 SETTINGS = StreamSettings(title="Budget_2031", participants=("Ana", "Ben"))
 
@@ -42,6 +42,24 @@ def test_minutes_in_markdown() -> None:
         "## Open questions\n\n- Who pays for the labels?\n\n"
         "## Topics\n\n- Sales \\*fell\\* \\<b\\>\n"
     )
+
+
+def test_whoever_has_several_tasks_is_named_once() -> None:
+    """Every task began with its owner's name, which was a tenth of the text."""
+    items = (
+        item(1, "action_item", "Ana calls the yard on Monday.", owner="Ana", due="Monday"),
+        item(2, "action_item", "Ben sends the samples.", owner="Ben", due="tomorrow"),
+        item(3, "action_item", "Ana's team waits.", owner="Ana", state="done"),
+        item(4, "decision", "The beta ships."),
+    )
+    assert brief(items, "de").splitlines() == [
+        *("Beschlüsse", "- The beta ships.", "Aufgaben", "- Ana"),
+        *("  - calls the yard on Monday.", "  - Ana's team waits. (erledigt)"),
+        "- Ben sends the samples. (bis tomorrow)",
+    ]
+    chinese = tuple(item(n, "action_item", f"王芳发{n}份合同。", owner="王芳") for n in (1, 2))
+    assert brief(chinese, "zh").splitlines()[-2:] == ["  - 发1份合同。", "  - 发2份合同。"]
+    assert brief((), None) == "(none)"
 
 
 def test_what_was_said_cannot_become_markup_or_a_line_of_its_own() -> None:

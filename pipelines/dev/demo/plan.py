@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-
-from msgspec.structs import replace
 
 from operators.errors import ConfigError
 from operators.events import Segment
@@ -22,11 +19,9 @@ class DemoPlan:
     model: str = "qwen2.5-coder-1.5b"
     streams: int = 3
     segments: int = 60
-    """At most this many segments of each meeting…"""
-    words: int | None = 260
-    """…and not more once this many words are reached (None: no such limit)."""
+    """At most this many segments of each meeting."""
     targets: tuple[str, ...] = ("fr",)
-    question: str = "Which groups are our target?"
+    question: str = "Who will work on the user interface design?"
     """Asked in the first meeting after its first summary; the others are asked what is new in them."""
     speed: str = "max"
     window: int = 256
@@ -64,42 +59,33 @@ class DemoPlan:
 
 
 DEMO = DemoPlan()
-STARTS = {"ami-es2006b": 327, "canada-covid-6": 90, "senedd-education-18": 172}
-"""Segments of the committed meetings at which the demo begins: a target group is decided on and somebody
-is asked to look into something; a minister is asked about a report; one is promised by letter."""
 
 
 def meeting_files() -> list[Path]:
-    """The committed meetings, in the order the demo takes them."""
-    folder = Path(str(resources.files("pipelines.dev"))) / "data" / "meetings"
+    """The committed meetings: long ones, for measurements."""
+    return _files("meetings")
+
+
+def passage_files() -> list[Path]:
+    """Passages of meetings in which something is decided, in the order the demo takes them."""
+    return _files("passages")
+
+
+def _files(name: str) -> list[Path]:
+    folder = Path(str(resources.files("pipelines.dev"))) / "data" / name
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise ConfigError(f"no meetings in {folder}: the package is incomplete, install it again")
     return files
 
 
-def leading(segments: Iterable[Segment], count: int, words: int | None) -> Iterator[Segment]:
-    """The first ``count`` segments, fewer once ``words`` words have been reached."""
-    said = 0
-    for number, segment in enumerate(segments):
-        if number >= count or (words is not None and said >= words):
-            return
-        said += len(segment.text.split())
-        yield segment
-
-
 def transcripts(plan: DemoPlan, suffix: str = "") -> list[list[Segment]]:
-    """One list of segments per stream. More streams than meetings repeat them under other ids."""
-    files = meeting_files()
+    """One list of segments per stream. More streams than passages repeat them under other ids."""
+    files = passage_files()
     found = []
     for number in range(plan.streams):
         copy, place = divmod(number, len(files))
-        file = files[place]
-        segments = [
-            replace(segment, seq=seq)
-            for seq, segment in enumerate(list(read_transcript(file))[STARTS.get(file.stem, 0) :])
-        ]
-        part = list(leading(segments, plan.segments, plan.words))
+        part = list(read_transcript(files[place]))[: plan.segments]
         found.append(_renamed(part, (f"-{copy + 1}" if copy else "") + suffix))
     return found
 
@@ -120,8 +106,6 @@ def _renamed(segments: list[Segment], suffix: str) -> list[Segment]:
 
 
 def with_choices(plan: DemoPlan, **choices: object) -> DemoPlan:
-    """``plan`` with what the user chose; None means not chosen. SEGMENTS lifts the word limit."""
+    """``plan`` with what the user chose; None means not chosen."""
     given = {name: value for name, value in choices.items() if value is not None}
-    if "segments" in given:
-        given["words"] = None
     return dataclasses.replace(plan, **given)  # type: ignore[arg-type]
