@@ -15,6 +15,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
@@ -498,9 +499,13 @@ class Session:
     def read_again(self) -> list[Part]:
         """Text of done segments that is still to be prefilled, after a restart or when memory was lost;
         the part under way is the first of it."""
-        parts = [part for part in self.queue if isinstance(part, Part)]
-        parts[:0] = [self.current] if self.current is not None else []
-        return [part for part in parts if part.info.offset <= self.cursor]
+        begun = (self.current,) if self.current is not None else ()
+        again: list[Part] = []
+        for part in chain(begun, self.queue):  # it comes before all that is new
+            if not isinstance(part, Part) or part.info.offset > self.cursor:
+                break
+            again.append(part)
+        return again
 
     def state(self) -> SessionState:
         """The stream as of ``cursor``: later segments are left out, they will be fed again. What is
