@@ -25,7 +25,7 @@ def feed(operator: StreamOperator, first: int, last: int) -> list[Emission]:
 
 
 def spoken(count: int) -> tuple[StreamOperator, SessionState]:
-    operator = make()
+    operator = make(targets=())
     operator.open("a")
     return operator, feed(operator, 0, count)[-1].state
 
@@ -63,7 +63,7 @@ def restored(how: str, spoken_before: int, since: int) -> tuple[StreamOperator, 
     snapshot = first.snapshot("a") if how == "snapshot" else None
     if since:
         state = feed(first, spoken_before, spoken_before + since)[-1].state
-    again = make()
+    again = make(targets=())
     again.open("a", state, snapshot)
     return again, state
 
@@ -92,7 +92,7 @@ def test_a_second_crash_while_text_is_read_again_loses_nothing(how: str) -> None
     operator.ask(Question(stream_id="a", question_id="q", kind="catch_up"), 0)
     operator.feed(SPEECH[28], 28)
     operator.step()  # one step: not all of it is read yet
-    third = make()
+    third = make(targets=())
     third.open("a", operator._sessions["a"].state())
     emissions = feed(third, 28, 60)
     covered = began.cursor
