@@ -61,6 +61,8 @@ REPEATED = 5
 """A segment that says the same as the REPEATED - 1 before it is taken for the recogniser's noise."""
 MAX_BEFORE = 8
 """Hypotheses of a piece that are kept for local agreement."""
+REPEAT = "or repeat it if there is nothing to translate"
+"""Asked of a few words whose first translation was an answer or an invention ("Mm.")."""
 PASSED, NOISE = "same_language", "not_speech"
 _BRACKETS = regex.compile(
     r"\[[^\]]*\]|<[^>]*>|\((?:\s*\w+){0,3}\s*\)|\*(?:\s*\w+){0,3}\s*\*|♪[^♪]*♪"
@@ -208,10 +210,12 @@ class TranslationTask(Task):
         return _Try(wanted, answer, text, checks.faults(wanted.expected, text), (answer.usage,))
 
     def _hypothesis(self, wanted: _Wanted, answer: Answer) -> _Try:
-        """Unchecked, and without a line that announces it: committed, it could not be cut off any more.
-        A first line that may still become one is shown and not committed."""
-        text = self._text(wanted, answer)
-        cut = 0 if wanted.opening else checks.announcement(wanted.expected.source, text)
+        """Unchecked, and without a line that announces it or quotation marks around it: committed, these
+        could not be cut off any more. A first line that may become one is shown and not committed."""
+        source, text = wanted.expected.source, self._text(wanted, answer)
+        cut = 0
+        if not wanted.opening:
+            cut = checks.announcement(source, text) or int(checks.quoted(source, text))
         if cut:
             rest = text[cut:]
             tokens = tuple(self.tools.tokenizer.encode(rest))
@@ -450,5 +454,6 @@ def _hint(expected: checks.Expected, faults: Sequence[checks.Fault]) -> str:
     if missed:
         hints.append("keeping " + ", ".join(missed))
     if any(not fault.keep for fault in faults):
-        hints.append("the translation only")
+        invented = faults[0].kind == checks.NO_TRANSLATION and checks.is_short(expected.source)
+        hints.append(REPEAT if invented else "the translation only")
     return "".join(f", {hint}" for hint in hints)

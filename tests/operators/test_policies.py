@@ -126,7 +126,7 @@ def test_committed_never_changes(hypotheses: list[list[str]], rule: str, seed: i
 
 
 @pytest.mark.parametrize("rule", POLICIES[1:])
-@pytest.mark.parametrize("frame", ["En français :\n\n{}", 'En français :\n"{}"'])
+@pytest.mark.parametrize("frame", ["En français :\n\n{}", 'En français :\n"{}"', '"{}"', "„{}“"])
 def test_a_line_that_announces_the_translation_is_not_committed(rule: str, frame: str) -> None:
     """It was committed with the first words, and what is committed cannot be mended."""
     operator = make(rule)
@@ -155,6 +155,7 @@ def test_a_line_that_announces_the_translation_is_not_committed(rule: str, frame
     assert made[-1].committed == "WE MOVE THE BUTTON AGAIN."
     check(made, rule)
     assert not [e for e in made if "fran" in e.committed + e.tail]
+    assert not [e for e in made if e.committed.startswith(('"', "„"))]
     if not rule.startswith("alignatt"):  # random heads look anywhere
         assert made[-2].committed
 

@@ -105,6 +105,8 @@ def test_a_text_is_translated_whatever_it_spells() -> None:
         ("Where is the big red bus?", "Where is the big red bus?", "Où est le bus ?", "copy"),
         ("What is it called?", "Paris.\n\nIt is big.", "Quel est son nom ?", "not_a_translation"),
         ("Go there now.", "va " * 20, "Allez-y.", "loop"),
+        ("Mm.", "Bonjour, Monsieur.", "Mm.", "not_a_translation"),
+        ("Yes or no: is all water wet?", "Oui", "L'eau est-elle mouillée ?", "not_a_translation"),
         ("Good morning to all.", "Доброе утро всем.", "Bonjour à tous.", "wrong_language"),
     ],
 )  # fmt: skip
@@ -137,15 +139,52 @@ def test_what_is_wrong_is_asked_for_once_more_and_else_flagged(
         ("He is home.", "Voici la traduction :\n\nIl est chez lui.", "Il est chez lui."),
         ("He is home.", 'En français :\n"Il est chez lui."', "Il est chez lui."),
         ('"Go home."', "En français :\n« Rentre. »", "« Rentre. »"),
+        ("No signal today.", '"Pas de signal."', "Pas de signal."),
+        ("No signal today.", "„Heute geht es nicht.“", "Heute geht es nicht."),
+        ("That's it now.", "“C’est bon.”", "C’est bon."),
+        ("No signal today.", "「今天没有信号。」", "今天没有信号。"),
+        ('"No signal."', '"Pas de signal."', '"Pas de signal."'),
+        ("He said no and yes.", '"Non", dit-il, et "oui"', '"Non", dit-il, et "oui"'),
     ],
 )
 def test_what_form_alone_can_mend_is_mended_without_a_second_ask(
     source: str, said: str, published: str
 ) -> None:
-    operator = make(lambda prompt: said)
+    targets = ("zh",) if "」" in said else ("fr",)
+    operator = make(lambda prompt: said, targets=targets)
     (event,) = heard(operator, [source], language="en")
     assert (event.committed, event.degraded) == (published, ())
     assert len(prompts_of(operator)) == 1
+
+
+@pytest.mark.parametrize(
+    ("tag", "source", "said"),
+    [
+        ("de", "Bye.", "Auf Wiedersehen."),
+        ("fr", "OK.", "D'accord."),
+        ("ja", "Hi.", "こんにちは。"),
+        ("ko", "Bye.", "안녕히 가세요."),
+        ("zh", "That's all.", "以上就是全部内容。"),
+        ("fr", "US AI aid", "Les aides des États-Unis à l'IA"),
+    ],
+)
+def test_a_short_text_may_grow_as_much_as_languages_do(tag: str, source: str, said: str) -> None:
+    operator = make(lambda prompt: said, targets=(tag,))
+    (event,) = heard(operator, [source], language="en")
+    assert (event.committed, event.degraded) == (said, ())
+
+
+def test_a_sound_may_be_repeated_and_a_sentence_may_not() -> None:
+    """The model made "Bonjour, Monsieur." of "Mm."."""
+    operator = make(lambda prompt: "Je ne comprends pas ce que vous voulez dire, Monsieur. " * 2)
+    heard(operator, ["Mm.", "Where is it now then?"], language="en")
+    hints = [asked(prompt)[1] for prompt in prompts_of(operator)]
+    assert sorted(hints) == [
+        "",
+        "",
+        ", or repeat it if there is nothing to translate",
+        ", the translation only",
+    ]
 
 
 def test_what_is_missing_is_asked_for_as_it_is_written() -> None:

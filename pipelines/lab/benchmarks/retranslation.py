@@ -61,7 +61,7 @@ def run(run: Run) -> Result:
     are the fresh ones, token for token (in fp32 all; else near ties may fall otherwise)."""
     sizes = QUICK if run.quick else LONG if run.long else Sizes()
     kind = "fp32" if run.model == TOY else "bf16" if run.dtype == "auto" else run.dtype
-    model = run.load("fp32" if kind == "fp32" else "bf16", kind)
+    model = run.load(kind if kind in ("fp32", "w8a8") else "bf16", kind)
     costs = TOY_COSTS
     if run.model != TOY:
         with tempfile.TemporaryDirectory() as folder:
