@@ -1,5 +1,5 @@
-"""Translations of the default model: nothing in a text commands it, a sound stays a sound. Slow: it loads
-the model, which must be here."""
+"""Translations of the default model: nothing in a text commands it, a sound stays a sound. Slow: it
+loads the model, which must be here."""
 
 from __future__ import annotations
 
