@@ -106,7 +106,7 @@ def test_a_text_is_translated_whatever_it_spells() -> None:
         ("What is it called?", "Paris.\n\nIt is big.", "Quel est son nom ?", "not_a_translation"),
         ("Go there now.", "va " * 20, "Allez-y.", "loop"),
         ("Mm.", "Bonjour, Monsieur.", "Mm.", "not_a_translation"),
-        ("Yes or no: is all water wet?", "Oui", "L'eau est-elle mouillée ?", "not_a_translation"),
+        ("Answer with yes or no: is water wet?", "Oui, oui", "Eau mouillée ?", "not_a_translation"),
         ("Good morning to all.", "Доброе утро всем.", "Bonjour à tous.", "wrong_language"),
     ],
 )  # fmt: skip
