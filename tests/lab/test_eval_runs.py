@@ -156,7 +156,9 @@ def test_translation_takes_a_server_for_all_of_its_sides() -> None:
     assert sides["plain"]["generated"] == 4
     assert sides["ours"]["generated"] >= 4
     asked = Counter(body["messages"][-1]["content"] for body in script.asked)
-    sentences = [count for said, count in asked.items() if said.startswith("Translate into German:")]
+    sentences = [
+        count for said, count in asked.items() if said.startswith("Translate into German:")
+    ]
     assert len(sentences) == 2
     assert min(sentences) >= 2  # both sides ask for each
 
