@@ -32,6 +32,11 @@ def words(text: str) -> list[str]:
     return list(_WORD.findall(text.lower()))
 
 
+def parts(text: str) -> list[str]:
+    """The same, cut at apostrophes: "l'usine" is two."""
+    return [part for word in words(text) for part in _APOSTROPHE.split(word)]
+
+
 def units(text: str) -> list[str]:
     """The text's units in order: words, and pairs of characters where a script has no spaces."""
     found: list[str] = []

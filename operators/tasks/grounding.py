@@ -6,6 +6,7 @@ capitals where these mark names, days and months are CLDR's for the note's langu
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from operators.text import (
     cased,
     content,
     covered,
+    is_question,
     longest_copy,
     names_inside,
     numbers,
@@ -26,6 +28,7 @@ from operators.text import (
     support,
     units,
     unspaced,
+    words,
 )
 
 MIN_SUPPORT = 0.6
@@ -42,8 +45,8 @@ TERSE, FIRST_COPY = 12, 5
 """Of a turn of at most TERSE units it may not copy FIRST_COPY from the beginning on: so other words are
 found for its verb rather than for its end, which a limit bends ("next Friday" for "on Friday")."""
 QUOTE_UNITS, QUOTE_WEIGHT = 18, 0.5
-"""A turn of at most so many units that has a number or a name or (in scripts without capitals) is so
-sure of its kind may stand for itself when its sentence fails a check twice."""
+"""A turn of at most so many units that is a question, has a number or a name or (in scripts without
+capitals) is so sure of its kind may stand for itself when its sentence fails a check twice."""
 NOUNS = 0.2
 """Share of words with a capital from which capitals do not mark names. Spoken English, French, Spanish
 and Italian have at most 0.09 in any 40 lines, German 0.25 and more."""
@@ -143,6 +146,9 @@ def problem_of(draft: Draft, known: Known) -> str:
         return "name_lost"
     if draft.translated:
         return ""
+    asked = draft.kind == "open_question" and is_question(said) and not is_long(said)
+    if asked and not is_question(text):
+        return "no_question"
     if known.named and _names_added(draft, sources, dates):
         return "name_added"
     if support(text, sources) < MIN_SUPPORT:
@@ -152,6 +158,26 @@ def problem_of(draft: Draft, known: Known) -> str:
     if not fits(said, TERSE) and longest_copy(text, said) > in_words(said, MAX_COPY):
         return "copied"
     return ""
+
+
+def says_it_best(draft: Draft) -> bool:
+    """Whether the turn is a note as it is, in the language that is wanted: a short question, or a
+    decision or task (of whom it begins with) of fewer words than count as a copy; without a false
+    start."""
+    turn = draft.turn
+    if (draft.wanted and (not draft.spoken or draft.translated)) or _stumbles(turn.said):
+        return False
+    if draft.kind == "open_question":
+        return is_question(turn.said) and fits(turn.said, TERSE)
+    if draft.kind == "action_item" and not turn.said.startswith(draft.owner or " "):
+        return False
+    return draft.kind != "topic" and fits(turn.said, MAX_COPY - 1)
+
+
+def _stumbles(said: str) -> bool:
+    """Whether a word is said twice, or begun and said again ("i idea")."""
+    found = words(said)
+    return any(after.startswith(word) for word, after in itertools.pairwise(found))
 
 
 def _dates(draft: Draft, sources: Sequence[str]) -> tuple[dict[str, int], set[str]]:
@@ -191,7 +217,7 @@ def checked(draft: Draft, refused: Counter[str]) -> bool:
         refused[draft.problem] += 1
         said = draft.turn.said
         sure = not cased(said) and draft.importance >= QUOTE_WEIGHT
-        telling = numbers(said) or capitalised(said) or sure
+        telling = numbers(said) or capitalised(said) or is_question(said) or sure
         if is_long(said) or not telling:
             return False
         draft.text = said.strip()

@@ -24,6 +24,7 @@ from typing import Any
 from operators import languages
 from operators.decoding.constraints import Grammar
 from operators.events import Evidence, ItemKind, LedgerItem
+from operators.model.tokenizer import Tokenizer
 from operators.tasks import ledger
 from operators.tasks.base import Answer, Ask, SeenSegment, StreamView, Tools
 from operators.tasks.grounding import (
@@ -38,8 +39,9 @@ from operators.tasks.grounding import (
     in_words,
     lost_names,
     problem_of,
+    says_it_best,
 )
-from operators.text import content, covered, is_question, numbers, overlap, trimmed, units
+from operators.text import content, covered, is_question, numbers, overlap, parts, trimmed, units
 
 SORTS: dict[str, ItemKind | None] = {
     "chat": None,
@@ -61,6 +63,7 @@ HINTS = {
     "content_lost": "Keep the names and things that the turn is about.",
     "name_lost": "Use these words: {words}.",
     "other_language": "Write in {language}.",
+    "no_question": "Write it as a question.",
     "empty": "Write one sentence.",
 }
 """What a second try is told, by what was wrong with the first."""
@@ -82,7 +85,7 @@ without content is small talk to one who has seen examples, so it says nothing o
 BLANKS = ("", "...", "N/A")
 """Turns and notes without content, for a judge without examples."""
 SURE: dict[ItemKind, float] = {
-    "decision": 0.5,
+    "decision": 0.6,
     "action_item": 0.42,
     "open_question": 0.3,
     "topic": 0.35,
@@ -114,6 +117,11 @@ CHANGED, NEAR = 0.7, 0.5
 """Shared content from which a turn restates an item, and from which it may."""
 RARE = 0.05
 """Share of the turns seen in which a word may occur and still be a name."""
+SHARE, OFTEN = 0.1, 4
+"""Share of the turns seen, and at least so many, in which a word may occur and still be what a note is
+about."""
+COMMONEST = 5000
+"""So many of a tokenizer's tokens are of words that say nothing by themselves."""
 NOTE_TOKENS, DUE_TOKENS, OWNER_TOKENS = 48, 10, 8
 LINE = Grammar.regex(r"([^\n:：]{1,59}|[^\n:：]{60}[^\n]{0,340})\n?")
 """One line that does not begin with a speaker's name and a colon."""
@@ -147,13 +155,15 @@ class MinuteTaker:
         """The asks of one update, and its notes. Reads the view; changes nothing."""
         made = Minutes()
         turns = self._turns([s for s in view.segments if s.new])
-        yield from self._judge(turns, made)
+        yield from self._judge(turns, Usual(view, self._tools.tokenizer), made)
         known = Known.of(view)
         yield from self._relate(turns, view.ledger.items, made)
         made.drafts = select(turns)
         self._name_languages(made.drafts, view)
         yield from self._details(made, known.people, Names(view))
-        yield from self._write(made.drafts, made, known)
+        for draft in made.drafts:
+            draft.text = draft.turn.said.strip() if says_it_best(draft) else ""
+        yield from self._write([draft for draft in made.drafts if not draft.text], made, known)
         yield from self._write([draft for draft in made.drafts if draft.problem], made, known)
         made.drafts = [draft for draft in made.drafts if checked(draft, made.refused)]
         return made
@@ -177,9 +187,10 @@ class MinuteTaker:
     def _count(self, text: str) -> int:
         return len(self._tools.tokenizer.encode(text))
 
-    def _judge(self, turns: list[Turn], made: Minutes) -> Part:
-        """Weigh the sorts for every turn, and once for the balanced ones. Mutates the turns."""
-        turns = [turn for turn in turns if len(units(turn.said)) >= TURN_UNITS]
+    def _judge(self, turns: list[Turn], usual: Usual, made: Minutes) -> Part:
+        """Weigh the sorts for every turn that has something to tell, and once for the balanced ones.
+        Mutates the turns."""
+        turns = [t for t in turns if len(units(t.said)) >= TURN_UNITS and usual.telling(t.said)]
         if not turns:
             return
         known = BALANCED if self._prior is None else ()
@@ -383,6 +394,27 @@ def begins_with(name: str) -> Grammar:
     """One line that tells what the named person will do."""
     literal = "".join(rf"\{char}" if char in string.punctuation else char for char in name)
     return Grammar.regex(rf"{literal}[^\n:：]{{2,300}}\n?")
+
+
+class Usual:
+    """Tells words that are in any conversation, or often in this one, from words that a note could be
+    about. A tokenizer's first tokens are the commonest; what it cuts up, or makes late, is rare. Where
+    it cuts up every word, none is usual."""
+
+    def __init__(self, view: StreamView, tokenizer: Tokenizer) -> None:
+        self._encode = tokenizer.encode
+        self._most = max(OFTEN, SHARE * len(view.segments))
+        self._seen = Counter(word for s in view.segments for word in set(parts(s.text)))
+
+    def telling(self, said: str) -> bool:
+        """Whether the text has a number or a word that is not usual; "I'll do that next time" has
+        none."""
+        return bool(numbers(said)) or any(not self._usual(word) for word in set(parts(said)))
+
+    def _usual(self, word: str) -> bool:
+        forms = (self._encode(f" {word}"), self._encode(word))  # a word, and an ending ("ll")
+        early = any(len(tokens) == 1 and tokens[0] < COMMONEST for tokens in forms)
+        return early or self._seen[word] > self._most
 
 
 class Names:

@@ -19,8 +19,16 @@ from operators.stream_settings import StreamSettings
 from operators.tasks import ledger
 from operators.tasks.answer import passages_of
 from operators.tasks.base import Answer, Ask, Due, Ledger, SeenSegment, StreamView, Tools
-from operators.tasks.grounding import Draft, Known, Turn, checked, problem_of
-from operators.tasks.minutes import Minutes, MinuteTaker, Names, calibrated, due_in, select
+from operators.tasks.grounding import Draft, Known, Turn, checked, problem_of, says_it_best
+from operators.tasks.minutes import (
+    Minutes,
+    MinuteTaker,
+    Names,
+    Usual,
+    calibrated,
+    due_in,
+    select,
+)
 from operators.tasks.prompts import Prompts
 from operators.tasks.retrieval import search
 from operators.tasks.summary import SummaryTask
@@ -142,7 +150,8 @@ def scripted(
     done: Sequence[str] = (),
     owner: str = "",
 ) -> Script:
-    """``kinds``: letter by turn; ``notes``: sentence by turn (the turn itself where none is given)."""
+    """``kinds``: letter by turn; ``notes``: sentence by turn (the turn itself where none is given).
+    ``done``: turns that settle an action."""
 
     def answer(prompt: str, ask: Ask) -> Answer:
         places = {prompt.rfind(f"{turn}\n"): turn for turn in kinds}
@@ -183,7 +192,7 @@ def test_a_sentence_with_another_number_or_script_gives_way_to_the_turn_itself(
     decision = MEETINGS[language][0]
     for wrong, reason in ((decision.replace("10", "11").replace("ten", "11"), "number_added"),
                           ("Решение принято", "other_language")):  # fmt: skip
-        event = run(view([decision]), scripted({decision: "C"}, {decision: wrong}))
+        event = run(view([decision]), scripted({decision: "B"}, {decision: wrong}))
         assert [item.text for item in event.items] == [decision]
         assert event.refused == {reason: 1}
 
@@ -231,6 +240,36 @@ def test_an_action_that_a_turn_says_is_done_is_settled_with_that_turn_as_evidenc
     (item,) = event.items
     assert item.state == "done"
     assert [e.segment_id for e in item.evidence] == ["s1", "s3"]
+
+
+def test_a_note_of_a_question_is_a_question() -> None:
+    """A question of forty minutes became "Industrial Designer has forty minutes"."""
+    said = "Do we have forty minutes for this discussion?"
+    draft = Draft(Turn("Ana", said, 9, []), "open_question", 1.0, "Ana has forty minutes for this.")
+    assert problem_of(draft, ANA) == "no_question"
+    draft.problem = "no_question"
+    assert checked(draft, Counter())
+    assert draft.text == said
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "best"),
+    [
+        ("open_question", "Who pays for the blue labels of the second batch?", True),
+        ("open_question", "Do you have any i idea about the costs?", False),  # a false start
+        ("open_question", "I wonder who pays for the labels.", False),
+        ("decision", "We will not use teletext.", True),
+        ("decision", "We will not use teletext in the first release of it.", False),
+        ("action_item", "Ben calls the supplier on Friday.", True),
+        ("action_item", "I call the supplier on Friday.", False),
+        ("topic", "I find Bath too loud.", False),
+    ],
+)
+def test_a_short_clean_turn_is_its_own_note(kind: Any, said: str, best: bool) -> None:
+    turn = Turn("Ana", said, 9, [])
+    draft = Draft(turn, kind, 1.0, owner="Ben", spoken="en")
+    assert says_it_best(draft) == best
+    assert not says_it_best(replace(draft, wanted="fr"))
 
 
 PEOPLE = ("Ana Berg", "Ana Cruz")
@@ -299,7 +338,7 @@ def test_a_sentence_that_lost_a_name_is_asked_again_with_it() -> None:
         ("We need to unplug my laptop and plug in yours.", False),
         ("We need to unplug the laptop of Priya and plug in yours.", True),
         ("We need to unplug 2 laptops and plug in yours.", True),
-        ("我们需要把我的笔记本电脑拔下来。", True),  # names cannot be told: the weight decides
+        ("我们现在需要把旧笔记本电脑从桌子上拔下来。", True),  # no names: the weight decides
     ],
 )
 def test_a_turn_stands_for_itself_only_if_there_is_something_to_look_up(
@@ -428,6 +467,44 @@ def test_names_of_a_sentence() -> None:
     assert (cased("Привет"), cased("今日は"), cased("नमस्ते")) == (True, False, False)
 
 
+class ByRank(ToyTokenizer):
+    """A token a word, the common ones first."""
+
+    def encode(self, text: str) -> list[int]:
+        common = [
+            "i",
+            "ll",
+            "do",
+            "that",
+            "next",
+            "time",
+            "we",
+            "the",
+            "is",
+            "of",
+            "are",
+            "any",
+            "more",
+        ]
+        return [common.index(w) if w in common else 50_000 for w in text.split()]
+
+
+@pytest.mark.parametrize(
+    ("said", "telling"),
+    [
+        ("I'll do that next time.", False),
+        ("I'll do the labels next time.", True),
+        ("We do that 3 more.", True),
+        ("Yeah, is that the next time?", False),  # it is in every other turn
+    ],
+)
+def test_a_turn_of_usual_words_is_not_noted(said: str, telling: bool) -> None:
+    """ "ACTION: Project Manager will do that next time." """
+    seen = view(["Yeah, the labels.", "Yeah.", "Yeah, that.", "Yeah, we do.", "Yeah."])
+    assert Usual(seen, ByRank()).telling(said) == telling
+    assert Usual(seen, ToyTokenizer()).telling("I'll do that next time.")
+
+
 def test_what_is_sure_small_talk_or_unsure_gets_no_note() -> None:
     turns = [Turn("Ana", "x", 9, [], weights=w) for w in (FLAT, (0.9, 0.1, 0, 0, 0))]
     turns.append(Turn("Ana", "Um wi on a what?", 9, [], weights=(0.67, 0.04, 0, 0.01, 0.28)))
@@ -463,7 +540,7 @@ def test_the_judges_examples_are_shared_by_all_turns_or_left_out_for_all(branch:
         replace(held, prompts=prompts, config=replace(held.config, branch_tokens=branch))
     )
     turns = taker._turns(view(["Who pays for the labels?", "The review is on Friday."]).segments)
-    asks = next(taker._judge(turns, Minutes()))
+    asks = next(taker._judge(turns, Usual(view([]), held.tokenizer), Minutes()))
     texts = [held.tokenizer.decode(ask.prompt) for ask in asks]
     assert all(len(ask.prompt) < branch for ask in asks)
     assert [("Where do we store the spare parts?" in text) for text in texts] == [branch > 500] * 12
