@@ -107,6 +107,28 @@ def test_a_question_about_an_unknown_stream_is_refused_and_leaves_no_state() -> 
     with_world(test)
 
 
+def test_a_refusal_is_not_committed_ahead_of_an_open_question() -> None:
+    """After a crash the worker would read it again and refuse it a second time."""
+
+    async def test(world: World) -> None:
+        world.say(0, "a")
+        ask(world, 0, "a", question_id="open")
+        ask(world, 1, "nobody", question_id="refused")
+        ask(world, 2, "a", kind="poem")
+        ask(world, 3, "a", question_id="open too")
+        await world.settle()
+        assert published(world, world.settings.topic_answers) == []
+        assert published(world, world.settings.topic_dlq) == []
+        answered(world, "a", 0)
+        await world.settle()
+        answers = published(world, world.settings.topic_answers)
+        assert [answer["question_id"] for answer in answers] == ["0-0", "refused"]
+        assert len(published(world, world.settings.topic_dlq)) == 1
+        assert world.publisher.groups[-1].question_offset == 3
+
+    with_world(test)
+
+
 def test_a_question_opens_a_stream_that_is_known() -> None:
     async def test(world: World) -> None:
         known(world, ended=True)
