@@ -68,6 +68,8 @@ class Turn:
     """An item that is otherwise after this turn."""
     settles: bool = False
     """Whether it says that an action is done."""
+    number: int = -1
+    """Its place among the turns of the update."""
 
     @property
     def line(self) -> str:

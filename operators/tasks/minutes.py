@@ -41,7 +41,8 @@ from operators.tasks.grounding import (
     problem_of,
     says_it_best,
 )
-from operators.text import content, covered, is_question, numbers, overlap, parts, trimmed, units
+from operators.tasks.relations import UNWRITTEN, name_of, related, within
+from operators.text import is_question, numbers, parts, trimmed, units
 
 SORTS: dict[str, ItemKind | None] = {
     "chat": None,
@@ -106,10 +107,6 @@ NOTES, TOKENS_PER_NOTE = 6, 100
 half as many topics."""
 CERTAIN = 0.8
 """Calibrated probability from which a decision, action or question is taken however many there are."""
-TELLING = 3.0
-"""Content a turn must have to be compared with items: a few short words are like anything."""
-RELATED, PAIRS = 0.4, 12
-"""Share of content from which a turn is compared with an item, and how many are in one update."""
 DONE, OTHER, SAME = 0.46, 0.44, 0.32
 """Calibrated probabilities (chance is 0.33) from which an action is done, an item is otherwise, and
 below which a turn does not say the same again."""
@@ -157,7 +154,8 @@ class MinuteTaker:
         turns = self._turns([s for s in view.segments if s.new])
         yield from self._judge(turns, Usual(view, self._tools.tokenizer), made)
         known = Known.of(view)
-        yield from self._relate(turns, view.ledger.items, made)
+        yield from self._relate(related(turns, view.ledger.items), made)
+        yield from self._relate(within(turns, select(turns)), made)
         made.drafts = select(turns)
         self._name_languages(made.drafts, view)
         yield from self._details(made, known.people, Names(view))
@@ -172,13 +170,16 @@ class MinuteTaker:
 
     def _turns(self, segments: Sequence[SeenSegment]) -> list[Turn]:
         """The segments' sentences."""
-        return [
+        found = [
             Turn(segment.evidence.speaker or "", piece, self._count(piece), [segment.evidence])
             for segment in segments
             for sentence in languages.sentences(segment.text)
             for piece in languages.split(sentence, TURN_TOKENS, self._size)
             if piece
         ]
+        for number, turn in enumerate(found):
+            turn.number = number
+        return found
 
     def _size(self, text: str) -> int:
         """The text's tokens, or what its words are worth if that is more."""
@@ -261,10 +262,9 @@ class MinuteTaker:
             draft.due = due_in(due.text, draft.turn.said)
             draft.owner = owner_in(owner.text, draft.turn, people, names)
 
-    def _relate(self, turns: list[Turn], items: Sequence[LedgerItem], made: Minutes) -> Part:
+    def _relate(self, pairs: Sequence[tuple[LedgerItem, Turn]], made: Minutes) -> Part:
         """What the turns say of items they share words with: an action is done, or something is now
         otherwise. Mutates the turns and what was made."""
-        pairs = related(turns, items)
         if not pairs:
             return
         blanks = [(n, t) for n in BLANKS[1:] for t in BLANKS] if self._same is None else []
@@ -308,31 +308,6 @@ class MinuteTaker:
     def _fit(self, prompt: list[int], output: int) -> list[int]:
         """The end of the prompt, as far as a branch has room: its instruction stands there."""
         return prompt[-(self._tools.config.branch_tokens - output) :]
-
-
-def related(turns: Sequence[Turn], items: Sequence[LedgerItem]) -> list[tuple[LedgerItem, Turn]]:
-    """Each turn with the open item that it is most about, if it shares enough with one and does not
-    just repeat it; the closest PAIRS of them."""
-    live = [
-        (item, content(item.text, digits=False), content(item.text), set(units(item.text)))
-        for item in items
-        if item.state == "open" and item.kind != "open_question"
-    ]
-    found: list[tuple[float, LedgerItem, Turn]] = []
-    for turn in turns:
-        said, whole = content(turn.said, digits=False), content(turn.said)
-        if not live or sum(said.values()) < TELLING:
-            continue
-        shares = [
-            (max(overlap(about, said), covered(all_of, whole)), at)
-            for at, (_, about, all_of, _) in enumerate(live)
-        ]
-        share, at = max(shares)
-        item, _, _, known = live[at]
-        if share >= RELATED and not set(units(turn.said)) <= known:
-            found.append((share, item, turn))
-    found.sort(key=lambda pair: -pair[0])
-    return [(item, turn) for _, item, turn in found[:PAIRS]]
 
 
 def select(turns: Sequence[Turn]) -> list[Draft]:
@@ -470,16 +445,29 @@ def _mean(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
     return tuple(sum(column) / len(rows) for column in zip(*rows, strict=True))
 
 
-def item_of(draft: Draft, number: int, revision: int) -> LedgerItem:
-    """The draft as a new item of the ledger."""
-    return LedgerItem(
-        id=f"i{number}",
-        kind=draft.kind,
-        text=draft.text,
-        owner=draft.owner,
-        due=draft.due,
-        importance=draft.importance,
-        last_changed_revision=revision,
-        evidence=tuple(dict.fromkeys(draft.turn.evidence)),
-        supersedes=draft.turn.changes.id if draft.turn.changes is not None else None,
-    )
+def items_of(
+    made: Minutes, first: int, revision: int
+) -> tuple[list[LedgerItem], list[tuple[str, Evidence]]]:
+    """The drafts as new items of the ledger, from number ``first`` on, and what is done, by id."""
+    ids = {name_of(draft): f"i{first + at}" for at, draft in enumerate(made.drafts)}
+    items = [
+        LedgerItem(
+            id=ids[name_of(draft)],
+            kind=draft.kind,
+            text=draft.text,
+            owner=draft.owner,
+            due=draft.due,
+            importance=draft.importance,
+            last_changed_revision=revision,
+            evidence=tuple(dict.fromkeys(draft.turn.evidence)),
+            supersedes=_id_of(old.id, ids) if (old := draft.turn.changes) is not None else None,
+        )
+        for draft in made.drafts
+    ]
+    done = [(_id_of(name, ids), evidence) for name, evidence in made.done]
+    return items, [(found, evidence) for found, evidence in done if found]
+
+
+def _id_of(name: str, ids: Mapping[str, str]) -> str | None:
+    """The id of an item of the ledger, or of a draft by its name; None where no note came of it."""
+    return ids.get(name) if name.startswith(UNWRITTEN) else name

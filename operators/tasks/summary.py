@@ -28,7 +28,7 @@ from operators.tasks.base import (
     flags,
     total,
 )
-from operators.tasks.minutes import MinuteTaker, item_of
+from operators.tasks.minutes import MinuteTaker, items_of
 from operators.text import lines_erased
 
 TASK = "summary"
@@ -106,9 +106,9 @@ class SummaryTask(Task):
             self._taker = MinuteTaker(self.tools)
         made = yield from self._taker.steps(view)
         notes, refused, revision = view.ledger, made.refused, view.revision
-        items = ledger.settle(notes.items, made.done, revision)
-        new = [item_of(d, notes.next_item + at, revision) for at, d in enumerate(made.drafts)]
-        items = ledger.add_items(items, new, refused)
+        new, done = items_of(made, notes.next_item, revision)
+        items = ledger.settle(notes.items, done, revision)
+        items = ledger.settle(ledger.add_items(items, new, refused), done, revision)
         items, gone = ledger.trim(items, self.tools.config.ledger_bytes)
         most = self.tools.config.archive_bytes
         archived, forgotten = ledger.archive(notes.archived, gone, most)

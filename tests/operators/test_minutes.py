@@ -27,9 +27,11 @@ from operators.tasks.minutes import (
     Usual,
     calibrated,
     due_in,
+    items_of,
     select,
 )
 from operators.tasks.prompts import Prompts
+from operators.tasks.relations import draft_item
 from operators.tasks.retrieval import search
 from operators.tasks.summary import SummaryTask
 from operators.text import (
@@ -240,6 +242,32 @@ def test_an_action_that_a_turn_says_is_done_is_settled_with_that_turn_as_evidenc
     (item,) = event.items
     assert item.state == "done"
     assert [e.segment_id for e in item.evidence] == ["s1", "s3"]
+
+
+def test_an_action_noted_and_done_in_one_update_is_settled() -> None:
+    """The turn that said so was compared with older notes only, and became a note of its own."""
+    action, done = "I will call the supplier before Wednesday.", "I have called the supplier."
+    event = run(view([action, "Yes.", done]), scripted({action: "D", done: "C"}, done=[done]))
+    (item,) = event.items
+    assert (item.state, item.text) == ("done", action)
+    assert [e.segment_id for e in item.evidence] == ["s0", "s2"]
+
+
+def test_what_is_changed_in_one_update_supersedes_its_first_form() -> None:
+    before, after = "The Falcon review moves to Friday.", "The Falcon review moves to Monday."
+    event = run(view([before, "Hm.", after]), scripted({before: "C", after: "B"}))
+    old, new = event.items
+    assert (old.state, new.state, new.supersedes) == ("superseded", "open", old.id)
+    assert (old.id, new.id, new.kind) == ("i1", "i2", "decision")
+
+
+def test_what_changes_a_note_that_was_refused_supersedes_none() -> None:
+    first, second = (Turn("Ana", "We meet.", 3, [], number=at) for at in (0, 1))
+    second.changes = draft_item(Draft(first, "decision", 0.9))
+    drafts = [Draft(turn, "decision", 0.9, text="We meet.") for turn in (first, second)]
+    both, alone = (Minutes(drafts=drafts[at:]) for at in (0, 1))
+    assert [item.supersedes for item in items_of(both, 7, 1)[0]] == [None, "i7"]
+    assert [item.supersedes for item in items_of(alone, 7, 1)[0]] == [None]
 
 
 def test_a_note_of_a_question_is_a_question() -> None:

@@ -1,0 +1,81 @@
+"""Which turns are about which notes: found by the words they share, before a model is asked.
+
+Notes are those of the ledger, and those that the update itself is to write: what is said, changed or
+done within one update has no item yet, so its turn stands for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from operators.events import LedgerItem
+from operators.tasks.grounding import Draft, Turn
+from operators.text import content, covered, overlap, units
+
+TELLING = 3.0
+"""Content a turn must have to be compared with items: a few short words are like anything."""
+RELATED, PAIRS = 0.4, 12
+"""Share of content from which a turn is compared with an item, and how many are in one update."""
+UNWRITTEN = "turn "
+"""Begins the name of a note that is yet to be written."""
+
+
+class Live(NamedTuple):
+    """An open item and what it is about: without numbers, with them, and its words."""
+
+    item: LedgerItem
+    about: Mapping[str, float]
+    whole: Mapping[str, float]
+    words: frozenset[str]
+    number: int = -1
+    """Of a note that is yet to be written: its turn's."""
+
+    @classmethod
+    def of(cls, item: LedgerItem, number: int = -1) -> Live:
+        words = frozenset(units(item.text))
+        return cls(item, content(item.text, digits=False), content(item.text), words, number)
+
+
+def related(turns: Sequence[Turn], items: Sequence[LedgerItem]) -> list[tuple[LedgerItem, Turn]]:
+    """Each turn with the open item that it is most about, if it shares enough with one and does not
+    just repeat it; the closest PAIRS of them."""
+    live = [Live.of(i) for i in items if i.state == "open" and i.kind != "open_question"]
+    return _closest(turns, live)
+
+
+def within(turns: Sequence[Turn], drafts: Sequence[Draft]) -> list[tuple[LedgerItem, Turn]]:
+    """The same for notes of the update itself, and the turns behind theirs. Turns that are known to
+    change or settle an item are left out."""
+    live = [Live.of(draft_item(d), d.turn.number) for d in drafts if d.kind != "open_question"]
+    return _closest([t for t in turns if t.changes is None and not t.settles], live)
+
+
+def draft_item(draft: Draft) -> LedgerItem:
+    """What a draft may become, with its turn's words."""
+    return LedgerItem(
+        id=name_of(draft), kind=draft.kind, text=draft.turn.said, importance=draft.importance
+    )
+
+
+def name_of(draft: Draft) -> str:
+    """What a draft is called until its item has a number."""
+    return f"{UNWRITTEN}{draft.turn.number}"
+
+
+def _closest(turns: Sequence[Turn], live: Sequence[Live]) -> list[tuple[LedgerItem, Turn]]:
+    found: list[tuple[float, LedgerItem, Turn]] = []
+    for turn in turns:
+        said, whole = content(turn.said, digits=False), content(turn.said)
+        earlier = [one for one in live if one.number < turn.number]
+        if not earlier or sum(said.values()) < TELLING:
+            continue
+        shares = [
+            (max(overlap(one.about, said), covered(one.whole, whole)), at)
+            for at, one in enumerate(earlier)
+        ]
+        share, at = max(shares)
+        if share >= RELATED and not set(units(turn.said)) <= earlier[at].words:
+            found.append((share, earlier[at].item, turn))
+    found.sort(key=lambda pair: -pair[0])
+    return [(item, turn) for _, item, turn in found[:PAIRS]]
