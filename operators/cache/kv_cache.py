@@ -16,12 +16,17 @@ The cache holds tensors and arithmetic only; the scheduler decides what is writt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from operators.cache.prompts import Beginning, PromptCache
 from operators.errors import CapacityError, ConfigError
+
+PROMPT_TOKENS = 2048
+"""How many tokens of prompts' beginnings are kept, besides slots and regions."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ class KvCache:
         self._free_slots = list(range(slots - 1, -1, -1))
         self._free_regions = list(range(branches - 1, -1, -1))
         self._open: dict[StreamSlot, list[Branch]] = {}
+        self._prompts = PromptCache(PROMPT_TOKENS)
 
     # --- accounting --------------------------------------------------------------------------
 
@@ -201,8 +207,32 @@ class KvCache:
                 layer[target.region, :, :tokens] = layer[source.region, :, :tokens]
         target.length = tokens
 
+    def begin(self, branch: Branch, prompt: Sequence[int]) -> int:
+        """Let an empty branch that is ``alone`` begin with what is kept of its prompt; returns how many
+        tokens that is. Mutates the branch and its region."""
+        self._prompts.forget(branch)
+        kept, count = self._prompts.find(branch, prompt)
+        if kept is not None:
+            for pool, own in ((self.branch_keys, kept.keys), (self.branch_values, kept.values)):
+                for layer, known in zip(pool, own, strict=True):
+                    layer[branch.region, :, :count] = known[:, :count]
+            branch.length = count
+        return count
+
+    def keep_beginning(self, branch: Branch) -> None:
+        """Keep what other prompts begin with too, once this branch has run it."""
+        count = self._prompts.wanted(branch)
+        if not count or branch.length < count:
+            return
+        pools = (self.branch_keys, self.branch_values)
+        keys, values = (
+            tuple(layer[branch.region, :, :count].clone() for layer in pool) for pool in pools
+        )
+        self._prompts.keep(branch, Beginning(keys, values))
+
     def drop(self, branch: Branch) -> None:
         """Free the branch's region. The stream is not affected."""
+        self._prompts.forget(branch)
         self._open[branch.stream].remove(branch)
         self._free_regions.append(branch.region)
 

@@ -68,12 +68,16 @@ class TaskRun:
         if donor is not None and donor.branch is not None:
             cache.copy_branch(donor.branch, branch, self.shared)
             generation.prefilled = self.shared
+        elif generation.alone:
+            generation.prefilled = cache.begin(branch, generation.prompt)
         generation.start(branch)
 
     def advance(self, cache: KvCache) -> None:
         """Pass on the branches of finished answers; when all answers are complete, resume the generator.
         Mutates the run; drops branches that are not needed."""
         for generation in self.asked:
+            if generation.alone and generation.branch is not None:
+                cache.keep_beginning(generation.branch)
             if generation.finish_reason and generation.branch is not None:
                 self._pass_on(generation, cache)
         if not self.asked or self.waiting or self.open:
@@ -93,7 +97,10 @@ class TaskRun:
         if held is not None:
             if self.waiting:
                 held.length = 0  # these asks begin with tokens of their own
-                self.waiting.popleft().start(held)
+                following = self.waiting.popleft()
+                if following.alone:
+                    following.prefilled = cache.begin(held, following.prompt)
+                following.start(held)
             else:
                 cache.drop(held)
 

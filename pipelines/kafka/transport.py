@@ -15,6 +15,8 @@ are gone. Here, for each partition:
 5. What was fetched across a rebalance is dropped, and the committed offsets are sought once more. Faust
    delivers such a batch and then drops, as seen already, what the new assignment reads before it:
    a worker frozen in a fetch lost one segment that way.
+6. After a delivery across a rebalance the committed offsets are sought once more, too: Faust notes its
+   message as read when the new assignment has begun, and drops what that reads before it.
 
 Also: a partition can be *held* (not fetched) without losing what was fetched already. Faust's
 ``pause_partitions`` drops the rest of the current batch on the floor. The client learns a partition's
@@ -266,6 +268,14 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
     async def wait_first(self, *coros: Any, timeout: Any = None) -> Any:
         """As Faust's, which waits for each message's delivery with four tasks. A delivery seldom has to
         wait, so it is tried first; where it does, Faust waits for the rest of it."""
+        before = self._revocations
+        try:
+            return await self._deliver(*coros, timeout=timeout)
+        finally:
+            # 6. Faust notes the message as read behind this, whichever assignment it was of.
+            self._stale_fetch |= self._revocations != before
+
+    async def _deliver(self, *coros: Any, timeout: Any) -> Any:
         delivery, *others = coros
         if not asyncio.iscoroutine(delivery):
             return await super().wait_first(*coros, timeout=timeout)

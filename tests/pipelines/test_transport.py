@@ -129,6 +129,7 @@ def delivering(*waits: float) -> tuple[Any, list[str], Any]:
 
     made: Any = Consumer.__new__(Consumer)
     made._stopped, made._crashed, made._loop = Event(), Event(), None
+    made._revocations, made._stale_fetch = 0, False
     return made, did, deliver
 
 
@@ -165,6 +166,27 @@ def test_a_delivery_that_waits_is_given_up_when_the_flow_is_suspended() -> None:
         found = await made.wait_first(deliver(), suspended.wait())
         await asyncio.sleep(0)
         assert (found.results, did) == ([True], ["cancelled"])
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("waits", [(), (0.01,), (60.0,)])
+def test_a_delivery_across_a_rebalance_is_followed_by_another_seek(
+    waits: tuple[float, ...],
+) -> None:
+    """Faust notes its message as read in the new assignment, and drops what that reads before it."""
+
+    async def body() -> None:
+        made, _, deliver = delivering(*waits)
+        suspended = Event()
+
+        def rebalance() -> None:
+            made._revocations += 1
+            suspended.set()
+
+        asyncio.get_running_loop().call_soon(rebalance)
+        await made.wait_first(deliver(), suspended.wait())
+        assert made._stale_fetch
 
     asyncio.run(body())
 
