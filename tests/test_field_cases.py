@@ -170,7 +170,9 @@ def notes_in_another_script_give_way_to_the_words() -> None:
 
 @case("Q07")
 def an_update_that_came_to_nothing_says_so() -> None:
-    line = "The review moves to Friday at ten."
+    line = (
+        "Well, the review, I think we said that it moves to Friday at ten and not to Monday then."
+    )
     event = summarise(view([line]), scripted({line: "C"}, {line: "Nobody came."}))
     assert sum(event.refused.values()) == 1
 

@@ -20,7 +20,8 @@ def look(settings: Settings) -> dict[str, Finding]:
 
 def test_doctor_follows_a_broker_from_nothing_to_ready(kafka: str, topics: Any) -> None:
     names = {f"topic_{n}": f"doctor.{time.time_ns()}.{n}" for n in (
-        "segments", "summaries", "summaries_latest", "translations", "sessions", "dlq")}  # fmt: skip
+        "segments", "summaries", "summaries_latest", "translations", "sessions", "dlq", "questions",
+        "answers")}  # fmt: skip
     settings = Settings(bootstrap=kafka, max_message_bytes=2 << 20, **names)
     before = look(settings)
     assert before["kafka"].status == "ok"

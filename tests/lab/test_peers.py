@@ -36,8 +36,11 @@ def job() -> Job:
     return made.with_lengths([[1 + at % 3 for at in range(len(s.asks))] for s in made.streams])
 
 
-def test_what_the_peers_are_given_is_what_the_engine_runs(job: Job) -> None:
+def test_what_the_peers_are_given_is_what_the_engine_runs(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Windows, instructions and places: the job is written down twice, and both must agree."""
+    monkeypatch.setattr("operators.cache.kv_cache.PROMPT_TOKENS", 0)  # every prompt runs whole
     model = toy_decoder()
     heard: dict[StreamSlot, list[int]] = defaultdict(list)
     asked: dict[Branch, list[int]] = defaultdict(list)

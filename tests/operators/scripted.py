@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from operators.cache.kv_cache import KvCache
+from operators.cache.prompts import PromptCache
 from operators.model.loader import DecoderModel
 from tests.engine import ToyTokenizer
 from tests.toy import ByteTokenizer, toy_model
@@ -23,6 +25,12 @@ class Scripted(DecoderModel):
         self._held: dict[int, list[int]] = {}
         self._answers: dict[int, tuple[int, list[int]]] = {}
         self.prompts: list[str] = []
+
+    def new_cache(self, *args: Any, **options: Any) -> KvCache:
+        """Of prompts it keeps nothing: what is copied into a branch is not met in a row."""
+        cache = super().new_cache(*args, **options)
+        cache._prompts = PromptCache(0)
+        return cache
 
     def script(self, prompt: str) -> str:
         return self._answer(prompt)
