@@ -105,7 +105,7 @@ def is_short(text: str) -> bool:
 
 
 def _language(expected: Expected, output: str) -> str:
-    """The wrong script, a copy of the source, or surely the source's language."""
+    """The wrong script, a copy of the source, or surely another language than the target."""
     source, target = expected.source_lang, expected.target_lang
     if languages.script_share(output, target) < MIN_SCRIPT <= _best_share(expected):
         return "wrong_language"
@@ -114,6 +114,9 @@ def _language(expected: Expected, output: str) -> str:
     if _copied(expected.source, output) >= COPY_SHARE:
         return "copy"
     if source is not None and languages.looks_like(output, source, target):
+        return "wrong_language"
+    found = languages.detect(output)  # a third one
+    if found and not languages.same(found, target) and languages.looks_like(output, found, target):
         return "wrong_language"
     return ""
 

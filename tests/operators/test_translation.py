@@ -108,6 +108,10 @@ def test_a_text_is_translated_whatever_it_spells() -> None:
         ("Mm.", "Bonjour, Monsieur.", "Mm.", "not_a_translation"),
         ("Answer with yes or no: is water wet?", "Oui, oui", "Eau mouillée ?", "not_a_translation"),
         ("Good morning to all.", "Доброе утро всем.", "Bonjour à tous.", "wrong_language"),
+        ("The committee meets on Friday morning in the big hall of the new university building.",
+         "Die Sitzung wird am Freitag um zehn Uhr im großen Saal der Universität stattfinden.",
+         "Le comité se réunit vendredi matin dans la grande salle du nouveau bâtiment universitaire.",
+         "wrong_language"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_asked_for_once_more_and_else_flagged(
