@@ -240,5 +240,5 @@ def lines_erased(before: str, after: str) -> tuple[int, float]:
     and that number over the length of ``after``."""
     left = Counter(line.strip() for line in before.splitlines())
     left -= Counter(line.strip() for line in after.splitlines())
-    deleted = sum(count * len(line.split()) for line, count in left.items())
-    return deleted, deleted / max(1, len(after.split()))
+    deleted = sum(count * len(units(line)) for line, count in left.items())
+    return deleted, deleted / max(1, len(units(after)))

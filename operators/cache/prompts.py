@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 LEAST = 16
-"""Shorter beginnings are run again rather than kept."""
+"""Fewer tokens are run again rather than kept: of a beginning, and of what would be new in a longer one.
+Prompts that go on alike for a word or two would else push out the others."""
 RECENT = 8
 """Prompts that a new one is compared with."""
 Tokens = tuple[int, ...]
@@ -58,7 +59,7 @@ class PromptCache:
         counts = {kept: common(kept, tokens) for kept in self._kept}
         best = max(counts, key=counts.__getitem__, default=())
         count = counts.get(best, 0)
-        if LEAST <= usual <= self._room and usual > count:
+        if count + LEAST <= usual <= self._room:
             self._wanted[owner] = tokens[:usual]
         if count < LEAST:
             return None, 0

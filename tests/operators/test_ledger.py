@@ -164,7 +164,10 @@ def test_text_measures() -> None:
 def test_a_note_put_in_between_takes_nothing_back() -> None:
     before = "Decisions\n- The review is on Friday.\nActions\n- Ben calls."
     after = "Decisions\n- The review is on Friday.\n- We buy it.\nActions\n- Ben calls. (done)"
-    assert lines_erased(before, after) == (3, 3 / 16)
+    assert lines_erased(before, after) == (2, 2 / 13)
+    deleted, share = lines_erased("决定\n- 评审改到星期五上午。", "决定\n- 谁付标签的钱？")
+    assert deleted > 5  # a line without spaces is more than one word
+    assert share > 1
     assert lines_erased("", "new") == (0, 0.0)
 
 

@@ -62,6 +62,17 @@ def test_the_second_prompt_is_kept_and_the_third_begins_with_it() -> None:
     assert int(logits[2].argmax()) == int(logits[0].argmax())
 
 
+def test_prompts_that_go_on_alike_for_a_word_do_not_push_out_the_others() -> None:
+    cache = PromptCache(100)
+    for owner, tail in enumerate(([1, 2], [3, 4], [3, 5], [3, 6], [3, *range(100, 130), 7])):
+        _, served = cache.find(owner, [*START, *tail])
+        assert served == (0 if owner < 2 else len(START))
+        if wanted := cache.wanted(owner):
+            assert owner == 1
+            cache.keep(owner, nothing(wanted))
+    assert cache.tokens == len(START)
+
+
 def test_a_fault_is_not_kept() -> None:
     cache = PromptCache(100)
     cache.find(0, [*START, 1])

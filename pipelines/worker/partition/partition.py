@@ -41,12 +41,12 @@ from pipelines.worker.partition.committer import Committer
 from pipelines.worker.partition.deletion import StreamDeletion
 from pipelines.worker.partition.in_flight import InFlightRecords
 from pipelines.worker.partition.metrics import PartitionMetrics
+from pipelines.worker.partition.question_order import QuestionOrder
 from pipelines.worker.partition.queues import StreamQueue
 from pipelines.worker.partition.quotas import Pacing
 from pipelines.worker.partition.rejections import Rejections
 from pipelines.worker.partition.state import Recovered, SessionTable
 from pipelines.worker.partition.takeover import Takeover, least_uncovered, publish_outboxes
-from pipelines.worker.partition.turns import QuestionTurns
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Partition:
             finish_questions=self._asked.finish,
             on_too_large=context.limit.learn,
         )
-        self._turns = QuestionTurns(self.committer.add)
+        self._question_order = QuestionOrder(self.committer.add)
         self._pacing = Pacing(context.tenants, self._wake)
         self._rejections = Rejections(number, context, self._records, self.committer)
         self._deletion = StreamDeletion(
@@ -277,7 +277,7 @@ class Partition:
         offset = self._asked.add(event)
         if offset is None:
             return
-        self._turns.read(offset)
+        self._question_order.read(offset)
         if self._recovered:
             self._dispatch_question(offset)
         else:
@@ -343,11 +343,11 @@ class Partition:
         topic = self._settings.topic_questions
         answer = complete(unknown_stream(question, offset), topic, self.number)
         messages = messages_of([answer], self._settings, self._question_trace(offset))
-        self._turns.refused(offset, Entry(messages, answered=(offset,), events=(answer,)))
+        self._question_order.refused(offset, Entry(messages, answered=(offset,), events=(answer,)))
 
     def _skip_question(self, offset: int) -> None:
         self._metrics.duplicate_input()
-        self._turns.remembered(Entry(answered=(offset,)))
+        self._question_order.remembered(Entry(answered=(offset,)))
 
     def _reject_question(self, offset: int, stage: str, reason: str, text: str) -> None:
         """Finish a question with a dead letter. ``text`` must not quote it."""
@@ -362,7 +362,7 @@ class Partition:
             retryable=stage == "device",
             max_bytes=self._context.limit.bytes,
         )
-        self._turns.refused(offset, Entry([letter], answered=(offset,)))
+        self._question_order.refused(offset, Entry([letter], answered=(offset,)))
 
     def _pump_questions(self, queue: Queue) -> None:
         """Give the device the queue's questions up to its bound; one with which the device failed too
@@ -520,7 +520,7 @@ class Partition:
         ]
         self._own_metrics.note_coverage(queue, finished)
         entry = Entry(messages, state, finished, answered=emission.answered, events=events)
-        self._turns.remembered(entry)
+        self._question_order.remembered(entry)
         self._context.on_report(bool(finished or emission.answered))
         self.pump(queue)
         self._takeover.on_report(queue.stream_id)

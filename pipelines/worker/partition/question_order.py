@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pipelines.worker.context import Entry
 
 
-class QuestionTurns:
+class QuestionOrder:
     """Passes entries of questions on to ``add``. Memory: one entry per open question."""
 
     def __init__(self, add: Callable[[Entry], None]) -> None:
