@@ -151,6 +151,10 @@ def _topic_of(event: AnyEvent, settings: Settings) -> str:
             return settings.topic_translations
 
 
+UNKNOWN_STREAM = "unknown_stream"
+"""In ``degraded`` of an answer: nothing is known of the stream that was asked about."""
+
+
 def unknown_stream(question: Question, offset: int) -> AnswerEvent:
     """The answer to a question about a stream of which nothing is known. It is not kept."""
     return AnswerEvent(
@@ -163,7 +167,7 @@ def unknown_stream(question: Question, offset: int) -> AnswerEvent:
         refused=True,
         source=Source(first_offset=offset, last_offset=offset),
         model=ModelInfo(),
-        degraded=("unknown_stream",),
+        degraded=(UNKNOWN_STREAM,),
     )
 
 

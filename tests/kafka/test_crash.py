@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import time
@@ -10,11 +11,15 @@ from typing import Any
 
 import msgspec
 import pytest
+from kafka import KafkaConsumer, TopicPartition
+from kafka.structs import OffsetAndMetadata
 
-from operators.events import AnswerEvent, SummaryEvent
+from operators.events import AnswerEvent, Question, Source, SummaryEvent
 from operators.state import SessionState
+from pipelines.config.load import Settings
 from pipelines.wire.codec import decode_event, encode_event
-from pipelines.wire.messages import Message, complete
+from pipelines.wire.messages import Message, complete, messages_of, unknown_stream
+from pipelines.worker.partition.state import recover
 from tests.worker_process import (
     Records,
     assert_all_reflected,
@@ -73,6 +78,56 @@ def check_answers(seen: Records, count: int) -> None:
     assert all(len(set(found)) == 1 for found in texts.values()), texts
     first = list({answer.question_id: answer for answer in reversed(answers)}.values())[::-1]
     assert_revisions_sound(first)
+
+
+def refusal(settings: Settings, number: int, partition: int = 0) -> Message:
+    question = Question(stream_id="nobody", question_id=f"q{number}", text="When?")
+    answer = complete(unknown_stream(question, number), settings.topic_questions, partition)
+    return messages_of([answer], settings, None)[0]
+
+
+def test_refusals_that_are_not_committed_are_found_again(topics: Any) -> None:
+    """Without transactions nothing else remembers them; with them there are none."""
+    topics.create(2)
+    settings = Settings(
+        bootstrap=topics.bootstrap,
+        app_id=topics.prefix.rstrip("."),
+        delivery="at_least_once",
+        topic_segments=topics.segments,
+        topic_questions=topics.questions,
+        topic_answers=topics.answers,
+        topic_sessions=topics.sessions,
+    )
+    answer = AnswerEvent(
+        stream_id="a",
+        epoch=0,
+        revision=1,
+        question_id="q1",
+        source=Source(first_offset=1, last_offset=1),
+    )
+    answered = complete(answer, topics.questions, 0)
+    others = [
+        refusal(settings, 0, partition=1),
+        Message(topics.answers, b"a", b"no JSON"),
+        *messages_of([answered], settings, None),
+    ]
+    with producer(topics.bootstrap) as made:
+        for _ in range(4):
+            made.send(topics.questions, key=b"nobody", value=b'{"text": "When?"}', partition=0)
+        made.flush()
+        for message in [*others, *(refusal(settings, n) for n in (0, 2, 3))]:
+            made.send(topics.answers, key=message.key, value=message.value, partition=0)
+        made.flush()
+    member = KafkaConsumer(
+        bootstrap_servers=topics.bootstrap, group_id=settings.app_id, enable_auto_commit=False
+    )
+    member.assign([TopicPartition(topics.questions, 0)])
+    member.commit({TopicPartition(topics.questions, 0): OffsetAndMetadata(1, "", -1)})
+    member.close()
+    found = [asyncio.run(recover(settings, number, 30.0)).refused_questions for number in (0, 1)]
+    assert found == [{2, 3}, set()]
+    settings = settings.model_copy(update={"delivery": "exactly_once"})
+    assert asyncio.run(recover(settings, 0, 30.0)).refused_questions == set()
 
 
 def known(seen: Records) -> set[str]:

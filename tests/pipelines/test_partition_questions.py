@@ -129,6 +129,22 @@ def test_a_refusal_is_not_committed_ahead_of_an_open_question() -> None:
     with_world(test)
 
 
+def test_a_question_that_was_refused_before_a_crash_gets_no_second_answer() -> None:
+    """Without transactions: the stream began meanwhile, and the answer was another."""
+
+    async def test(world: World) -> None:
+        known(world)
+        world.recovered = world.recovered._replace(refused_questions=frozenset({3}))
+        await world.partition.recover()
+        refused, other = ask(world, 3, "a"), ask(world, 4, "a")
+        assert world.device.asked == [("a", 4)]
+        await world.settle()
+        assert (refused.acked, other.acked) == (True, False)
+        assert published(world, world.settings.topic_answers) == []
+
+    with_world(test, recover=False)
+
+
 def test_a_question_opens_a_stream_that_is_known() -> None:
     async def test(world: World) -> None:
         known(world, ended=True)

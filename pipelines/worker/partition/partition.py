@@ -91,6 +91,7 @@ class Partition:
         self._records = InFlightRecords(number, context)
         self._asked = InFlightRecords(number, context, questions=True)
         self._question_floor = 0
+        self._refused_questions = frozenset[int]()
         self._question_backlog: list[int] = []
         self.committer = Committer(
             context.make_publisher(number),
@@ -134,6 +135,7 @@ class Partition:
         self._sessions, self._floor = recovered.sessions, recovered.committed
         self.committer.committed_offset = recovered.committed
         self._question_floor = self.committer.committed_question = recovered.committed_question
+        self._refused_questions = recovered.refused_questions
         if self._closed:
             return
         self.committer.start()
@@ -288,7 +290,7 @@ class Partition:
     def _dispatch_question(self, offset: int) -> None:
         """Steps 2 and 3 for one question."""
         message = self._asked[offset].message
-        if offset < self._question_floor:
+        if offset < self._question_floor or offset in self._refused_questions:
             self._skip_question(offset)
             return
         try:

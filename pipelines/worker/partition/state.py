@@ -29,6 +29,7 @@ from pipelines.wire.messages import (
     forgotten_key,
     pending_results,
 )
+from pipelines.worker.partition.refusals import refused_questions
 
 log = logging.getLogger(__name__)
 
@@ -231,6 +232,8 @@ class Recovered(NamedTuple):
     """The partition's committed input offset (0 if never)."""
     committed_question: int = 0
     """The same of the topic of questions."""
+    refused_questions: frozenset[int] = frozenset()
+    """Offsets behind it of questions that were refused already."""
 
 
 async def recover(settings: Settings, partition: int, timeout: float) -> Recovered:
@@ -291,7 +294,8 @@ async def _read(
         max(table.newest_question + 1, committed_question or 0),
         (await consumer.end_offsets([asked]))[asked],
     )
-    return Recovered(table, committed or 0, committed_question or 0)
+    refused = await refused_questions(consumer, settings, partition, committed_question)
+    return Recovered(table, committed or 0, committed_question or 0, refused)
 
 
 def check_questions(settings: Settings, partition: int, done: int, end: int) -> None:
