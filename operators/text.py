@@ -23,6 +23,7 @@ _UNSPACED = re.compile(
 )
 """Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
 _NUMBER = re.compile(r"\d+(?:[.,:\u066b\u066c \u00a0\u202f]\d+)*")
+_TERMINAL = regex.compile(r"\p{Sentence_Terminal}")
 _STEM, _ENDING = 6, 2
 _FULL_WEIGHT = 4
 
@@ -68,10 +69,20 @@ one looks like a semicolon, and normalising a file would make it one."""
 def is_question(sentence: str) -> bool:
     """Whether a sentence ends with a question mark, of any script, whatever quotes and brackets close
     behind it."""
+    return _last(sentence) in tuple(QUESTION_MARKS)
+
+
+def ends_sentence(text: str) -> bool:
+    """Whether the text ends with a mark that ends sentences, of any script."""
+    return bool(_TERMINAL.match(_last(text)))
+
+
+def _last(sentence: str) -> str:
+    """The last character that closes nothing; empty if there is none."""
     end = len(sentence)
     while end and _closes(sentence[end - 1]):
         end -= 1
-    return sentence[:end].endswith(tuple(QUESTION_MARKS))
+    return sentence[end - 1 : end]
 
 
 def _closes(char: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from operators import languages
@@ -20,6 +20,7 @@ from operators.text import (
     cased,
     content,
     covered,
+    ends_sentence,
     is_question,
     longest_copy,
     names_inside,
@@ -54,6 +55,30 @@ ASKED_IN = "en"
 """The prompts' language, which a small model falls into."""
 
 
+@dataclass(frozen=True)
+class Habits:
+    """How a stream's turns are written. ``small``: words that also stand without a capital, so that one
+    with a capital need not be a name ("Um"). ``marks``: whether questions have a question mark, so that
+    a whole sentence without one is none."""
+
+    small: frozenset[str] = frozenset()
+    marks: bool = False
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Habits:
+        """Of the turns that are in the window."""
+        said = list(texts)
+        written = " ".join(said).split()
+        small = (unit for word in written if word[0].islower() for unit in units(word))
+        return cls(
+            frozenset(small),
+            any(is_question(sentence) for text in said for sentence in languages.sentences(text)),
+        )
+
+
+NO_HABITS = Habits()
+
+
 @dataclass
 class Turn:
     """A sentence of one speaker: ``said`` without the name, ``line`` with it. ``weights``: of the
@@ -70,10 +95,21 @@ class Turn:
     """Whether it says that an action is done."""
     number: int = -1
     """Its place among the turns of the update."""
+    habits: Habits = NO_HABITS
 
     @property
     def line(self) -> str:
         return f"{self.speaker}: {self.said}" if self.speaker else self.said
+
+    @property
+    def names(self) -> list[str]:
+        """Its words that a note must keep: names, as far as capitals tell them."""
+        return [n for n in capitalised(self.said) if n.lower() not in self.habits.small]
+
+    @property
+    def states(self) -> bool:
+        """Whether it is a whole sentence that asks nothing, as far as its writing tells."""
+        return self.habits.marks and ends_sentence(self.said) and not is_question(self.said)
 
 
 @dataclass
@@ -148,7 +184,7 @@ def problem_of(draft: Draft, known: Known) -> str:
         return "name_lost"
     if draft.translated:
         return ""
-    asked = draft.kind == "open_question" and is_question(said) and not is_long(said)
+    asked = draft.kind == "open_question" and is_question(said)
     if asked and not is_question(text):
         return "no_question"
     if known.named and _names_added(draft, sources, dates):
@@ -219,7 +255,7 @@ def checked(draft: Draft, refused: Counter[str]) -> bool:
         refused[draft.problem] += 1
         said = draft.turn.said
         sure = not cased(said) and draft.importance >= QUOTE_WEIGHT
-        telling = numbers(said) or capitalised(said) or is_question(said) or sure
+        telling = numbers(said) or draft.turn.names or is_question(said) or sure
         if is_long(said) or not telling:
             return False
         draft.text = said.strip()
@@ -261,7 +297,7 @@ def lost_names(draft: Draft) -> list[str]:
     kept = content(" ".join((draft.text, draft.owner or "", turn.speaker))).keys()
     dates = languages.dates(turn.said, draft.spoken or ASKED_IN)
     told = languages.dates(draft.text, draft.tag or ASKED_IN).values()
-    names = (name for name in capitalised(turn.said) if dates.get(name) not in told)
+    names = (name for name in turn.names if dates.get(name) not in told)
     return [name for name in names if not content(name).keys() <= kept]
 
 

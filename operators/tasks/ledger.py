@@ -253,11 +253,6 @@ def _replaced(old: LedgerItem, new: LedgerItem) -> LedgerItem:
     return replace(old, state="superseded", last_changed_revision=new.last_changed_revision)
 
 
-def about(a: str, b: str) -> float:
-    """How far two notes are about the same thing, 0 to 1, whatever numbers they give."""
-    return similarity(a, b, digits=False)
-
-
 def _settled_by_person(old: LedgerItem, new: LedgerItem) -> bool:
     """Whether a person has written all that a new note says, or has taken it back: it does not come
     again."""

@@ -25,13 +25,13 @@ from operators import languages
 from operators.decoding.constraints import Grammar
 from operators.events import Evidence, ItemKind, LedgerItem
 from operators.model.tokenizer import Tokenizer
-from operators.tasks import ledger
-from operators.tasks.base import Answer, Ask, SeenSegment, StreamView, Tools
+from operators.tasks.base import Answer, Ask, StreamView, Tools
 from operators.tasks.grounding import (
     FIRST_COPY,
     MAX_COPY,
     TERSE,
     Draft,
+    Habits,
     Known,
     Turn,
     checked,
@@ -42,7 +42,7 @@ from operators.tasks.grounding import (
     says_it_best,
 )
 from operators.tasks.relations import UNWRITTEN, name_of, related, within
-from operators.text import is_question, numbers, parts, trimmed, units
+from operators.text import content, covered, is_question, numbers, parts, trimmed, units
 
 SORTS: dict[str, ItemKind | None] = {
     "chat": None,
@@ -110,8 +110,9 @@ CERTAIN = 0.8
 DONE, OTHER, SAME = 0.46, 0.44, 0.32
 """Calibrated probabilities (chance is 0.33) from which an action is done, an item is otherwise, and
 below which a turn does not say the same again."""
-CHANGED, NEAR = 0.7, 0.5
-"""Shared content from which a turn restates an item, and from which it may."""
+CHANGED, NEAR, RATHER = 0.7, 0.5, 0.3
+"""Share of an item's content from which a turn that has it restates the item, and from which it may, if
+so much of the turn is about the item."""
 RARE = 0.05
 """Share of the turns seen in which a word may occur and still be a name."""
 SHARE, OFTEN = 0.1, 4
@@ -151,7 +152,7 @@ class MinuteTaker:
     def steps(self, view: StreamView) -> MinutesSteps:
         """The asks of one update, and its notes. Reads the view; changes nothing."""
         made = Minutes()
-        turns = self._turns([s for s in view.segments if s.new])
+        turns = self._turns(view)
         yield from self._judge(turns, Usual(view, self._tools.tokenizer), made)
         known = Known.of(view)
         yield from self._relate(related(turns, view.ledger.items), made)
@@ -168,18 +169,21 @@ class MinuteTaker:
 
     # --- judge -------------------------------------------------------------------------------
 
-    def _turns(self, segments: Sequence[SeenSegment]) -> list[Turn]:
-        """The segments' sentences."""
+    def _turns(self, view: StreamView) -> list[Turn]:
+        """The sentences of what is new."""
+        habits = Habits.of(segment.text for segment in view.segments)
         found = [
-            Turn(segment.evidence.speaker or "", piece, self._count(piece), [segment.evidence])
-            for segment in segments
+            (segment.evidence, piece)
+            for segment in view.segments
+            if segment.new
             for sentence in languages.sentences(segment.text)
             for piece in languages.split(sentence, TURN_TOKENS, self._size)
             if piece
         ]
-        for number, turn in enumerate(found):
-            turn.number = number
-        return found
+        return [
+            Turn(said.speaker or "", piece, self._count(piece), [said], number=at, habits=habits)
+            for at, (said, piece) in enumerate(found)
+        ]
 
     def _size(self, text: str) -> int:
         """The text's tokens, or what its words are worth if that is more."""
@@ -276,11 +280,16 @@ class MinuteTaker:
             self._same = _mean([answer.weights for answer in answers[: len(blanks)]])
         for (item, turn), answer in zip(pairs, answers[len(blanks) :], strict=True):
             done, other, same = calibrated(answer.weights, self._same)
-            near = ledger.about(item.text, turn.said)
+            note, said = (content(text, digits=False) for text in (item.text, turn.said))
+            again, of_it = covered(note, said), covered(said, note)
             if item.kind == "action_item" and done >= DONE:
                 made.done.append((item.id, turn.evidence[-1]))
                 turn.settles = True
-            elif near >= CHANGED or other >= OTHER or (near >= NEAR and same < SAME):
+            elif (
+                again >= CHANGED
+                or other >= OTHER
+                or (again >= NEAR and of_it >= RATHER and same < SAME)
+            ):
                 turn.changes = item
 
     # --- asks --------------------------------------------------------------------------------
@@ -342,8 +351,14 @@ def judged(turn: Turn) -> tuple[ItemKind | None, float]:
         return None, 0.0
     weight = max(turn.weights)
     kind = SORTED[turn.weights.index(weight)] or "topic"
-    if is_question(turn.said) and turn.weights[4] >= max(ASKED, turn.weights[0]):
-        return "open_question", turn.weights[4]
+    if is_question(turn.said):
+        if turn.weights[4] >= max(ASKED, turn.weights[0]):
+            return "open_question", turn.weights[4]
+        return ("action_item" if kind == "action_item" and weight >= SURE[kind] else None), weight
+    if turn.states:
+        told = turn.weights[:4]  # it may tell of a question, and is none
+        weight = max(told)
+        kind = SORTED[told.index(weight)] or "topic"
     if kind != "topic" and weight >= SURE[kind]:
         return kind, weight
     small_talk, telling = turn.weights[:2]

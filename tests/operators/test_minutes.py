@@ -19,7 +19,18 @@ from operators.stream_settings import StreamSettings
 from operators.tasks import ledger
 from operators.tasks.answer import passages_of
 from operators.tasks.base import Answer, Ask, Due, Ledger, SeenSegment, StreamView, Tools
-from operators.tasks.grounding import Draft, Known, Turn, checked, problem_of, says_it_best
+from operators.tasks.grounding import (
+    NO_HABITS,
+    Draft,
+    Habits,
+    Known,
+    Turn,
+    checked,
+    lost_names,
+    problem_of,
+    says_it_best,
+)
+from operators.tasks.minutes import CHANGES as CHANGED_BY
 from operators.tasks.minutes import (
     Minutes,
     MinuteTaker,
@@ -432,8 +443,9 @@ def test_a_note_that_says_nothing_of_its_turn_is_none() -> None:
     turn = Turn("Project Manager", said, 40, [])
     known = Known(("Project Manager",), named=True)
     empty = Draft(turn, "open_question", 1.0, text="Project Manager asked.")
-    good = Draft(turn, "open_question", 1.0, text="Project Manager would know what rubber costs.")
-    assert problem_of(empty, known) == "content_lost"
+    good = Draft(turn, "open_question", 1.0, text="What would a case of rubber cost?")
+    assert problem_of(replace(empty, kind="topic"), known) == "content_lost"
+    assert problem_of(empty, known) == "no_question"
     assert problem_of(good, known) == ""
 
 
@@ -446,7 +458,7 @@ def test_speech_without_a_full_stop_is_noted_piece_by_piece() -> None:
         "which nobody here could tell me so far although I asked the three of them twice today",
     ]
     taker = MinuteTaker(replace(tools(), tokenizer=ByWords()))
-    turns = taker._turns(view([" ".join(pieces)]).segments)
+    turns = taker._turns(view([" ".join(pieces)]))
     assert [turn.said for turn in turns] == [" ".join(pieces[:2]), " ".join(pieces[2:])]
     assert all(turn.evidence == turns[0].evidence for turn in turns)
 
@@ -541,6 +553,69 @@ def test_what_is_sure_small_talk_or_unsure_gets_no_note() -> None:
     assert asked.kind == "open_question"
 
 
+MARKED = Habits.of(["Yes. Who pays?", "Um, the um case."])
+
+
+@pytest.mark.parametrize(
+    ("said", "habits", "kind"),
+    [
+        ("Did we decide that rubber is important?", MARKED, None),
+        ("The question is that item 8 be agreed.", MARKED, "decision"),
+        ("The question is that item 8 be agreed.", NO_HABITS, "open_question"),
+        ("and the question is that item 8", MARKED, "open_question"),  # no whole sentence
+    ],
+)
+def test_what_is_asked_is_no_decision_and_what_is_stated_no_question(
+    said: str, habits: Habits, kind: str | None
+) -> None:
+    """ "QUESTION: Lynne agreed to amendment 8." and "We decided that rubber is important to us." """
+    asked = (0.01, 0.09, 0.7, 0.01, 0.19)
+    stated = (0.02, 0.03, 0.62, 0.01, 0.68)
+    turn = Turn("Ana", said, 9, [], weights=asked if is_question(said) else stated, habits=habits)
+    assert [draft.kind for draft in select([turn])] == ([kind] if kind else [])
+
+
+def test_a_word_that_also_stands_without_a_capital_is_no_name() -> None:
+    """ "Um" had to stand in the note."""
+    said = "So Um we pick the case of Ryan."
+    draft = Draft(Turn("Ana", said, 9, [], habits=MARKED), "decision", 1.0)
+    draft.text = "We pick the case of Ryan."
+    assert problem_of(draft, ANA) == ""
+    draft.text = "We pick the case."
+    assert problem_of(draft, ANA) == "name_lost"
+    assert lost_names(draft) == ["Ryan"]
+
+
+@pytest.mark.parametrize(
+    ("item", "turn", "changed"),
+    [
+        ("The amendment is agreed.", "The review is agreed with the amendment in mind.", True),
+        (
+            "The amendment is agreed.",
+            "The office makes provision for a revised explanatory memorandum, with account taken of"
+            " the amendments agreed today.",
+            False,
+        ),
+        ("Ana sends the presentation to the team by mail.", "She sent it to me by mail.", False),
+    ],
+)
+def test_a_turn_that_is_about_something_else_changes_no_note(
+    item: str, turn: str, changed: bool
+) -> None:
+    """Where the model is not sure that the turn says the same."""
+
+    def script(prompt: str, ask: Ask) -> Answer:
+        if len(ask.choices) != len(CHANGED_BY):
+            return scripted({item: "C", turn: "B"})(prompt, ask)
+        asked = turn in prompt
+        return Answer((), "", "stop", Usage(), (0.4, 0.35, 0.25) if asked else (1 / 3,) * 3)
+
+    seen = view([item])
+    run(seen, scripted({item: "C"}))
+    old, *_ = run(view([turn], seen.ledger.items, at=1), script).items
+    assert old.state == ("superseded" if changed else "open")
+
+
 @pytest.mark.parametrize(("weight", "kept"), [(0.7, 6), (0.9, 9)])
 def test_what_the_judge_is_certain_of_is_taken_however_much_it_is(weight: float, kept: int) -> None:
     rest = (1 - weight) / 4
@@ -567,7 +642,7 @@ def test_the_judges_examples_are_shared_by_all_turns_or_left_out_for_all(branch:
     taker = MinuteTaker(
         replace(held, prompts=prompts, config=replace(held.config, branch_tokens=branch))
     )
-    turns = taker._turns(view(["Who pays for the labels?", "The review is on Friday."]).segments)
+    turns = taker._turns(view(["Who pays for the labels?", "The review is on Friday."]))
     asks = next(taker._judge(turns, Usual(view([]), held.tokenizer), Minutes()))
     texts = [held.tokenizer.decode(ask.prompt) for ask in asks]
     assert all(len(ask.prompt) < branch for ask in asks)
