@@ -29,6 +29,7 @@ from operators.text import units, unspaced
 Form = Literal["text", "markdown", "json"]
 KINDS: tuple[ItemKind, ...] = ("decision", "action_item", "open_question", "topic")
 GONE = ("superseded", "withdrawn")
+ANSWERED = ("open_question", "done")
 EXECUTIVE_TOPICS = 3
 MAX_TEMPLATE = 65_536
 MAX_STEPS = 100_000
@@ -126,8 +127,8 @@ def listing(items: Iterable[LedgerItem], language: str | None) -> list[str]:
 
 
 def grouped(items: Sequence[LedgerItem], style: str) -> dict[ItemKind, list[LedgerItem]]:
-    """The items that a style shows, by kind, in order of the transcript."""
-    live = [item for item in items if item.state not in GONE]
+    """The items that a style shows, by kind, in order of the transcript; no answered question."""
+    live = [i for i in items if i.state not in GONE and (i.kind, i.state) != ANSWERED]
     if style == "executive":
         topics = sorted((i for i in live if i.kind == "topic"), key=lambda i: -i.importance)
         kept = {item.id for item in topics[:EXECUTIVE_TOPICS]}

@@ -103,8 +103,13 @@ class Turn:
 
     @property
     def names(self) -> list[str]:
-        """Its words that a note must keep: names, as far as capitals tell them."""
-        return [n for n in capitalised(self.said) if n.lower() not in self.habits.small]
+        """Its words that a note must keep: names, as far as capitals tell them. Two letters are rather a
+        sound ("Um") where they are not both capitals ("EU")."""
+        return [
+            name
+            for name in capitalised(self.said)
+            if name.lower() not in self.habits.small and (len(name) > 2 or name.isupper())
+        ]
 
     @property
     def states(self) -> bool:

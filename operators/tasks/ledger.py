@@ -272,7 +272,7 @@ def _comparable(old: LedgerItem, new: LedgerItem) -> bool:
 def settle(
     items: tuple[LedgerItem, ...], done: Sequence[tuple[str, Evidence]], revision: int
 ) -> tuple[LedgerItem, ...]:
-    """Mark action items as done, each with the segment that says so."""
+    """Mark actions as done and questions as answered, each with the segment that says so."""
     where = dict(done)
     return tuple(
         replace(

@@ -24,7 +24,6 @@ from typing import Any
 from operators import languages
 from operators.decoding.constraints import Grammar
 from operators.events import Evidence, ItemKind, LedgerItem
-from operators.model.tokenizer import Tokenizer
 from operators.tasks.base import Answer, Ask, StreamView, Tools
 from operators.tasks.grounding import (
     FIRST_COPY,
@@ -41,18 +40,17 @@ from operators.tasks.grounding import (
     problem_of,
     says_it_best,
 )
-from operators.tasks.relations import UNWRITTEN, name_of, related, within
-from operators.text import content, covered, is_question, numbers, parts, trimmed, units
+from operators.tasks.relations import (
+    UNWRITTEN,
+    Exchange,
+    exchanges,
+    name_of,
+    related,
+    within,
+)
+from operators.tasks.selection import SORTS, Usual, calibrated, select
+from operators.text import content, covered, trimmed, units
 
-SORTS: dict[str, ItemKind | None] = {
-    "chat": None,
-    "information": "topic",
-    "decision": "decision",
-    "task": "action_item",
-    "question": "open_question",
-}
-"""The words that a turn is sorted by, as the judge's prompt names them, and the kinds of note."""
-SORTED = tuple(SORTS.values())
 CHANGES = "ABC"
 """The letters that say what a turn does to a note."""
 HINTS = {
@@ -83,30 +81,27 @@ BALANCED = (
 )
 """As many turns of one kind as of another: what a judge who has no leaning gives them is even. A turn
 without content is small talk to one who has seen examples, so it says nothing of his leaning."""
+REPLIED = (
+    ("Eva: Who painted the bench?", "Ruth: Nils did."),
+    ("Karl: Is the water on?", "Eva: Yes, since Friday."),
+    ("Nils: When is the sale?", "Karl: On the second Sunday in June."),
+    ("Ruth: Shall I lock the gate?", "Nils: No, leave it open."),
+    ("Ruth: Who painted the bench?", "Eva: That is a long story."),
+    ("Eva: Is the water on?", "Karl: We have to ask the neighbour."),
+    ("Karl: When is the sale?", "Ruth: The cakes are ordered."),
+    ("Nils: Shall I lock the gate?", "Karl: Wait, where is my bag."),
+)
+"""As many exchanges with an answer as without one."""
+YES_NO = ("yes", "no")
 BLANKS = ("", "...", "N/A")
 """Turns and notes without content, for a judge without examples."""
-SURE: dict[ItemKind, float] = {
-    "decision": 0.6,
-    "action_item": 0.42,
-    "open_question": 0.3,
-    "topic": 0.35,
-}
-"""Calibrated probability (chance is 0.2) from which a turn is of a kind."""
-ASKED = 0.22
-"""Calibrated probability from which a sentence with a question mark is an open question, if it is not
-rather small talk ("Can you all hear me?")."""
-SMALL_TALK = 0.12
-"""Calibrated probability of small talk above which a turn is not worth a topic."""
 TURN_TOKENS, TURN_WORDS = 120, 40
 """Sentences are judged one by one. A longer one is cut: speech without a full stop is of several kinds,
 and too long to stand for itself where its note fails."""
 TURN_UNITS = 4
 """A shorter sentence is not noted."""
-NOTES, TOKENS_PER_NOTE = 6, 100
-"""An update takes at most NOTES decisions, actions and questions, and one more for so many new tokens;
-half as many topics."""
-CERTAIN = 0.8
-"""Calibrated probability from which a decision, action or question is taken however many there are."""
+ANSWERED = 0.8
+"""Calibrated probability (chance is 0.5) from which a reply answers a question."""
 DONE, OTHER, SAME = 0.46, 0.44, 0.32
 """Calibrated probabilities (chance is 0.33) from which an action is done, an item is otherwise, and
 below which a turn does not say the same again."""
@@ -115,11 +110,6 @@ CHANGED, NEAR, RATHER = 0.7, 0.5, 0.3
 so much of the turn is about the item."""
 RARE = 0.05
 """Share of the turns seen in which a word may occur and still be a name."""
-SHARE, OFTEN = 0.1, 4
-"""Share of the turns seen, and at least so many, in which a word may occur and still be what a note is
-about."""
-COMMONEST = 5000
-"""So many of a tokenizer's tokens are of words that say nothing by themselves."""
 NOTE_TOKENS, DUE_TOKENS, OWNER_TOKENS = 48, 10, 8
 LINE = Grammar.regex(r"([^\n:：]{1,59}|[^\n:：]{60}[^\n]{0,340})\n?")
 """One line that does not begin with a speaker's name and a colon."""
@@ -131,13 +121,14 @@ class Minutes:
 
     drafts: list[Draft] = field(default_factory=list)
     done: list[tuple[str, Evidence]] = field(default_factory=list)
-    """Items whose task a turn says is done."""
+    """Items that are settled: actions that a turn says are done, questions that it answers."""
     refused: Counter[str] = field(default_factory=Counter)
     answers: list[Answer] = field(default_factory=list)
 
 
 MinutesSteps = Generator[Sequence[Ask], Sequence[Answer], Minutes]
 Part = Generator[Sequence[Ask], Sequence[Answer], None]
+Weights = Generator[Sequence[Ask], Sequence[Answer], list[tuple[float, ...]]]
 
 
 class MinuteTaker:
@@ -145,9 +136,9 @@ class MinuteTaker:
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
-        self._first = {word: tools.tokenizer.first(word) for word in (*SORTS, *CHANGES)}
-        self._prior: tuple[float, ...] | None = None
-        self._same: tuple[float, ...] | None = None
+        self._first = {word: tools.tokenizer.first(word) for word in (*SORTS, *CHANGES, *YES_NO)}
+        self._priors: dict[str, tuple[float, ...]] = {}
+        """What each of the judges gives what is even, by prompt."""
 
     def steps(self, view: StreamView) -> MinutesSteps:
         """The asks of one update, and its notes. Reads the view; changes nothing."""
@@ -158,6 +149,7 @@ class MinuteTaker:
         yield from self._relate(related(turns, view.ledger.items), made)
         yield from self._relate(within(turns, select(turns)), made)
         made.drafts = select(turns)
+        yield from self._answer(exchanges(view, made.drafts), made)
         self._name_languages(made.drafts, view)
         yield from self._details(made, known.people, Names(view))
         for draft in made.drafts:
@@ -198,14 +190,11 @@ class MinuteTaker:
         turns = [t for t in turns if len(units(t.said)) >= TURN_UNITS and usual.telling(t.said)]
         if not turns:
             return
-        known = BALANCED if self._prior is None else ()
-        lines = [*known, *(turn.line for turn in turns)]
-        answers = yield self._choices("judge", tuple(SORTS), [{"turn": line} for line in lines])
-        made.answers += answers
-        if self._prior is None:
-            self._prior = _mean([answer.weights for answer in answers[: len(known)]])
-        for turn, answer in zip(turns, answers[len(known) :], strict=True):
-            turn.weights = calibrated(answer.weights, self._prior)
+        even = [{"turn": line} for line in BALANCED]
+        asked = [{"turn": turn.line} for turn in turns]
+        found = yield from self._weights("judge", tuple(SORTS), even, asked, made)
+        for turn, weights in zip(turns, found, strict=True):
+            turn.weights = weights
 
     # --- write -------------------------------------------------------------------------------
 
@@ -271,15 +260,10 @@ class MinuteTaker:
         otherwise. Mutates the turns and what was made."""
         if not pairs:
             return
-        blanks = [(n, t) for n in BLANKS[1:] for t in BLANKS] if self._same is None else []
-        asked = [*blanks, *((item.text, turn.line) for item, turn in pairs)]
-        fields = [{"note": note, "turn": turn} for note, turn in asked]
-        answers = yield self._choices("relation", CHANGES, fields)
-        made.answers += answers
-        if self._same is None:
-            self._same = _mean([answer.weights for answer in answers[: len(blanks)]])
-        for (item, turn), answer in zip(pairs, answers[len(blanks) :], strict=True):
-            done, other, same = calibrated(answer.weights, self._same)
+        even = [{"note": note, "turn": turn} for note in BLANKS[1:] for turn in BLANKS]
+        asked = [{"note": item.text, "turn": turn.line} for item, turn in pairs]
+        weights = yield from self._weights("relation", CHANGES, even, asked, made)
+        for (item, turn), (done, other, same) in zip(pairs, weights, strict=True):
             note, said = (content(text, digits=False) for text in (item.text, turn.said))
             again, of_it = covered(note, said), covered(said, note)
             if item.kind == "action_item" and done >= DONE:
@@ -292,7 +276,41 @@ class MinuteTaker:
             ):
                 turn.changes = item
 
+    def _answer(self, found: Sequence[Exchange], made: Minutes) -> Part:
+        """Which open questions are answered by what was said next. Mutates what was made."""
+        if not found:
+            return
+        even = [{"question": question, "reply": reply} for question, reply in REPLIED]
+        asked = [{"question": one.question, "reply": self._beginning(one.reply)} for one in found]
+        weights = yield from self._weights("answered", YES_NO, even, asked, made)
+        settled = dict[str, Evidence]()
+        for one, (yes, _) in zip(found, weights, strict=True):
+            if yes >= ANSWERED:
+                settled.setdefault(one.note, one.evidence)
+        made.done += settled.items()
+
+    def _beginning(self, text: str) -> str:
+        return languages.split(text, TURN_TOKENS, self._size)[0]
+
     # --- asks --------------------------------------------------------------------------------
+
+    def _weights(
+        self,
+        prompt: str,
+        words: Sequence[str],
+        even: Sequence[Mapping[str, str]],
+        asked: Sequence[Mapping[str, str]],
+        made: Minutes,
+    ) -> Weights:
+        """The calibrated probabilities of the ``words`` for each of ``asked``, the prompt's fields.
+        ``even``: fields for which a judge without a leaning gives all words the same; asked once."""
+        known = () if prompt in self._priors else even
+        answers = yield self._choices(prompt, words, [*known, *asked])
+        made.answers += answers
+        if known:
+            self._priors[prompt] = _mean([answer.weights for answer in answers[: len(known)]])
+        prior = self._priors[prompt]
+        return [calibrated(answer.weights, prior) for answer in answers[len(known) :]]
 
     def _choices(
         self, prompt: str, answers: Sequence[str], asked: Sequence[Mapping[str, str]]
@@ -319,61 +337,6 @@ class MinuteTaker:
         return prompt[-(self._tools.config.branch_tokens - output) :]
 
 
-def select(turns: Sequence[Turn]) -> list[Draft]:
-    """The weightiest turns as drafts, in order of the transcript; what changes an item is always among
-    them. Of the topics those with numbers come first: they are what people look up."""
-    found: list[Draft] = []
-    changed: list[Draft] = []
-    for turn in turns:
-        kind, weight = judged(turn)
-        if turn.settles:
-            continue
-        if turn.changes is not None:
-            kind = turn.changes.kind if kind in (None, "topic") else kind
-            weight = max(weight, turn.changes.importance)
-            changed.append(Draft(turn, kind or turn.changes.kind, round(weight, 3)))
-        elif kind is not None:
-            found.append(Draft(turn, kind, round(weight, 3)))
-    most = NOTES + sum(turn.tokens for turn in turns) // TOKENS_PER_NOTE
-    topics = [d for d in found if d.kind == "topic"]
-    others = [d for d in found if d.kind != "topic"]
-    topics.sort(key=lambda d: (not numbers(d.turn.said), -d.importance))
-    others.sort(key=lambda d: -d.importance)
-    certain = sum(d.importance >= CERTAIN for d in others)
-    taken = [*changed, *others[: max(most, certain)], *topics[: max(1, most // 2)]]
-    kept = {id(d.turn): d for d in taken}
-    return [kept[id(turn)] for turn in turns if id(turn) in kept]
-
-
-def judged(turn: Turn) -> tuple[ItemKind | None, float]:
-    """The kind of a turn by its weights, None if it is not worth a note, and the weight."""
-    if not turn.weights:
-        return None, 0.0
-    weight = max(turn.weights)
-    kind = SORTED[turn.weights.index(weight)] or "topic"
-    if is_question(turn.said):
-        if turn.weights[4] >= max(ASKED, turn.weights[0]):
-            return "open_question", turn.weights[4]
-        return ("action_item" if kind == "action_item" and weight >= SURE[kind] else None), weight
-    if turn.states:
-        told = turn.weights[:4]  # it may tell of a question, and is none
-        weight = max(told)
-        kind = SORTED[told.index(weight)] or "topic"
-    if kind != "topic" and weight >= SURE[kind]:
-        return kind, weight
-    small_talk, telling = turn.weights[:2]
-    if telling >= SURE["topic"] and small_talk <= SMALL_TALK:
-        return "topic", telling
-    return ("topic" if numbers(turn.said) and telling >= 1.5 * small_talk else None), telling
-
-
-def calibrated(weights: Sequence[float], prior: Sequence[float]) -> tuple[float, ...]:
-    """Probabilities divided by those of a turn without content, scaled to sum to 1."""
-    raw = [w / max(p, 1e-6) for w, p in zip(weights, prior, strict=True)]
-    total = sum(raw)
-    return tuple(r / total for r in raw)
-
-
 def _hint(draft: Draft) -> str:
     """What a second try is told, by what was wrong with the first; empty for a first one."""
     words = ", ".join(lost_names(draft))
@@ -384,27 +347,6 @@ def begins_with(name: str) -> Grammar:
     """One line that tells what the named person will do."""
     literal = "".join(rf"\{char}" if char in string.punctuation else char for char in name)
     return Grammar.regex(rf"{literal}[^\n:：]{{2,300}}\n?")
-
-
-class Usual:
-    """Tells words that are in any conversation, or often in this one, from words that a note could be
-    about. A tokenizer's first tokens are the commonest; what it cuts up, or makes late, is rare. Where
-    it cuts up every word, none is usual."""
-
-    def __init__(self, view: StreamView, tokenizer: Tokenizer) -> None:
-        self._encode = tokenizer.encode
-        self._most = max(OFTEN, SHARE * len(view.segments))
-        self._seen = Counter(word for s in view.segments for word in set(parts(s.text)))
-
-    def telling(self, said: str) -> bool:
-        """Whether the text has a number or a word that is not usual; "I'll do that next time" has
-        none."""
-        return bool(numbers(said)) or any(not self._usual(word) for word in set(parts(said)))
-
-    def _usual(self, word: str) -> bool:
-        forms = (self._encode(f" {word}"), self._encode(word))  # a word, and an ending ("ll")
-        early = any(len(tokens) == 1 and tokens[0] < COMMONEST for tokens in forms)
-        return early or self._seen[word] > self._most
 
 
 class Names:

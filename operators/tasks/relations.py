@@ -1,4 +1,5 @@
-"""Which turns are about which notes: found by the words they share, before a model is asked.
+"""Which turns are about which notes, found before a model is asked: by the words they share; of
+questions by what others say next.
 
 Notes are those of the ledger, and those that the update itself is to write: what is said, changed or
 done within one update has no item yet, so its turn stands for it.
@@ -9,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from operators.events import LedgerItem
+from operators.events import Evidence, LedgerItem
+from operators.tasks.base import SeenSegment, StreamView
 from operators.tasks.grounding import Draft, Turn
-from operators.text import content, covered, overlap, units
+from operators.text import content, covered, is_question, overlap, units
 
 TELLING = 3.0
 """Content a turn must have to be compared with items: a few short words are like anything."""
@@ -19,6 +21,22 @@ RELATED, PAIRS = 0.4, 12
 """Share of content from which a turn is compared with an item, and how many are in one update."""
 UNWRITTEN = "turn "
 """Begins the name of a note that is yet to be written."""
+
+
+REPLIES = 2
+"""So many segments of others behind a question may answer it."""
+RESUMED = 4
+"""Units of the asker's next segment that end the wait for an answer."""
+
+
+class Exchange(NamedTuple):
+    """An open question and what somebody else said next. ``note``: an item's id, or the name of a note
+    that is yet to be written."""
+
+    note: str
+    question: str
+    reply: str
+    evidence: Evidence
 
 
 class Live(NamedTuple):
@@ -49,6 +67,40 @@ def within(turns: Sequence[Turn], drafts: Sequence[Draft]) -> list[tuple[LedgerI
     change or settle an item are left out."""
     live = [Live.of(draft_item(d), d.turn.number) for d in drafts if d.kind != "open_question"]
     return _closest([t for t in turns if t.changes is None and not t.settles], live)
+
+
+def exchanges(view: StreamView, drafts: Sequence[Draft]) -> list[Exchange]:
+    """Open questions of the ledger and of the update itself, each with the new segments that may answer
+    it. Where speakers are not known there are none."""
+    questions = [
+        (item.id, item.text, item.evidence[0])
+        for item in view.ledger.items
+        if item.kind == "open_question" and item.state == "open" and item.evidence
+    ]
+    questions += [
+        (name_of(d), d.turn.said, d.turn.evidence[0]) for d in drafts if d.kind == "open_question"
+    ]
+    places = {segment.evidence: at for at, segment in enumerate(view.segments)}
+    return [
+        Exchange(name, f"{asked.speaker}: {text}", f"{r.evidence.speaker}: {r.text}", r.evidence)
+        for name, text, asked in questions
+        if asked.speaker and asked in places
+        for r in _replies(view.segments[places[asked] + 1 :], asked.speaker)
+        if r.new and not is_question(r.text)
+    ]
+
+
+def _replies(after: Sequence[SeenSegment], asker: str) -> list[SeenSegment]:
+    """The first segments of others, up to where the asker goes on."""
+    found: list[SeenSegment] = []
+    for segment in after:
+        if segment.evidence.speaker == asker and len(units(segment.text)) >= RESUMED:
+            break
+        if segment.evidence.speaker not in (None, asker):
+            found.append(segment)
+        if len(found) == REPLIES:
+            break
+    return found
 
 
 def draft_item(draft: Draft) -> LedgerItem:

@@ -172,8 +172,10 @@ def test_prompts_have_no_double_spaces_and_no_space_at_a_lines_begin(
         "language": "English",
         "hint": "",
         "note": "N",
+        "question": "Ana: Who pays?",
+        "reply": "Ben: We do.",
     }
-    for name in ("judge", "note", "owner", "due", "relation"):
+    for name in ("judge", "note", "owner", "due", "relation", "answered"):
         text = tokenizer.hub.decode(prompts.alone(name, **fields)).removeprefix(" ")
         assert "  " not in text.replace(". \n", ".\n")
         assert "\n " not in text

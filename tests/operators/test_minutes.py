@@ -13,6 +13,7 @@ from msgspec import structs
 from operators import languages
 from operators.config import OperatorConfig
 from operators.events import Evidence, KvInfo, LedgerItem, ModelInfo, Source, SummaryEvent, Usage
+from operators.render import brief
 from operators.state import SessionState
 from operators.stream_operator import StreamOperator
 from operators.stream_settings import StreamSettings
@@ -31,19 +32,11 @@ from operators.tasks.grounding import (
     says_it_best,
 )
 from operators.tasks.minutes import CHANGES as CHANGED_BY
-from operators.tasks.minutes import (
-    Minutes,
-    MinuteTaker,
-    Names,
-    Usual,
-    calibrated,
-    due_in,
-    items_of,
-    select,
-)
+from operators.tasks.minutes import YES_NO, Minutes, MinuteTaker, Names, due_in, items_of
 from operators.tasks.prompts import Prompts
-from operators.tasks.relations import draft_item
+from operators.tasks.relations import draft_item, exchanges
 from operators.tasks.retrieval import search
+from operators.tasks.selection import Usual, calibrated, select
 from operators.tasks.summary import SummaryTask
 from operators.text import (
     capitalised,
@@ -162,15 +155,18 @@ def scripted(
     due: str = "-",
     done: Sequence[str] = (),
     owner: str = "",
+    replies: Sequence[str] = (),
 ) -> Script:
     """``kinds``: letter by turn; ``notes``: sentence by turn (the turn itself where none is given).
-    ``done``: turns that settle an action."""
+    ``done``: turns that settle an action; ``replies``: those that answer a question."""
 
     def answer(prompt: str, ask: Ask) -> Answer:
         places = {prompt.rfind(f"{turn}\n"): turn for turn in kinds}
         said = places[max(places)] if max(places) >= 0 else None  # the last: others stand before it
         if len(ask.choices) == len(KIND):
             return weights(KIND[kinds[said]] if said else None)
+        if len(ask.choices) == len(YES_NO):
+            return weights(0 if any(f": {reply}\n" in prompt for reply in replies) else 1, 2)
         if "Which person will do it?" in prompt:
             return text(owner)
         if "about the note?" in prompt:
@@ -262,6 +258,52 @@ def test_an_action_noted_and_done_in_one_update_is_settled() -> None:
     (item,) = event.items
     assert (item.state, item.text) == ("done", action)
     assert [e.segment_id for e in item.evidence] == ["s0", "s2"]
+
+
+QUESTION = "Who pays for the blue labels?"
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_question_that_somebody_answers_is_settled(updates: int) -> None:
+    """Within its update, or by the first words of the next one; it is shown no more."""
+    reply = "The customer does."
+    script = scripted({QUESTION: "E", reply: "A", "Hm.": "A"}, replies=[reply])
+    seen = view([QUESTION, "Hm."] + [reply] * (updates == 1))
+    event = run(seen, script)
+    if updates == 2:
+        assert event.items[0].state == "open"
+        assert QUESTION in brief(event.items, "en")
+        before = tuple(segment._replace(new=False) for segment in seen.segments)
+        later = view(["Hm.", reply], seen.ledger.items, at=2)
+        event = run(replace(later, segments=before + later.segments), script)
+    (item,) = event.items
+    assert (item.kind, item.state) == ("open_question", "done")
+    assert [e.segment_id for e in item.evidence] == ["s0", f"s{1 + updates}"]
+    assert brief(event.items, "en") == "(none)"
+
+
+def test_who_may_answer_a_question() -> None:
+    """The next two who speak, until the asker goes on; not a question, and nobody without a name."""
+
+    def replies(*said: tuple[str | None, str]) -> list[str]:
+        segments = tuple(
+            SeenSegment(Evidence(f"s{at}", speaker=who), text, True)
+            for at, (who, text) in enumerate(said)
+        )
+        asked = Turn(said[0][0] or "", QUESTION, 9, [segments[0].evidence])
+        seen = replace(view([]), segments=segments)
+        found = exchanges(seen, [Draft(asked, "open_question", 0.9)])
+        assert {one.question for one in found} <= {f"Ana: {QUESTION}"}
+        return [one.reply for one in found]
+
+    ana = ("Ana", QUESTION)
+    assert replies(ana, ("Ben", "We do."), ("Ana", "Ah."), ("Eva", "No."), ("Dan", "Yes.")) == [
+        "Ben: We do.",
+        "Eva: No.",
+    ]
+    assert replies(ana, ("Ana", "We look at that in the next meeting."), ("Ben", "Yes.")) == []
+    assert replies(ana, ("Ben", "Which labels?"), ("Dan", "We do.")) == ["Dan: We do."]
+    assert replies((None, QUESTION), ("Ben", "We do.")) == []
 
 
 def test_what_is_changed_in_one_update_supersedes_its_first_form() -> None:

@@ -31,7 +31,7 @@ from operators.state import Emission
 from operators.stream import Stream
 from operators.stream_operator import StreamOperator
 from operators.tasks.base import Outcome, Steps, StreamView, Task
-from operators.tasks.minutes import SORTS
+from operators.tasks.selection import SORTS
 from tests.engine import toy_decoder
 
 CONFIG = OperatorConfig(

@@ -17,7 +17,7 @@ from operators.model.tokenizer import Tokenizer
 
 NAMES = (
     *("system", "user", "summary", "compact", "translate", "answer"),
-    *("judge", "note", "owner", "due", "relation"),
+    *("judge", "note", "owner", "due", "relation", "answered"),
 )
 _FIELDS = {
     "system": set[str](),
@@ -31,6 +31,7 @@ _FIELDS = {
     "owner": {"turn"},
     "due": {"turn"},
     "relation": {"note", "turn"},
+    "answered": {"question", "reply"},
 }
 _OPTIONAL = {
     "summary": {"ledger", "since"},
