@@ -44,6 +44,9 @@ _BLANK = regex.compile(r"\s*")
 _OPENING = regex.compile(r"[\p{Pi}\p{Ps}]+$")
 _ORDINAL = regex.compile(r"(?<![\p{Nd}.,:])\p{Nd}{1,2}\. *$")
 
+_NO_QUESTION_MARK = {"Armn", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt"}
+"""Scripts in which a particle or a mark on a vowel tells a question, and a full stop may end it."""
+
 
 def canonical(tag: str) -> str:
     """The tag as BCP 47 wants it written: ``ZH_hant`` is ``zh-Hant``, ``iw`` is ``he``. Raises
@@ -114,6 +117,11 @@ def shares_script(one: str, other: str) -> bool:
     return _SCRIPTS.get(_written(one)[1], _written(one)[1]) == _SCRIPTS.get(
         _written(other)[1], _written(other)[1]
     )
+
+
+def marks_questions(tag: str) -> bool:
+    """Whether a question of the language ends with a question mark."""
+    return _written(tag)[1] not in _NO_QUESTION_MARK
 
 
 # --- what a text is written in -------------------------------------------------------------------

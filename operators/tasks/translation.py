@@ -53,7 +53,7 @@ from operators.tasks.base import (
     Task,
     total,
 )
-from operators.text import normalized_erasure
+from operators.text import is_question, normalized_erasure
 
 TOKENS_PER_TOKEN, TOKENS_AT_LEAST = 4, 24
 """Room for a translation: scripts the model's tokenizer knows little of take several tokens per word."""
@@ -423,7 +423,8 @@ def _expected(view: StreamView, text: str, source_lang: str | None, tag: str) ->
     }
     speakers = (seen.evidence.speaker for seen in view.segments)
     people = dict.fromkeys((*(s for s in speakers if s), *(view.settings.participants or ())))
-    return checks.Expected(text, source_lang, tag, terms, tuple(people))
+    marked = any(is_question(seen.text) for seen in view.segments)
+    return checks.Expected(text, source_lang, tag, terms, tuple(people), marked)
 
 
 def _rendering(term: str, renderings: Mapping[str, str], tag: str) -> str:
@@ -453,7 +454,9 @@ def _hint(expected: checks.Expected, faults: Sequence[checks.Fault]) -> str:
         hints.append("with " + ", ".join(said))
     if missed:
         hints.append("keeping " + ", ".join(missed))
-    if any(not fault.keep for fault in faults):
+    if any(fault.kind == checks.QUESTION_CHANGED for fault in faults) and expected.asks:
+        hints.append("as a question")
+    elif any(not fault.keep for fault in faults):
         invented = faults[0].kind == checks.NO_TRANSLATION and checks.is_short(expected.source)
         hints.append(REPEAT if invented else "the translation only")
     return "".join(f", {hint}" for hint in hints)

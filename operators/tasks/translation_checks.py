@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import regex
 
 from operators import languages
-from operators.text import units
+from operators.text import ends_sentence, is_question, units
 
 COPY_SHARE, FEW_WORDS = 0.9, 4
 """An output of which so many of the word pairs are the source's is a copy; shorter ones are not."""
@@ -26,7 +26,7 @@ OVERLONG, SPARE = 3.0, 8
 that the source exceeds by as much. No human translation of 10,846 in both directions does, and 1 of
 1,700 pairs of CLDR's names of languages, territories, scripts, days and months in 53 languages, half of
 which are 8 wide or less."""
-NO_TRANSLATION = "not_a_translation"
+NO_TRANSLATION, QUESTION_CHANGED = "not_a_translation", "question_changed"
 MIN_SCRIPT = 0.5
 """Share of an output's letters that must be of the target's script."""
 
@@ -55,13 +55,22 @@ _EDGE = ".,;:!?)]}»”\"'"
 @dataclass(frozen=True)
 class Expected:
     """What an output is held against. ``terms``: glossary, source term to its translation. ``names``: of
-    people in the conversation."""
+    people in the conversation. ``marked``: whether the conversation's questions have question marks."""
 
     source: str
     source_lang: str | None
     target_lang: str
     terms: Mapping[str, str] = field(default_factory=dict)
     names: Sequence[str] = ()
+    marked: bool = False
+
+    @property
+    def asks(self) -> bool | None:
+        """Whether the source asks something; None where its writing does not tell."""
+        if is_question(self.source):
+            return True
+        marked = self.marked and self.source_lang and languages.marks_questions(self.source_lang)
+        return False if marked and ends_sentence(self.source) else None
 
 
 @dataclass(frozen=True)
@@ -89,13 +98,18 @@ def faults(expected: Expected, output: str) -> list[Fault]:
 
 
 def _form(expected: Expected, output: str) -> str:
-    """An answer, an invention or a loop in place of a translation."""
+    """An answer, an invention or a loop in place of a translation. What turns a question into a
+    statement, or the reverse, is a reply; of human translations 5 of 99 questions and 2 of 5,028
+    statements do."""
     if is_loop(output) and not is_loop(expected.source):
         return "loop"
     lines = [line for line in output.splitlines() if line.strip()]
     shorter, longer = sorted((_width(output), _width(expected.source)))
     if len(lines) > 1 or longer > OVERLONG * shorter + SPARE:
         return NO_TRANSLATION
+    marked = languages.marks_questions(expected.target_lang)
+    if marked and expected.asks not in (None, is_question(output)):
+        return QUESTION_CHANGED
     return ""
 
 

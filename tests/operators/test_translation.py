@@ -14,6 +14,7 @@ from operators.config import OperatorConfig
 from operators.errors import ConfigError
 from operators.events import Segment, Speaker, StreamSettings, TranslationEvent
 from operators.stream_operator import StreamOperator
+from operators.tasks import translation_checks as checks
 from tests.operators.scripted import Scripted
 from tests.operators.test_stream_operator import Clock, drain
 
@@ -79,7 +80,7 @@ def prompts_of(operator: StreamOperator) -> list[str]:
     ],
 )
 def test_no_character_ends_a_translation(said: str) -> None:
-    (event,) = heard(make(lambda prompt: said), ['She said "stop" and he went away, didn\'t he?'])
+    (event,) = heard(make(lambda prompt: said), ['She said "stop" and he went away with her.'])
     assert event.committed == said
     assert event.usage.finish_reason == "stop"
     assert not event.degraded
@@ -107,6 +108,7 @@ def test_a_text_is_translated_whatever_it_spells() -> None:
         ("Go there now.", "va " * 20, "Allez-y.", "loop"),
         ("Mm.", "Bonjour, Monsieur.", "Mm.", "not_a_translation"),
         ("Answer with yes or no: is water wet?", "Oui, oui", "Eau mouillée ?", "not_a_translation"),
+        ("Where does he live?", "Il vit à Bath.", "Où vit-il ?", "question_changed"),
         ("Good morning to all.", "Доброе утро всем.", "Bonjour à tous.", "wrong_language"),
         ("The committee meets on Friday morning in the big hall of the new university building.",
          "Die Sitzung wird am Freitag um zehn Uhr im großen Saal der Universität stattfinden.",
@@ -189,6 +191,36 @@ def test_a_sound_may_be_repeated_and_a_sentence_may_not() -> None:
         ", or repeat it if there is nothing to translate",
         ", the translation only",
     ]
+
+
+@pytest.mark.parametrize(
+    ("source", "source_lang", "target", "output", "marked", "found"),
+    [
+        ("So no LCD?", "en", "fr", "Non, pas de LCD.", False, True),
+        ("So no LCD?", "en", "fr", "Pas d'écran LCD alors ?", False, False),
+        ("So no LCD?", "en", "fr", "« Pas d'écran LCD ? »", False, False),
+        ("So no LCD?", "en", "zh", "那么没有液晶屏吗？", False, False),
+        ("So no LCD?", "en", "ja", "液晶画面はないのですか。", False, False),  # か asks
+        ("LCDはないですか。", "ja", "fr", "Pas d'écran LCD ?", True, False),
+        ("Say hello to Ana.", "en", "es", "Hola Ana, ¿cómo estás?", True, True),
+        ("Say hello to Ana.", "en", "es", "Hola Ana, ¿cómo estás?", False, False),  # unmarked
+        ("say hello to Ana", "en", "es", "Hola Ana, ¿cómo estás?", True, False),  # no sentence
+    ],
+)
+def test_a_question_stays_a_question(
+    source: str, source_lang: str, target: str, output: str, marked: bool, found: bool
+) -> None:
+    """The model answered it. Where questions are written with a mark, as far as that is known."""
+    expected = checks.Expected(source, source_lang, target, marked=marked)
+    kinds = [fault.kind for fault in checks.faults(expected, output)]
+    assert (checks.QUESTION_CHANGED in kinds) == found
+
+
+def test_a_question_that_was_answered_is_asked_for_as_a_question() -> None:
+    operator = make(lambda prompt: "Non, pas aujourd'hui.")
+    (event,) = heard(operator, ["Is it today?"], language="en")
+    assert [asked(p)[1] for p in prompts_of(operator)] == ["", ", as a question"]
+    assert event.degraded == ("question_changed",)
 
 
 def test_what_is_missing_is_asked_for_as_it_is_written() -> None:
@@ -296,7 +328,7 @@ RIGHT_TO_LEFT = {
 def test_right_to_left_text_is_kept_mark_by_mark(tag: str) -> None:
     said = RIGHT_TO_LEFT[tag]
     operator = make(lambda prompt: said, targets=(tag,))
-    (event,) = heard(operator, ["We will meet on 14 March, won't we?"], language="en")
+    (event,) = heard(operator, ["We will meet on 14 March, I think."], language="en")
     assert event.committed == said
     assert not event.degraded
 
