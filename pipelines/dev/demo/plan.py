@@ -21,7 +21,7 @@ class DemoPlan:
     segments: int = 60
     """At most this many segments of each meeting."""
     targets: tuple[str, ...] = ("fr",)
-    question: str = "What will the case be made of?"
+    question: str = "Will it have an LCD screen?"
     """Asked in the first meeting after its first summary; the others are asked what is new in them."""
     speed: str = "max"
     window: int = 256
