@@ -132,6 +132,7 @@ class LedgerItem(msgspec.Struct, frozen=True, kw_only=True):
     owner: str | None = None
     due: str | None = None
     state: ItemState = "open"
+    """``done``: a task is done, or a question answered; the last place of evidence says so."""
     importance: float = 0.0
     """0 to 1: how sure the model was that the turn matters."""
     supersedes: str | None = None
