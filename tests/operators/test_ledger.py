@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from operators.events import Evidence, ItemChange, LedgerItem
 from operators.languages import split
+from operators.tasks import ledger
 from operators.tasks.ledger import (
     MAX_ITEM_CHARS,
     add_notes,
@@ -240,3 +241,44 @@ def test_the_archive_forgets_its_oldest_items_first() -> None:
     assert archive(old, gone, 120) == ((old[1], *gone), True)
     assert archive(old, gone, 0) == ((), True)
     assert archive((), (), 0) == ((), False)
+
+
+def test_what_goes_first_when_the_ledger_is_full() -> None:
+    def item(name: str, kind: str, state: str = "open", weight: float = 0.5) -> LedgerItem:
+        return LedgerItem(
+            id=name, kind=kind, text=(name * 100)[:100], state=state, importance=weight
+        )  # type: ignore[arg-type]
+
+    items = (
+        item("old", "decision", "superseded"), item("a1", "action_item", "done"),
+        item("t1", "topic", weight=0.9), item("t2", "topic", weight=0.6),
+        item("d1", "decision"), item("a2", "action_item"), item("q", "open_question"),
+    )  # fmt: skip
+    kept = []
+    for limit in (700, 600, 500, 400, 300, 100):
+        left, gone = ledger.trim(items, limit)
+        assert {*left, *gone} == {*items}
+        kept.append([i.id for i in left])
+    assert kept == [
+        ["old", "a1", "t1", "t2", "d1", "a2", "q"],
+        ["a1", "t1", "t2", "d1", "a2", "q"],
+        ["t1", "t2", "d1", "a2", "q"],
+        ["t2", "d1", "a2", "q"],
+        ["d1", "a2", "q"],
+        ["d1", "a2", "q"],
+    ]
+
+
+def test_a_full_ledger_first_gives_up_topics_that_another_says_too() -> None:
+    said = (
+        "The yard in Bergen has 4 docks, Oskar said.",
+        "Oskar said that the yard in Bergen has 4 docks, all of them in use.",
+        "Oskar said that the yard in Bergen has 5 docks.",
+        "Priya reported on the contract with Hartmann.",
+    )
+    items = tuple(item(n, words) for n, words in enumerate(said))
+    items = tuple(replace(i, evidence=(Evidence(f"s{n}"),)) for n, i in enumerate(items))
+    left, gone = ledger.trim(items, sum(map(len, said)) - 1)
+    assert [item.id for item in gone] == ["i0"]
+    assert [e.segment_id for e in left[0].evidence] == ["s0", "s1"]
+    assert left[1:] == items[2:], "another number is another thing"

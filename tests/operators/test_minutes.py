@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from msgspec import structs
 
-from operators import languages
 from operators.config import OperatorConfig
 from operators.events import Evidence, KvInfo, LedgerItem, ModelInfo, Source, SummaryEvent, Usage
 from operators.render import brief
@@ -21,33 +18,18 @@ from operators.tasks import ledger
 from operators.tasks.answer import passages_of
 from operators.tasks.base import Answer, Ask, Due, Ledger, SeenSegment, StreamView, Tools
 from operators.tasks.grounding import (
-    NO_HABITS,
     Draft,
-    Habits,
     Known,
     Turn,
-    checked,
-    lost_names,
     problem_of,
-    says_it_best,
 )
 from operators.tasks.minutes import CHANGES as CHANGED_BY
-from operators.tasks.minutes import YES_NO, Minutes, MinuteTaker, Names, due_in, items_of
+from operators.tasks.minutes import YES_NO, Minutes, MinuteTaker, items_of
 from operators.tasks.prompts import Prompts
 from operators.tasks.relations import draft_item, exchanges
 from operators.tasks.retrieval import search
-from operators.tasks.selection import Usual, calibrated, select
+from operators.tasks.selection import Usual
 from operators.tasks.summary import SummaryTask
-from operators.text import (
-    capitalised,
-    cased,
-    is_question,
-    longest_copy,
-    numbers,
-    script,
-    similarity,
-    units,
-)
 from tests.engine import ToyTokenizer, toy_decoder
 from tests.operators.scripted import Scripted
 from tests.operators.test_stream_operator import CONFIG, drain, essence, speech
@@ -323,36 +305,6 @@ def test_what_changes_a_note_that_was_refused_supersedes_none() -> None:
     assert [item.supersedes for item in items_of(alone, 7, 1)[0]] == [None]
 
 
-def test_a_note_of_a_question_is_a_question() -> None:
-    """A question of forty minutes became "Industrial Designer has forty minutes"."""
-    said = "Do we have forty minutes for this discussion?"
-    draft = Draft(Turn("Ana", said, 9, []), "open_question", 1.0, "Ana has forty minutes for this.")
-    assert problem_of(draft, ANA) == "no_question"
-    draft.problem = "no_question"
-    assert checked(draft, Counter())
-    assert draft.text == said
-
-
-@pytest.mark.parametrize(
-    ("kind", "said", "best"),
-    [
-        ("open_question", "Who pays for the blue labels of the second batch?", True),
-        ("open_question", "Do you have any i idea about the costs?", False),  # a false start
-        ("open_question", "I wonder who pays for the labels.", False),
-        ("decision", "We will not use teletext.", True),
-        ("decision", "We will not use teletext in the first release of it.", False),
-        ("action_item", "Ben calls the supplier on Friday.", True),
-        ("action_item", "I call the supplier on Friday.", False),
-        ("topic", "I find Bath too loud.", False),
-    ],
-)
-def test_a_short_clean_turn_is_its_own_note(kind: Any, said: str, best: bool) -> None:
-    turn = Turn("Ana", said, 9, [])
-    draft = Draft(turn, kind, 1.0, owner="Ben", spoken="en")
-    assert says_it_best(draft) == best
-    assert not says_it_best(replace(draft, wanted="fr"))
-
-
 PEOPLE = ("Ana Berg", "Ana Cruz")
 
 
@@ -373,27 +325,6 @@ def test_an_owner_spoke_or_is_named_in_the_turn(said: str, answer: str, owner: s
     seen = replace(view([said, *others]), settings=StreamSettings(participants=PEOPLE))
     event = run(seen, scripted(kinds, owner=answer))
     assert [item.owner for item in event.items] == [owner]
-
-
-def test_a_name_may_come_often_and_a_pronoun_once() -> None:
-    """In a short stretch a person named twice was taken for a pronoun, and the task for the
-    speaker's."""
-    lines = ["Mireille files the form.", "Then Mireille calls, and he waits.", "He is late."]
-    names = Names(view(lines))
-    assert names.may_be("Mireille")
-    assert not names.may_be("He"), "it is also written small"
-    assert not names.may_be("Mireille and he")
-    assert names.may_be("form"), "a role, such as the supplier, may be one"
-    assert Names(view(["王芳明天发合同。", "好的。"])).may_be("王芳")
-
-
-def test_a_long_turn_whose_sentence_fails_is_refused_and_counted() -> None:
-    said = " ".join(f"{n} talked about this and that," for n in "abcdefgh") + " so it is decided."
-    refused: Counter[str] = Counter()
-    draft = Draft(Turn("Ana", said, 99, []), "decision", 1.0, text="Nothing like it at all.")
-    draft.problem = problem_of(draft, ANA)
-    assert not checked(draft, refused)
-    assert refused == {"unsupported": 1}
 
 
 def test_a_sentence_that_lost_a_name_is_asked_again_with_it() -> None:
@@ -428,67 +359,6 @@ def test_a_turn_stands_for_itself_only_if_there_is_something_to_look_up(
     event = run(view([said]), scripted({said: "C"}, {said: "Nothing like it at all, 7."}))
     assert [item.text for item in event.items] == [said] * noted
     assert sum(event.refused.values()) == 1
-
-
-@pytest.mark.parametrize(
-    ("said", "note", "problem", "language"),
-    [
-        ("The freeze is on the 22nd.", "The freeze is on February 22nd.", "date_added", "en"),
-        ("The freeze is on the 22nd.", "February 22nd is the freeze.", "date_added", "en"),
-        ("The code freeze is on Feb 22nd.", "On February 22nd the code freeze is.", "", "en"),
-        ("The freeze may be on the 22nd.", "On the 22nd the freeze may be.", "", "en"),
-        ("Le gel est le 22, dit-elle.", "Le gel est le 22 février.", "date_added", "fr"),
-        ("Le gel est le vendredi 22.", "Le gel est vendredi le 22.", "", "fr"),
-        ("产品评审改到周五。", "产品评审改到星期五。", "", "zh"),
-        ("评审改到周五。", "评审改到星期四。", "date_added", "zh"),
-        ("Встреча в пятницу.", "Пятница: встреча.", "", "ru"),
-        ("We test the sensor again.", "The sensor is tested again in Halden.", "name_added", "en"),
-        ("We test the sensor again.", "Ana: The sensor is tested again.", "", "en"),
-        ("We test Ana's sensor again.", "The sensor of Ana is tested again.", "", "en"),
-    ],
-)  # fmt: skip
-def test_a_day_a_month_or_a_name_that_was_not_said_is_no_evidence(
-    said: str, note: str, problem: str, language: str
-) -> None:
-    """ "February 22nd" was written where only "22nd" had been said."""
-    turn = Turn("Ana", said, 8, [])
-    draft = Draft(turn, "topic", 1.0, text=note, spoken=language)
-    assert problem_of(draft, ANA) == problem
-
-
-def test_a_day_is_checked_in_a_translation_too() -> None:
-    turn = Turn("Ana", "Die Abnahme ist am Freitag.", 8, [])
-    right, wrong = (
-        Draft(turn, "topic", 1.0, text=text, spoken="de", wanted="en")
-        for text in ("The acceptance test is on Friday.", "The acceptance test is on Tuesday.")
-    )
-    assert problem_of(right, ANA) == ""
-    assert problem_of(wrong, ANA) == "date_added"
-
-
-def test_where_capitals_mark_nouns_a_new_noun_is_no_new_name() -> None:
-    lines = ["Wir verschieben die Besprechung auf Freitag um zehn.", "Der Termin passt der Gruppe."]
-    known = Known.of(view(lines))
-    assert not known.named
-    turn = Turn("Ana", lines[0], 8, [])
-    note = "Laut Beschluss verschieben wir die Besprechung auf Freitag um zehn."
-    assert problem_of(Draft(turn, "topic", 1.0, text=note, spoken="de"), known) == ""
-    assert Known.of(view(MEETINGS["en"])).named
-
-
-def test_a_note_that_says_nothing_of_its_turn_is_none() -> None:
-    """ "Project Manager asked a question." """
-    said = (
-        "So what I would like to know before we go on is whether the case of the remote could be made"
-        " of rubber, and what that would do to the price we can ask for it in the end?"
-    )
-    turn = Turn("Project Manager", said, 40, [])
-    known = Known(("Project Manager",), named=True)
-    empty = Draft(turn, "open_question", 1.0, text="Project Manager asked.")
-    good = Draft(turn, "open_question", 1.0, text="What would a case of rubber cost?")
-    assert problem_of(replace(empty, kind="topic"), known) == "content_lost"
-    assert problem_of(empty, known) == "no_question"
-    assert problem_of(good, known) == ""
 
 
 def test_speech_without_a_full_stop_is_noted_piece_by_piece() -> None:
@@ -541,93 +411,6 @@ def test_notes_are_in_the_language_of_the_turn_or_the_one_asked_for() -> None:
     assert problem_of(wrong, ANA) == "number_added"
 
 
-def test_names_of_a_sentence() -> None:
-    assert capitalised("Then Ana's team in Porto meets, I'll say, on Friday.") == [
-        *("Ana", "Porto", "Friday")
-    ]
-    assert capitalised("评审改到周五10点。") == []
-    assert (cased("Привет"), cased("今日は"), cased("नमस्ते")) == (True, False, False)
-
-
-class ByRank(ToyTokenizer):
-    """A token a word, the common ones first."""
-
-    def encode(self, text: str) -> list[int]:
-        common = [
-            "i",
-            "ll",
-            "do",
-            "that",
-            "next",
-            "time",
-            "we",
-            "the",
-            "is",
-            "of",
-            "are",
-            "any",
-            "more",
-        ]
-        return [common.index(w) if w in common else 50_000 for w in text.split()]
-
-
-@pytest.mark.parametrize(
-    ("said", "telling"),
-    [
-        ("I'll do that next time.", False),
-        ("I'll do the labels next time.", True),
-        ("We do that 3 more.", True),
-        ("Yeah, is that the next time?", False),  # it is in every other turn
-    ],
-)
-def test_a_turn_of_usual_words_is_not_noted(said: str, telling: bool) -> None:
-    """ "ACTION: Project Manager will do that next time." """
-    seen = view(["Yeah, the labels.", "Yeah.", "Yeah, that.", "Yeah, we do.", "Yeah."])
-    assert Usual(seen, ByRank()).telling(said) == telling
-    assert Usual(seen, ToyTokenizer()).telling("I'll do that next time.")
-
-
-def test_what_is_sure_small_talk_or_unsure_gets_no_note() -> None:
-    turns = [Turn("Ana", "x", 9, [], weights=w) for w in (FLAT, (0.9, 0.1, 0, 0, 0))]
-    turns.append(Turn("Ana", "Um wi on a what?", 9, [], weights=(0.67, 0.04, 0, 0.01, 0.28)))
-    assert select(turns) == []
-    (asked,) = select([replace(turns[2], weights=(0.02, 0.08, 0.22, 0.3, 0.38))])
-    assert asked.kind == "open_question"
-
-
-MARKED = Habits.of(["Yes. Who pays?", "Um, the um case."])
-
-
-@pytest.mark.parametrize(
-    ("said", "habits", "kind"),
-    [
-        ("Did we decide that rubber is important?", MARKED, None),
-        ("The question is that item 8 be agreed.", MARKED, "decision"),
-        ("The question is that item 8 be agreed.", NO_HABITS, "open_question"),
-        ("and the question is that item 8", MARKED, "open_question"),  # no whole sentence
-    ],
-)
-def test_what_is_asked_is_no_decision_and_what_is_stated_no_question(
-    said: str, habits: Habits, kind: str | None
-) -> None:
-    """ "QUESTION: Lynne agreed to amendment 8." and "We decided that rubber is important to us." """
-    asked = (0.01, 0.09, 0.7, 0.01, 0.19)
-    stated = (0.02, 0.03, 0.62, 0.01, 0.68)
-    turn = Turn("Ana", said, 9, [], weights=asked if is_question(said) else stated, habits=habits)
-    assert [draft.kind for draft in select([turn])] == ([kind] if kind else [])
-
-
-def test_a_word_that_also_stands_without_a_capital_is_no_name() -> None:
-    """ "Um" had to stand in the note."""
-    said = "So Um we pick the case of Ryan."
-    draft = Draft(Turn("Ana", said, 9, [], habits=MARKED), "decision", 1.0)
-    draft.text = "We pick the case of Ryan."
-    assert problem_of(draft, ANA) == ""
-    draft.text = "We pick the case."
-    assert problem_of(draft, ANA) == "name_lost"
-    assert lost_names(draft) == ["Ryan"]
-
-
 @pytest.mark.parametrize(
     ("item", "turn", "changed"),
     [
@@ -658,24 +441,6 @@ def test_a_turn_that_is_about_something_else_changes_no_note(
     assert old.state == ("superseded" if changed else "open")
 
 
-@pytest.mark.parametrize(("weight", "kept"), [(0.7, 6), (0.9, 9)])
-def test_what_the_judge_is_certain_of_is_taken_however_much_it_is(weight: float, kept: int) -> None:
-    rest = (1 - weight) / 4
-    turns = [
-        Turn("Ana", f"We buy pump number {n}.", 5, [], weights=(rest, rest, weight, rest, rest))
-        for n in range(9)
-    ]
-    assert len(select(turns)) == kept
-
-
-def test_calibration_divides_by_what_a_blank_turn_gets() -> None:
-    prior = (0.4, 0.3, 0.1, 0.1, 0.1)
-    assert calibrated(prior, prior) == pytest.approx(FLAT)
-    assert calibrated((0.3, 0.3, 0.2, 0.1, 0.1), prior)[2] == max(
-        calibrated((0.3, 0.3, 0.2, 0.1, 0.1), prior)
-    )
-
-
 @pytest.mark.parametrize("branch", [4000, 500])
 def test_the_judges_examples_are_shared_by_all_turns_or_left_out_for_all(branch: int) -> None:
     """With a turn of its own length each, so that cutting them would leave nothing to share."""
@@ -691,107 +456,6 @@ def test_the_judges_examples_are_shared_by_all_turns_or_left_out_for_all(branch:
     assert [("Where do we store the spare parts?" in text) for text in texts] == [branch > 500] * 12
     assert texts[-1].count("The review is on Friday.") == 1
     assert all(ask.choices == asks[0].choices and len(set(ask.choices)) == 5 for ask in asks)
-
-
-def test_a_date_is_taken_only_word_for_word() -> None:
-    assert due_in("Wednesday", "before wednesday") == "Wednesday"
-    assert due_in("周五之前", "我会在周五之前把报告发给大家。") == "周五之前"
-    assert due_in("next month", "before Wednesday") is None
-    assert due_in("-", "before Wednesday") is None
-    assert due_in("«बुधवार से पहले».", "मैं बुधवार से पहले आऊँगा।") == "बुधवार से पहले"
-
-
-def test_copies_of_long_turns_are_no_notes() -> None:
-    said = " ".join(f"word{n}" for n in range(40))
-    draft = Draft(Turn("Ana", said, 40, []), "topic", 1.0, text=" ".join(said.split()[:12]))
-    assert problem_of(draft, ANA) == "copied"
-
-
-def test_what_goes_first_when_the_ledger_is_full() -> None:
-    def item(name: str, kind: str, state: str = "open", weight: float = 0.5) -> LedgerItem:
-        return LedgerItem(
-            id=name, kind=kind, text=(name * 100)[:100], state=state, importance=weight
-        )  # type: ignore[arg-type]
-
-    items = (
-        item("old", "decision", "superseded"), item("a1", "action_item", "done"),
-        item("t1", "topic", weight=0.9), item("t2", "topic", weight=0.6),
-        item("d1", "decision"), item("a2", "action_item"), item("q", "open_question"),
-    )  # fmt: skip
-    kept = []
-    for limit in (700, 600, 500, 400, 300, 100):
-        left, gone = ledger.trim(items, limit)
-        assert {*left, *gone} == {*items}
-        kept.append([i.id for i in left])
-    assert kept == [
-        ["old", "a1", "t1", "t2", "d1", "a2", "q"],
-        ["a1", "t1", "t2", "d1", "a2", "q"],
-        ["t1", "t2", "d1", "a2", "q"],
-        ["t2", "d1", "a2", "q"],
-        ["d1", "a2", "q"],
-        ["d1", "a2", "q"],
-    ]
-
-
-def test_a_full_ledger_first_gives_up_topics_that_another_says_too() -> None:
-    said = (
-        "The yard in Bergen has 4 docks, Oskar said.",
-        "Oskar said that the yard in Bergen has 4 docks, all of them in use.",
-        "Oskar said that the yard in Bergen has 5 docks.",
-        "Priya reported on the contract with Hartmann.",
-    )
-    items = tuple(topic(n, words) for n, words in enumerate(said))
-    items = tuple(structs.replace(i, evidence=(Evidence(f"s{n}"),)) for n, i in enumerate(items))
-    left, gone = ledger.trim(items, sum(map(len, said)) - 1)
-    assert [item.id for item in gone] == ["i0"]
-    assert [e.segment_id for e in left[0].evidence] == ["s0", "s1"]
-    assert left[1:] == items[2:], "another number is another thing"
-
-
-@pytest.mark.parametrize(
-    ("text", "pieces"),
-    [
-        ("The budget is 42,500. Who pays for it?", 2),
-        ("Das Treffen ist am 14. März. Dann entscheidet Ana.", 2),
-        ("Er sagte: „Ja.“ Dann ging er.", 2),
-        ("预算是42,500。谁付钱？“我付。”他说。", 4),
-        ("الميزانية 42,500. من يدفع؟", 2),
-        ("बजट 42,500 है। भुगतान कौन करेगा?", 2),
-    ],
-)
-def test_sentences_with_numbers_dates_and_quotes_inside(text: str, pieces: int) -> None:
-    found = languages.sentences(text)
-    assert len([piece for piece in found if piece.strip()]) == pieces
-    assert "".join(found) == text
-
-
-def test_an_opening_mark_stays_with_what_it_opens() -> None:
-    assert languages.sentences("谁付钱？“我付。”") == ["谁付钱？", "“我付。”"]
-    assert languages.sentences("Ja.“ Nein. “") == ["Ja.“ ", "Nein. “"]
-    assert languages.sentences("“") == ["“"]
-
-
-def test_a_question_is_known_by_its_mark_and_a_semicolon_is_none() -> None:
-    asked = [
-        "Who pays?",
-        "谁付钱？",
-        "من يدفع؟",
-        "Ποιος πληρώνει\u037e",
-        "Er fragte: „Wer zahlt?“",
-        "他问：“谁？”",
-    ]
-    assert all(map(is_question, asked))
-    assert not any(map(is_question, ["We pay;", "We pay.", "“Who?” was asked.", ""]))
-
-
-def test_words_numbers_and_scripts_of_any_language() -> None:
-    assert units("Naïve café, 40,000!")[:2] == ["naïve", "café"]
-    assert units("报告周五") == ["报告", "告周", "周五"]
-    assert units("करूँगा שָׁלוֹם") == ["करूँगा", "שָׁלוֹם"], "a mark belongs to its letter"
-    assert numbers("40,000 or 40 000 or ٤٠٠٠٠ or 4") == {"40000", "4"}
-    assert (script("今日は"), script("Привет"), script("12 %")) == ("CJK", "CYRILLIC", "")
-    assert similarity("Sie moves the labels", "she move a label") > 0.5
-    assert longest_copy("a b c d", "x b c d y") == 3
 
 
 def topic(number: int, text: str) -> LedgerItem:

@@ -1,0 +1,140 @@
+"""Whether a note says what its turn says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from operators.tasks.grounding import (
+    Draft,
+    Habits,
+    Known,
+    Turn,
+    checked,
+    lost_names,
+    problem_of,
+    says_it_best,
+)
+from tests.operators.test_minutes import ANA, MEETINGS, view
+
+MARKED = Habits.of(["Yes. Who pays?", "Um, the um case."])
+
+
+def test_a_note_of_a_question_is_a_question() -> None:
+    """A question of forty minutes became "Industrial Designer has forty minutes"."""
+    said = "Do we have forty minutes for this discussion?"
+    draft = Draft(Turn("Ana", said, 9, []), "open_question", 1.0, "Ana has forty minutes for this.")
+    assert problem_of(draft, ANA) == "no_question"
+    draft.problem = "no_question"
+    assert checked(draft, Counter())
+    assert draft.text == said
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "best"),
+    [
+        ("open_question", "Who pays for the blue labels of the second batch?", True),
+        ("open_question", "Do you have any i idea about the costs?", False),  # a false start
+        ("open_question", "I wonder who pays for the labels.", False),
+        ("decision", "We will not use teletext.", True),
+        ("decision", "We will not use teletext in the first release of it.", False),
+        ("action_item", "Ben calls the supplier on Friday.", True),
+        ("action_item", "I call the supplier on Friday.", False),
+        ("topic", "I find Bath too loud.", False),
+    ],
+)
+def test_a_short_clean_turn_is_its_own_note(kind: Any, said: str, best: bool) -> None:
+    turn = Turn("Ana", said, 9, [])
+    draft = Draft(turn, kind, 1.0, owner="Ben", spoken="en")
+    assert says_it_best(draft) == best
+    assert not says_it_best(replace(draft, wanted="fr"))
+
+
+def test_a_long_turn_whose_sentence_fails_is_refused_and_counted() -> None:
+    said = " ".join(f"{n} talked about this and that," for n in "abcdefgh") + " so it is decided."
+    refused: Counter[str] = Counter()
+    draft = Draft(Turn("Ana", said, 99, []), "decision", 1.0, text="Nothing like it at all.")
+    draft.problem = problem_of(draft, ANA)
+    assert not checked(draft, refused)
+    assert refused == {"unsupported": 1}
+
+
+@pytest.mark.parametrize(
+    ("said", "note", "problem", "language"),
+    [
+        ("The freeze is on the 22nd.", "The freeze is on February 22nd.", "date_added", "en"),
+        ("The freeze is on the 22nd.", "February 22nd is the freeze.", "date_added", "en"),
+        ("The code freeze is on Feb 22nd.", "On February 22nd the code freeze is.", "", "en"),
+        ("The freeze may be on the 22nd.", "On the 22nd the freeze may be.", "", "en"),
+        ("Le gel est le 22, dit-elle.", "Le gel est le 22 février.", "date_added", "fr"),
+        ("Le gel est le vendredi 22.", "Le gel est vendredi le 22.", "", "fr"),
+        ("产品评审改到周五。", "产品评审改到星期五。", "", "zh"),
+        ("评审改到周五。", "评审改到星期四。", "date_added", "zh"),
+        ("Встреча в пятницу.", "Пятница: встреча.", "", "ru"),
+        ("We test the sensor again.", "The sensor is tested again in Halden.", "name_added", "en"),
+        ("We test the sensor again.", "Ana: The sensor is tested again.", "", "en"),
+        ("We test Ana's sensor again.", "The sensor of Ana is tested again.", "", "en"),
+    ],
+)  # fmt: skip
+def test_a_day_a_month_or_a_name_that_was_not_said_is_no_evidence(
+    said: str, note: str, problem: str, language: str
+) -> None:
+    """ "February 22nd" was written where only "22nd" had been said."""
+    turn = Turn("Ana", said, 8, [])
+    draft = Draft(turn, "topic", 1.0, text=note, spoken=language)
+    assert problem_of(draft, ANA) == problem
+
+
+def test_a_day_is_checked_in_a_translation_too() -> None:
+    turn = Turn("Ana", "Die Abnahme ist am Freitag.", 8, [])
+    right, wrong = (
+        Draft(turn, "topic", 1.0, text=text, spoken="de", wanted="en")
+        for text in ("The acceptance test is on Friday.", "The acceptance test is on Tuesday.")
+    )
+    assert problem_of(right, ANA) == ""
+    assert problem_of(wrong, ANA) == "date_added"
+
+
+def test_where_capitals_mark_nouns_a_new_noun_is_no_new_name() -> None:
+    lines = ["Wir verschieben die Besprechung auf Freitag um zehn.", "Der Termin passt der Gruppe."]
+    known = Known.of(view(lines))
+    assert not known.named
+    turn = Turn("Ana", lines[0], 8, [])
+    note = "Laut Beschluss verschieben wir die Besprechung auf Freitag um zehn."
+    assert problem_of(Draft(turn, "topic", 1.0, text=note, spoken="de"), known) == ""
+    assert Known.of(view(MEETINGS["en"])).named
+
+
+def test_a_note_that_says_nothing_of_its_turn_is_none() -> None:
+    """ "Project Manager asked a question." """
+    said = (
+        "So what I would like to know before we go on is whether the case of the remote could be made"
+        " of rubber, and what that would do to the price we can ask for it in the end?"
+    )
+    turn = Turn("Project Manager", said, 40, [])
+    known = Known(("Project Manager",), named=True)
+    empty = Draft(turn, "open_question", 1.0, text="Project Manager asked.")
+    good = Draft(turn, "open_question", 1.0, text="What would a case of rubber cost?")
+    assert problem_of(replace(empty, kind="topic"), known) == "content_lost"
+    assert problem_of(empty, known) == "no_question"
+    assert problem_of(good, known) == ""
+
+
+def test_a_word_that_also_stands_without_a_capital_is_no_name() -> None:
+    """ "Um" had to stand in the note."""
+    said = "So Um we pick the case of Ryan."
+    draft = Draft(Turn("Ana", said, 9, [], habits=MARKED), "decision", 1.0)
+    draft.text = "We pick the case of Ryan."
+    assert problem_of(draft, ANA) == ""
+    draft.text = "We pick the case."
+    assert problem_of(draft, ANA) == "name_lost"
+    assert lost_names(draft) == ["Ryan"]
+
+
+def test_copies_of_long_turns_are_no_notes() -> None:
+    said = " ".join(f"word{n}" for n in range(40))
+    draft = Draft(Turn("Ana", said, 40, []), "topic", 1.0, text=" ".join(said.split()[:12]))
+    assert problem_of(draft, ANA) == "copied"
