@@ -19,6 +19,8 @@ TELLING = 3.0
 """Content a turn must have to be compared with items: a few short words are like anything."""
 RELATED, PAIRS = 0.4, 12
 """Share of content from which a turn is compared with an item, and how many are in one update."""
+OWN = 0.1
+"""So much less is enough for a task if its owner speaks: who has done something says so in few words."""
 UNWRITTEN = "turn "
 """Begins the name of a note that is yet to be written."""
 
@@ -104,9 +106,14 @@ def _replies(after: Sequence[SeenSegment], asker: str) -> list[SeenSegment]:
 
 
 def draft_item(draft: Draft) -> LedgerItem:
-    """What a draft may become, with its turn's words."""
+    """What a draft may become, with its turn's words and, until the owner is known, its speaker."""
+    turn = draft.turn
     return LedgerItem(
-        id=name_of(draft), kind=draft.kind, text=draft.turn.said, importance=draft.importance
+        id=name_of(draft),
+        kind=draft.kind,
+        text=turn.said,
+        owner=(turn.speaker or None) if draft.kind == "action_item" else None,
+        importance=draft.importance,
     )
 
 
@@ -123,7 +130,11 @@ def _closest(turns: Sequence[Turn], live: Sequence[Live]) -> list[tuple[LedgerIt
         if not earlier or sum(said.values()) < TELLING:
             continue
         shares = [
-            (max(overlap(one.about, said), covered(one.whole, whole)), at)
+            (
+                max(overlap(one.about, said), covered(one.whole, whole))
+                + (OWN if turn.speaker and turn.speaker == one.item.owner else 0.0),
+                at,
+            )
             for at, one in enumerate(earlier)
         ]
         share, at = max(shares)

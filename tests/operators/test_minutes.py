@@ -26,7 +26,7 @@ from operators.tasks.grounding import (
 from operators.tasks.minutes import CHANGES as CHANGED_BY
 from operators.tasks.minutes import YES_NO, Minutes, MinuteTaker, items_of
 from operators.tasks.prompts import Prompts
-from operators.tasks.relations import draft_item, exchanges
+from operators.tasks.relations import draft_item, exchanges, related
 from operators.tasks.retrieval import search
 from operators.tasks.selection import Usual
 from operators.tasks.summary import SummaryTask
@@ -240,6 +240,21 @@ def test_an_action_noted_and_done_in_one_update_is_settled() -> None:
     (item,) = event.items
     assert (item.state, item.text) == ("done", action)
     assert [e.segment_id for e in item.evidence] == ["s0", "s2"]
+
+
+@pytest.mark.parametrize(("speaker", "compared"), [("Priya", True), ("Ben", False), ("", False)])
+def test_whoever_has_a_task_may_say_in_few_words_that_it_is_done(
+    speaker: str, compared: bool
+) -> None:
+    """The note's words need not be those of the turn: "attorneys" were "lawyers"."""
+    item = LedgerItem(
+        id="i1",
+        kind="action_item",
+        text="Priya will send the Hartmann contract to the attorneys by March 14.",
+        owner="Priya",
+    )
+    said = "I have sent the Hartmann contract to the lawyers, so that is done."
+    assert bool(related([Turn(speaker, said, 14, [], number=0)], [item])) == compared
 
 
 QUESTION = "Who pays for the blue labels?"
