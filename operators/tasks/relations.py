@@ -13,6 +13,7 @@ from typing import NamedTuple
 from operators.events import Evidence, LedgerItem
 from operators.tasks.base import SeenSegment, StreamView
 from operators.tasks.grounding import Draft, Turn
+from operators.tasks.selection import judged
 from operators.text import content, covered, is_question, overlap, units
 
 TELLING = 3.0
@@ -20,7 +21,8 @@ TELLING = 3.0
 RELATED, PAIRS = 0.4, 12
 """Share of content from which a turn is compared with an item, and how many are in one update."""
 OWN = 0.1
-"""So much less is enough for a task if its owner speaks: who has done something says so in few words."""
+"""So much less is enough for a task if its owner speaks, in a turn that is no decision, task or question
+itself: who has done something says so in few words."""
 UNWRITTEN = "turn "
 """Begins the name of a note that is yet to be written."""
 
@@ -129,10 +131,11 @@ def _closest(turns: Sequence[Turn], live: Sequence[Live]) -> list[tuple[LedgerIt
         earlier = [one for one in live if one.number < turn.number]
         if not earlier or sum(said.values()) < TELLING:
             continue
+        reports = turn.speaker if judged(turn)[0] in (None, "topic") else ""
         shares = [
             (
                 max(overlap(one.about, said), covered(one.whole, whole))
-                + (OWN if turn.speaker and turn.speaker == one.item.owner else 0.0),
+                + (OWN if reports and reports == one.item.owner else 0.0),
                 at,
             )
             for at, one in enumerate(earlier)

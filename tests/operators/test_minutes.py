@@ -242,9 +242,17 @@ def test_an_action_noted_and_done_in_one_update_is_settled() -> None:
     assert [e.segment_id for e in item.evidence] == ["s0", "s2"]
 
 
-@pytest.mark.parametrize(("speaker", "compared"), [("Priya", True), ("Ben", False), ("", False)])
+@pytest.mark.parametrize(
+    ("speaker", "weights", "compared"),
+    [
+        ("Priya", FLAT, True),
+        ("Priya", (0, 0.1, 0.9, 0, 0), False),  # a decision of its own
+        ("Ben", FLAT, False),
+        ("", FLAT, False),
+    ],
+)
 def test_whoever_has_a_task_may_say_in_few_words_that_it_is_done(
-    speaker: str, compared: bool
+    speaker: str, weights: tuple[float, ...], compared: bool
 ) -> None:
     """The note's words need not be those of the turn: "attorneys" were "lawyers"."""
     item = LedgerItem(
@@ -254,7 +262,8 @@ def test_whoever_has_a_task_may_say_in_few_words_that_it_is_done(
         owner="Priya",
     )
     said = "I have sent the Hartmann contract to the lawyers, so that is done."
-    assert bool(related([Turn(speaker, said, 14, [], number=0)], [item])) == compared
+    turn = Turn(speaker, said, 14, [], weights, number=0)
+    assert bool(related([turn], [item])) == compared
 
 
 QUESTION = "Who pays for the blue labels?"
