@@ -100,7 +100,7 @@ TURN_TOKENS, TURN_WORDS = 120, 40
 and too long to stand for itself where its note fails."""
 TURN_UNITS = 4
 """A shorter sentence is not noted."""
-ANSWERED = 0.8
+ANSWERED = 0.75
 """Calibrated probability (chance is 0.5) from which a reply answers a question."""
 DONE, OTHER, SAME = 0.46, 0.44, 0.32
 """Calibrated probabilities (chance is 0.33) from which an action is done, an item is otherwise, and
