@@ -174,11 +174,11 @@ def test_idle_workers_notice_too(
     with workers(topics, tmp_path, stop_deadline_s=3) as start:
         patient = start("patient")
         patient.wait_for_log("ready in")
-        hasty = start("hasty", broker_patience_s=4)
+        hasty = start("hasty", broker_patience_s=10)
         hasty.wait_for_log("ready in")  # its partition: nothing is under way now
         assert json.loads(patient.get("/ready"))["ready"]
         own_kafka.kill()
-        assert hasty.process.wait(30) == 5, hasty.log
+        assert hasty.process.wait(60) == 5, hasty.log
         assert "no broker of Kafka's has answered for" in last_words(hasty)
         patient.wait_for_log("no broker of Kafka's has answered for")
         ready = json.loads(patient.get("/ready"))
@@ -275,7 +275,7 @@ def test_a_topic_that_vanishes_ends_the_worker_and_a_new_one_goes_on(
 ) -> None:
     topics.create(1)
     with (
-        workers(topics, tmp_path, broker_patience_s=4, stop_deadline_s=3) as start,
+        workers(topics, tmp_path, broker_patience_s=10, stop_deadline_s=3) as start,
         producer(topics.bootstrap) as made,
     ):
         worker = start()

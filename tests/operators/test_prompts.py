@@ -28,7 +28,7 @@ def test_files_of_the_package_have_all_their_placeholders() -> None:
     prompts = Prompts(ToyTokenizer())
     fields = {"ledger": "L", "limit": "4", "since": "S", "language": "French", "text": "T"}
     fields |= {"question": "Q", "turn": "U", "before": "B", "speaker": "A", "what": "W", "hint": ""}
-    fields |= {"people": "P", "excerpts": "E", "note": "N"}
+    fields |= {"people": "P", "excerpts": "E", "note": "N", "reply": "R"}
     for name in set(NAMES) - {"system", "user"}:
         assert "{" not in text_of(prompts, name, **fields)
 

@@ -210,9 +210,11 @@ def test_a_frozen_process_is_noticed() -> None:
         assert device.pid
         os.kill(device.pid, signal.SIGSTOP)
         with pytest.raises(DeviceError, match="no beat"):
-            await asyncio.wait_for(device.failed, 10)
+            await asyncio.wait_for(device.failed, 60)
 
-    run(test, beat_timeout_s=1.0)
+    run(
+        test, beat_timeout_s=5.0
+    )  # a busy machine keeps a sound process waiting for a second or two
 
 
 def test_ctrl_c_is_not_for_the_device() -> None:

@@ -24,7 +24,12 @@ OPERATIONS = [
     for method in methods
     if path not in NO_KAFKA and method not in NO_KAFKA
 ]
-UNSUPPORTED = [schemathesis.checks.CHECKS.get_one("unsupported_method")]
+EXCLUDED = [
+    schemathesis.checks.CHECKS.get_one(name)
+    for name in ("unsupported_method", "negative_data_rejection")
+]
+"""The second: more is taken than the document says. A number for an id is made a string, a field that can
+be done without is dropped where it is wrong: the words count (tests/pipelines/test_decode.py)."""
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
@@ -42,7 +47,7 @@ def test_the_answers_are_those_of_the_document(path: str, method: str, mode: Any
         if mode is GenerationMode.POSITIVE and "wait" in case.query:
             case.query["wait"] = 0  # nobody answers here
         case.call_and_validate(
-            app=gateway.app, base_url="http://localhost", excluded_checks=UNSUPPORTED
+            app=gateway.app, base_url="http://localhost", excluded_checks=EXCLUDED
         )
 
     ask()
