@@ -143,8 +143,8 @@ def run(
     topics: Any, folder: Path, count: int, step: float, seconds: float, held: int, poll: int
 ) -> None:
     """``count`` segments per stream of ``step`` seconds' work each, all sent before the model has done
-    three quarters of them. Read ahead of a partition are at most ``held`` and what one ``poll`` brought with
-    them."""
+    three quarters of them. Read ahead of a partition are at most ``held`` and what one ``poll`` brought
+    with them."""
     topics.create(PARTITIONS)
     total = count * len(STREAMS)
     with (

@@ -28,8 +28,8 @@ EXCLUDED = [
     schemathesis.checks.CHECKS.get_one(name)
     for name in ("unsupported_method", "negative_data_rejection")
 ]
-"""The second: more is taken than the document says. A number for an id is made a string, a field that can
-be done without is dropped where it is wrong: the words count (tests/pipelines/test_decode.py)."""
+"""The second: more is taken than the document says. A number for an id is made a string, a field that
+can be done without is dropped where it is wrong: the words count (tests/pipelines/test_decode.py)."""
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
