@@ -98,26 +98,37 @@ def brief(items: Sequence[LedgerItem], language: str | None) -> str:
 
 
 def _section(items: Sequence[LedgerItem], words: Mapping[str, str], marked: bool) -> list[str]:
-    """One line per note. Whoever has several tasks is named once, above them."""
+    """One line per note. Whoever has several tasks, or said several things, is named once, above."""
     lines, told = [], set[str]()
     for item in items:
-        owner = item.owner if item.kind == "action_item" else None
-        theirs = [i for i in items if owner and i.owner == owner]
+        name = _whose(item)
+        theirs = [i for i in items if name and _whose(i) == name]
         if len(theirs) < 2:
             lines.append(f"- {_line(item, words, marked)}")
-        elif owner and owner not in told:
-            told.add(owner)
-            lines.append(f"- {_safe(owner, marked)}")
-            lines += [f"  - {_line(_without_owner(i), words, marked)}" for i in theirs]
+        elif name and name not in told:
+            told.add(name)
+            lines.append(f"- {_safe(name, marked)}")
+            lines += [f"  - {_line(_without(name, i), words, marked)}" for i in theirs]
     return lines
 
 
-def _without_owner(item: LedgerItem) -> LedgerItem:
-    """The task without the name it begins with."""
-    owner = item.owner or ""
-    rest = item.text[len(owner) :]
-    named = item.text.startswith(owner) and (rest[:1].isspace() or unspaced(owner))
-    return replace(item, owner=None, text=(rest.strip() if named else "") or item.text)
+def _whose(item: LedgerItem) -> str | None:
+    """The owner of a task; of a topic who said it, where its text begins with the name."""
+    if item.kind == "action_item":
+        return item.owner
+    speaker = item.evidence[0].speaker if item.evidence else None
+    return speaker if speaker and item.kind == "topic" and _begins(item.text, speaker) else None
+
+
+def _begins(text: str, name: str) -> bool:
+    rest = text[len(name) :]
+    return text.startswith(name) and (rest[:1].isspace() or unspaced(name)) and bool(rest.strip())
+
+
+def _without(name: str, item: LedgerItem) -> LedgerItem:
+    """The note without the name it begins with."""
+    text = item.text[len(name) :].strip() if _begins(item.text, name) else item.text
+    return replace(item, owner=None, text=text)
 
 
 def listing(items: Iterable[LedgerItem], language: str | None) -> list[str]:

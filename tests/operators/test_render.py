@@ -62,6 +62,27 @@ def test_whoever_has_several_tasks_is_named_once() -> None:
     assert brief((), None) == "(none)"
 
 
+def test_whoever_said_several_things_is_named_once() -> None:
+    """A fifth of the trigrams of long minutes were "Marketing reported that" and the like."""
+
+    def said(number: int, text: str, speaker: str = "Ana") -> LedgerItem:
+        return replace(
+            item(number, "topic", text), evidence=(Evidence(f"s{number}", speaker=speaker),)
+        )
+
+    items = (
+        said(1, "Ana reported that sales fell."),
+        said(2, "The yard is closed."),
+        said(3, "Ana believes that it opens in May."),
+        said(4, "Ben reported a leak.", "Ben"),
+        said(5, "Anabel is ill."),
+    )
+    assert brief(items, "en").splitlines() == [
+        *("Topics", "- Ana", "  - reported that sales fell.", "  - believes that it opens in May."),
+        *("- The yard is closed.", "- Ben reported a leak.", "- Anabel is ill."),
+    ]
+
+
 def test_what_was_said_cannot_become_markup_or_a_line_of_its_own() -> None:
     text = "# no\n- [x](javascript:1) `a` | ~b~"
     one = replace(SUMMARY, items=(item(1, "topic", text),))
