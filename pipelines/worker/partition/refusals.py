@@ -39,11 +39,13 @@ async def refused_questions(
     transactions, which commit both together. Assigns the consumer to other partitions.
 
     Raises KafkaError."""
+    if settings.delivery == "exactly_once":
+        return frozenset()
     asked = aiokafka.TopicPartition(settings.topic_questions, partition)
     end = (await consumer.end_offsets([asked]))[asked]
     begin = (await consumer.beginning_offsets([asked]))[asked]
     first = max(committed or 0, begin)
-    if settings.delivery == "exactly_once" or first >= end:
+    if first >= end:
         return frozenset()
     asked_ms = 0
     async for record in _records(consumer, asked, first, end):
