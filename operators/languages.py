@@ -46,6 +46,9 @@ _ORDINAL = regex.compile(r"(?<![\p{Nd}.,:])\p{Nd}{1,2}\. *$")
 
 _NO_QUESTION_MARK = {"Armn", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt"}
 """Scripts in which a particle or a mark on a vowel tells a question, and a full stop may end it."""
+_ASKS_BY_PARTICLE = regex.compile(
+    r"[\p{Armenian}\p{Hiragana}\p{Katakana}\p{Khmer}\p{Lao}\p{Myanmar}\p{Thai}\p{Tibetan}]"
+)
 
 
 def canonical(tag: str) -> str:
@@ -122,6 +125,11 @@ def shares_script(one: str, other: str) -> bool:
 def marks_questions(tag: str) -> bool:
     """Whether a question of the language ends with a question mark."""
     return _written(tag)[1] not in _NO_QUESTION_MARK
+
+
+def may_ask_unmarked(text: str) -> bool:
+    """Whether the text is in a script in which a question need not end with a question mark."""
+    return _ASKS_BY_PARTICLE.search(text) is not None
 
 
 # --- what a text is written in -------------------------------------------------------------------

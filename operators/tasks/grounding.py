@@ -114,7 +114,8 @@ class Turn:
     @property
     def states(self) -> bool:
         """Whether it is a whole sentence that asks nothing, as far as its writing tells."""
-        return self.habits.marks and ends_sentence(self.said) and not is_question(self.said)
+        marked = self.habits.marks and not languages.may_ask_unmarked(self.said)
+        return marked and ends_sentence(self.said) and not is_question(self.said)
 
 
 @dataclass

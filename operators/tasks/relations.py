@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from operators.events import Evidence, LedgerItem
 from operators.tasks.base import SeenSegment, StreamView
-from operators.tasks.grounding import Draft, Turn
+from operators.tasks.grounding import Draft, Turn, fits
 from operators.tasks.selection import judged
 from operators.text import content, covered, is_question, overlap, units
 
@@ -30,7 +30,7 @@ UNWRITTEN = "turn "
 REPLIES = 2
 """So many segments of others behind a question may answer it."""
 RESUMED = 4
-"""Units of the asker's next segment that end the wait for an answer."""
+"""Words of the asker's next segment that end the wait for an answer."""
 
 
 class Exchange(NamedTuple):
@@ -98,7 +98,7 @@ def _replies(after: Sequence[SeenSegment], asker: str) -> list[SeenSegment]:
     """The first segments of others, up to where the asker goes on."""
     found: list[SeenSegment] = []
     for segment in after:
-        if segment.evidence.speaker == asker and len(units(segment.text)) >= RESUMED:
+        if segment.evidence.speaker == asker and not fits(segment.text, RESUMED - 1):
             break
         if segment.evidence.speaker not in (None, asker):
             found.append(segment)

@@ -87,6 +87,11 @@ def test_what_is_sure_small_talk_or_unsure_gets_no_note() -> None:
         ("The question is that item 8 be agreed.", MARKED, "decision"),
         ("The question is that item 8 be agreed.", NO_HABITS, "open_question"),
         ("and the question is that item 8", MARKED, "open_question"),  # no whole sentence
+        ("问题是第8项是否通过。", MARKED, "decision"),
+        ("प्रश्न यह है कि मद 8 स्वीकृत हो।", MARKED, "decision"),
+        ("السؤال هو أن يُقر البند 8.", MARKED, "decision"),
+        ("هل تقرر أن المطاط مهم؟", MARKED, None),
+        ("ラベルの費用は誰が払いますか。", MARKED, "open_question"),  # か asks
     ],
 )
 def test_what_is_asked_is_no_decision_and_what_is_stated_no_question(
