@@ -100,7 +100,7 @@ TURN_TOKENS, TURN_WORDS = 120, 40
 and too long to stand for itself where its note fails."""
 TURN_UNITS = 4
 """A shorter sentence is not noted."""
-ANSWERED = 0.75
+ANSWERED = 0.9
 """Calibrated probability (chance is 0.5) from which a reply answers a question."""
 DONE, OTHER, SAME = 0.46, 0.44, 0.32
 """Calibrated probabilities (chance is 0.33) from which an action is done, an item is otherwise, and
@@ -149,7 +149,7 @@ class MinuteTaker:
         yield from self._relate(related(turns, view.ledger.items), made)
         yield from self._relate(within(turns, select(turns)), made)
         made.drafts = select(turns)
-        yield from self._answer(exchanges(view, made.drafts), made)
+        yield from self._answer(exchanges(view, made.drafts, turns), made)
         self._name_languages(made.drafts, view)
         yield from self._details(made, known.people, Names(view))
         for draft in made.drafts:

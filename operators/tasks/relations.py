@@ -73,9 +73,11 @@ def within(turns: Sequence[Turn], drafts: Sequence[Draft]) -> list[tuple[LedgerI
     return _closest([t for t in turns if t.changes is None and not t.settles], live)
 
 
-def exchanges(view: StreamView, drafts: Sequence[Draft]) -> list[Exchange]:
+def exchanges(
+    view: StreamView, drafts: Sequence[Draft], turns: Sequence[Turn] = ()
+) -> list[Exchange]:
     """Open questions of the ledger and of the update itself, each with the new segments that may answer
-    it. Where speakers are not known there are none."""
+    it. What changes or settles another note is no answer; nor is anything where no speaker is known."""
     questions = [
         (item.id, item.text, item.evidence[0])
         for item in view.ledger.items
@@ -84,13 +86,14 @@ def exchanges(view: StreamView, drafts: Sequence[Draft]) -> list[Exchange]:
     questions += [
         (name_of(d), d.turn.said, d.turn.evidence[0]) for d in drafts if d.kind == "open_question"
     ]
+    taken = {t.evidence[-1] for t in turns if t.evidence and (t.changes is not None or t.settles)}
     places = {segment.evidence: at for at, segment in enumerate(view.segments)}
     return [
         Exchange(name, f"{asked.speaker}: {text}", f"{r.evidence.speaker}: {r.text}", r.evidence)
         for name, text, asked in questions
         if asked.speaker and asked in places
         for r in _replies(view.segments[places[asked] + 1 :], asked.speaker)
-        if r.new and not is_question(r.text)
+        if r.new and r.evidence not in taken and not is_question(r.text)
     ]
 
 

@@ -312,6 +312,15 @@ def test_who_may_answer_a_question() -> None:
     assert replies((None, QUESTION), ("Ben", "We do.")) == []
 
 
+def test_what_settles_a_task_answers_no_question() -> None:
+    """ "Who pays for the labels?" was settled by "I have called the supplier, that is done." """
+    call, done = "I will call the supplier before Wednesday.", "I have called the supplier."
+    kinds = {QUESTION: "E", call: "D", done: "A"}
+    event = run(view([QUESTION, call, done]), scripted(kinds, done=[done], replies=[done]))
+    states = {item.kind: item.state for item in event.items}
+    assert states == {"open_question": "open", "action_item": "done"}
+
+
 def test_what_is_changed_in_one_update_supersedes_its_first_form() -> None:
     before, after = "The Falcon review moves to Friday.", "The Falcon review moves to Monday."
     event = run(view([before, "Hm.", after]), scripted({before: "C", after: "B"}))
