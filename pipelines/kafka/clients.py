@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from typing import Any, Protocol
 
-from aiokafka.conn import create_conn
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import (
     IllegalSaslStateError,
     KafkaConnectionError,
@@ -19,6 +19,7 @@ from operators.errors import ConfigError
 from pipelines.config.load import Settings
 
 DIAGNOSIS_SECONDS = 5.0
+CLOSE_SECONDS = 1.0
 STOP_SECONDS = 3.0
 _OTHER_LANGUAGE = (ssl.SSLError, ConnectionResetError, IllegalSaslStateError, KafkaConnectionError)
 
@@ -109,7 +110,7 @@ async def turned_away(settings: Settings) -> ConfigError | None:
 
 async def _connect(settings: Settings, server: str) -> None:
     host, _, port = server.rpartition(":")
-    connection = await create_conn(
+    connection = AIOKafkaConnection(
         host.strip("[]"),
         int(port),
         client_id="longstream-diagnosis",
@@ -118,7 +119,20 @@ async def _connect(settings: Settings, server: str) -> None:
         ssl_context=ssl_context(settings),
         **login(settings),
     )
-    connection.close()
+    try:
+        await connection.connect()
+    except OSError:  # no connection was opened
+        raise
+    except BaseException:
+        await _closed(connection)
+        raise
+    await _closed(connection)
+
+
+async def _closed(connection: AIOKafkaConnection) -> None:
+    """Close it, and wait for the other side: an event loop that ends before the other side has closed
+    a TLS connection leaves the socket open."""
+    await asyncio.wait({connection.close()}, timeout=CLOSE_SECONDS)
 
 
 def _sentence(settings: Settings, server: str, error: Exception) -> str | None:
