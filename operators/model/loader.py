@@ -182,9 +182,7 @@ class DecoderModel:
             kept = quantization.FourBits(self._four_bits)
             return loaded.requantised(kept.linear, kept.linear)
         body, head = quantization.BODY[dtype], quantization.HEAD[dtype]
-        return loaded.requantised(
-            lambda weight, bias, _: body(weight, bias), lambda weight, *_: head(weight)
-        )
+        return loaded.requantised(body, lambda weight, *_: head(weight))
 
     def shallow(self, layers: int) -> DecoderModel:
         """The first ``layers`` layers of this model and the same share of its output matrix. A forward

@@ -6,7 +6,8 @@ arithmetic, where bf16 is better. Weights are quantised when loaded, without dat
 * ``int8``: one scale per output channel, symmetric, round to nearest;
 * ``w8a8``: the same weights, and activations rounded to eight bits too, one scale per token. Products
   are then of integers: exact, so a token's result does not depend on its neighbours in the forward,
-  and as fast for sixteen tokens as for one (needs a CPU with VNNI);
+  and as fast for sixteen tokens as for one (needs a CPU with VNNI). In the layers of FINE what the
+  rounding leaves is rounded to eight bits once more;
 * ``int4``: one scale and one zero per 32 input channels of an output channel. Per group that number
   of steps is taken which reproduces the weights best, so a model that comes from a four-bit file
   with the same groups mostly gets its own steps back;
@@ -33,8 +34,17 @@ GROUP = 32
 """Input channels that share a scale and a zero in int4."""
 STEPS = range(15, 7, -1)
 """How many steps a group's range may be cut into; the best of these is kept."""
+Sources = Sequence[tuple[str, int]]
+"""Parameters that a matrix is made of, and the rows that each has in it."""
 INT8_CHUNK, CHUNK = 128, 2048
 """Output channels quantised at a time, to int8 and int4: bounds the memory that it takes."""
+
+
+FINE = ("o_proj.weight", "down_proj.weight")
+"""Parameters whose inputs no norm has levelled: a few channels are far larger than the others, and eight
+bits with one scale lose these others."""
+REST = 254
+"""How many times finer the second eight bits are: what is left is half a step at most."""
 
 
 class Int8Linear(nn.Module):
@@ -70,15 +80,17 @@ class Int8Linear(nn.Module):
 
 class W8A8Linear(nn.Module):
     """``weight`` int8 in the kernel's order, ``scales`` fp32 ``[out]``; bf16 in and out, in between
-    eight bits per activation. Raises ValueError where :func:`runs_w8a8` says no."""
+    eight bits per activation, or with ``fine`` twice eight. Raises ValueError where :func:`runs_w8a8`
+    says no."""
 
     weight: Tensor
     scales: Tensor
     zeros: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, fine: bool = False) -> None:
         super().__init__()
+        self.fine = fine
         if not runs_w8a8(weight.device):
             raise ValueError("w8a8 weights need a CPU with VNNI instructions")
         plain = Int8Linear(weight)
@@ -91,11 +103,19 @@ class W8A8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x`` ``[tokens, in]`` → ``[tokens, out]``."""
         scale = x.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-8).div_(127)
-        steps = (x / scale).round_().add_(128).to(torch.uint8)  # 128 stands for 0
+        exact = x / scale
+        steps = exact.round()
+        if self.fine:
+            rest = exact.sub_(steps).mul_(REST).round_()
+            steps = torch.cat((steps, rest))  # one product of twice the rows reads the weights once
+        bytes_ = steps.add_(128).to(torch.uint8)  # 128 stands for 0
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
-            steps, 1.0, 128, self.weight, self.scales, self.zeros, None, 1.0, 0, torch.float32,
+            bytes_, 1.0, 128, self.weight, self.scales, self.zeros, None, 1.0, 0, torch.float32,
             "none", [], "",
         )  # fmt: skip
+        if self.fine:
+            out, finer = out.chunk(2)
+            out = out.add_(finer, alpha=1 / REST)
         out = out.mul_(scale)
         return (out if self.bias is None else out.add_(self.bias)).to(x.dtype)
 
@@ -250,12 +270,16 @@ def int4_or_int8(weight: Tensor, bias: Tensor | None = None) -> nn.Module:
     return (Int4Linear if fits_int4(weight) else Int8Linear)(weight, bias)
 
 
-BODY: dict[str, Callable[[Tensor, Tensor | None], nn.Module]] = {
-    "int8": Int8Linear,
-    "w8a8": W8A8Linear,
-    "int4": int4_or_int8,
+def _w8a8(weight: Tensor, bias: Tensor | None, sources: Sources) -> nn.Module:
+    return W8A8Linear(weight, bias, fine=all(name.endswith(FINE) for name, _ in sources))
+
+
+BODY: dict[str, Callable[[Tensor, Tensor | None, Sources], nn.Module]] = {
+    "int8": lambda weight, bias, _: Int8Linear(weight, bias),
+    "w8a8": _w8a8,
+    "int4": lambda weight, bias, _: int4_or_int8(weight, bias),
 }
-"""Type of generation weights → what becomes of a layer's matrices."""
+"""Type of generation weights → what becomes of a layer's matrices, with their names in the file."""
 HEAD: dict[str, Callable[[Tensor], nn.Module]] = {
     "int8": Int8Linear,
     "w8a8": W8A8Linear,

@@ -96,8 +96,39 @@ def test_w8a8_rounds_activations_per_token_and_multiplies_exactly(tokens: int, b
 
 
 @vnni
-def test_w8a8_gives_a_token_the_same_in_any_company() -> None:
-    linear, x = W8A8Linear(random_weight(256, 512)), random_weight(33, 512, seed=5)
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+def test_w8a8_of_sixteen_bits_loses_nothing_beside_an_outlier(tokens: int) -> None:
+    """One channel is a thousand times larger: with eight bits the others would be 0."""
+    weight, x = random_weight(), random_weight(tokens, 96, seed=2)
+    x[:, 5] = 1000 * x.abs().max()
+    plain = Int8Linear(weight)
+    want = x.float() @ (plain.weight.float() * plain.scales.float()[:, None]).t()
+    got = W8A8Linear(weight, fine=True)(x).float()
+    assert (got - want).abs().max() <= 2**-8 * want.abs().max() + 1e-6
+    weight[:, 5] = 0  # now the others alone count
+    plain = Int8Linear(weight)
+    want = x.float() @ (plain.weight.float() * plain.scales.float()[:, None]).t()
+    coarse, fine = (
+        (W8A8Linear(weight, fine=fine)(x).float() - want).abs().max() for fine in (False, True)
+    )
+    assert fine < coarse / 20
+
+
+@vnni
+def test_layers_behind_no_norm_have_the_finer_activations() -> None:
+    model = decoder()
+    model.use_for_decode("w8a8")
+    layer = model._networks["decode"].layers[0]
+    assert [m.fine for m in (layer.qkv, layer.output, layer.gate_up, layer.down)] == [
+        *(False, True),
+        *(False, True),
+    ]
+
+
+@vnni
+@pytest.mark.parametrize("fine", [False, True])
+def test_w8a8_gives_a_token_the_same_in_any_company(fine: bool) -> None:
+    linear, x = W8A8Linear(random_weight(256, 512), fine=fine), random_weight(33, 512, seed=5)
     alone = torch.cat([linear(x[at : at + 1]) for at in range(33)])
     assert torch.equal(linear(x), alone)
     assert torch.equal(linear(torch.zeros(2, 512).bfloat16()), torch.zeros(2, 256).bfloat16())
