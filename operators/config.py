@@ -113,7 +113,7 @@ class OperatorConfig:
     show. Above it the oldest items are forgotten, which says ``archive_trimmed`` (0: no archive)."""
     view_notes: int = 24
     """Notes in a summary's ``text``, by importance: what is decided or open before topics, which have
-    half of the places. ``items`` has the whole ledger."""
+    a third of the places. ``items`` has the whole ledger."""
     targets: tuple[str, ...] = ()
     """BCP 47 tags (fr, pt-BR, zh-Hant, sr-Latn) of the languages every final segment is published in,
     unless its stream asks for others. A segment that is already in one of them passes as it is."""

@@ -328,6 +328,9 @@ def _without_doubles(items: Items) -> Items:
 
 
 KEEP = 3
+HELD, FADES = 0.3, 0.01
+"""By how much weightier a note must be to take another's place in a text, and by how much less for each
+that has come since."""
 
 
 def _worth(item: LedgerItem) -> int:
@@ -356,16 +359,34 @@ def _size(items: Iterable[LedgerItem]) -> int:
 
 
 def published(items: Items, most: int) -> Items:
-    """The live items that a summary's text shows, in their order: the ``most`` important, the newer of
-    equals. What is decided or open comes first, but half of the places are for topics and what is
-    done."""
+    """The live items that a summary's text shows, in their order. What is decided or open comes first,
+    by importance, the newer of equals; a third of the ``most`` places are for topics and what is done:
+    there are more of these, and they say less of what has come out."""
     live = [item for item in items if item.state not in GONE]
-    order = sorted(range(len(live)), key=lambda at: (live[at].importance, at), reverse=True)
-    standing = [at for at in order if _worth(live[at]) == KEEP]
-    others = [at for at in order if _worth(live[at]) != KEEP]
-    shown = standing[: most - min(len(others), most // 2)]
-    shown += others[: most - len(shown)]
+    standing = [at for at, item in enumerate(live) if _worth(item) == KEEP]
+    others = [at for at, item in enumerate(live) if _worth(item) != KEEP]
+    standing.sort(key=lambda at: (live[at].importance, at), reverse=True)
+    room = max(most // 3, min(1, most - len(standing)))
+    told = [others[at] for at in _steady([live[at].importance for at in others], room)]
+    shown = standing[: most - len(told)] + told
     return tuple(live[at] for at in sorted(shown))
+
+
+def _steady(weights: Sequence[float], room: int) -> list[int]:
+    """The places of at most ``room`` of the ``weights``, in the order in which they came. One that is
+    there gives way to one that is HELD weightier, and to less for each that has come since: what is
+    read should not change with every update, nor stay what was said first."""
+    kept: list[int] = []
+    for new, weight in enumerate(weights):
+        if len(kept) < room:
+            kept.append(new)
+            continue
+        now = {at: weights[at] - FADES * (new - at) for at in kept}
+        weakest = min(kept, key=lambda at: now[at], default=None)
+        if weakest is not None and weight >= now[weakest] + HELD:
+            kept.remove(weakest)
+            kept.append(new)
+    return kept
 
 
 def changes_of(before: Items, after: Items) -> Iterator[ItemChange]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from operators.events import Evidence, ItemChange, LedgerItem
@@ -206,11 +208,32 @@ def test_a_text_shows_what_is_decided_or_open_before_topics() -> None:
         replace(item(6, "A task."), kind="action_item", state="done", importance=0.5),
     )
     more = (replace(item(7, "A question?"), kind="open_question", importance=0.3),)
-    assert [i.id for i in published(items, 9)] == ["i1", "i2", "i3", "i4", "i6"]
-    assert [i.id for i in published(items, 3)] == ["i1", "i2", "i4"]
-    assert [i.id for i in published(items, 2)] == ["i2", "i4"], "of equals the newer one"
+    assert [i.id for i in published(items, 12)] == ["i1", "i2", "i3", "i4", "i6"]
+    assert [i.id for i in published(items, 9)] == ["i1", "i2", "i4", "i6"], "a third are topics"
+    assert [i.id for i in published(items, 3)] == ["i1", "i4"]
+    assert [i.id for i in published(items, 2)] == ["i1", "i4"]
     assert [i.id for i in published(items, 1)] == ["i4"]
-    assert [i.id for i in published(items + more, 3)] == ["i2", "i4", "i7"], "half are topics"
+    assert [i.id for i in published(items + more, 3)] == ["i1", "i4", "i7"]
+    assert [i.id for i in published(items[:3], 1)] == ["i1"]
+
+
+def test_a_topic_that_is_shown_stays_until_one_is_clearly_weightier_or_it_is_old() -> None:
+    def shown(*weights: float) -> list[str]:
+        topics = (replace(item(n, f"Topic {n}."), importance=w) for n, w in enumerate(weights))
+        return [i.id for i in published(tuple(topics), 6)]
+
+    assert shown(0.5, 0.6, 0.7) == ["i0", "i1"]
+    assert shown(0.5, 0.6, 0.85) == ["i1", "i2"]
+    assert shown(0.6, 0.6, *[0.5] * 15) == ["i0", "i1"]
+    assert shown(0.6, 0.6, *[0.5] * 45)[-1] != "i1", "all that came since would have no place"
+
+
+@given(st.lists(st.floats(0, 1), max_size=40), st.integers(1, 12))
+def test_one_more_topic_takes_at_most_one_place(weights: list[float], most: int) -> None:
+    topics = tuple(replace(item(n, f"Topic {n}."), importance=w) for n, w in enumerate(weights))
+    before, after = ({i.id for i in published(found, most)} for found in (topics[:-1], topics))
+    assert len(before - after) <= 1
+    assert len(after) == min(len(weights), max(1, most // 3))
 
 
 def test_changes_tell_every_operation_once() -> None:
