@@ -100,7 +100,11 @@ class AnswerTask(Task):
     ) -> tuple[Ask, Sequence[Passage]]:
         """The ask, and the passages that it shows: the best ones that fit, in order of the stream."""
         room = self.tools.config.branch_tokens
-        language = self._language(view, question)
+        language = (
+            self._language(view, question)
+            or languages.detect(question.text)
+            or languages.detect(" ".join(passage.line for passage in found.passages))
+        )
         shown = list(found.passages)
         while True:
             lines = [f"- {passage.line}" for passage in sorted(shown, key=lambda p: p.place)]

@@ -9,8 +9,7 @@ are short and say something that can be looked up, else refused and counted.
 
 The judge has seen examples, which all turns share and which are run once an update. Its words'
 probabilities are divided by their mean over turns of all kinds (as batch calibration does, Zhou et al.
-2023, arXiv 2309.17249), those of the judge of pairs by what it gives for pairs without content (Zhao et
-al. 2021, arXiv 2102.09690). No rule here knows a language.
+2023, arXiv 2309.17249). No rule here knows a language.
 """
 
 from __future__ import annotations
@@ -51,8 +50,8 @@ from operators.tasks.relations import (
 from operators.tasks.selection import SORTS, Usual, calibrated, select
 from operators.text import content, covered, trimmed, units
 
-CHANGES = "ABC"
-"""The letters that say what a turn does to a note."""
+CHANGES = ("done", "changed", "same")
+"""The words that say what a turn does to a note."""
 HINTS = {
     "number_added": "Use no number that is not in the turn.",
     "date_added": "Name no day or month that is not in the turn.",
@@ -93,8 +92,15 @@ REPLIED = (
 )
 """As many exchanges with an answer as without one."""
 YES_NO = ("yes", "no")
-BLANKS = ("", "...", "N/A")
-"""Turns and notes without content, for a judge without examples."""
+NOTED = (
+    ("The sale is on June 4.", "Eva: The sale is a week later now, June 11."),
+    ("The bench costs 200 euro.", "Karl: No, the bench costs 250 euro."),
+    ("Karl repairs the roof.", "Karl: The roof is repaired."),
+    ("Ruth sends the list to Otto.", "Ruth: I sent Otto the list last night."),
+    ("The sale is on June 4.", "Nils: There will be cakes at the sale."),
+    ("Karl repairs the roof.", "Eva: Right, Karl repairs the roof."),
+)
+"""As many notes that are done as such that are changed, or only spoken of."""
 TURN_TOKENS, TURN_WORDS = 120, 40
 """Sentences are judged one by one. A longer one is cut: speech without a full stop is of several kinds,
 and too long to stand for itself where its note fails."""
@@ -102,7 +108,7 @@ TURN_UNITS = 4
 """A shorter sentence is not noted."""
 ANSWERED = 0.9
 """Calibrated probability (chance is 0.5) from which a reply answers a question."""
-DONE, OTHER, SAME = 0.46, 0.44, 0.32
+DONE, OTHER, SAME = 0.32, 0.6, 0.32
 """Calibrated probabilities (chance is 0.33) from which an action is done, an item is otherwise, and
 below which a turn does not say the same again."""
 CHANGED, NEAR, RATHER = 0.7, 0.5, 0.3
@@ -144,13 +150,15 @@ class MinuteTaker:
         """The asks of one update, and its notes. Reads the view; changes nothing."""
         made = Minutes()
         turns = self._turns(view)
-        yield from self._judge(turns, Usual(view, self._tools.tokenizer), made)
+        usual = languages.detect(" ".join(s.text for s in view.segments))
+        telling = Usual(view, self._tools.tokenizer).telling
+        yield from self._judge([t for t in turns if telling(t.said)], usual, made)
         known = Known.of(view)
         yield from self._relate(related(turns, view.ledger.items), made)
         yield from self._relate(within(turns, select(turns)), made)
         made.drafts = select(turns)
         yield from self._answer(exchanges(view, made.drafts, turns), made)
-        self._name_languages(made.drafts, view)
+        self._name_languages(made.drafts, usual, view.settings.summary_language)
         yield from self._details(made, known.people, Names(view))
         for draft in made.drafts:
             draft.text = draft.turn.said.strip() if says_it_best(draft) else ""
@@ -184,25 +192,29 @@ class MinuteTaker:
     def _count(self, text: str) -> int:
         return len(self._tools.tokenizer.encode(text))
 
-    def _judge(self, turns: list[Turn], usual: Usual, made: Minutes) -> Part:
-        """Weigh the sorts for every turn that has something to tell, and once for the balanced ones.
-        Mutates the turns."""
-        turns = [t for t in turns if len(units(t.said)) >= TURN_UNITS and usual.telling(t.said)]
-        if not turns:
-            return
+    def _judge(self, turns: Sequence[Turn], usual: str | None, made: Minutes) -> Part:
+        """Weigh the sorts for every turn that is long enough, by a judge who has seen examples in its
+        language (in ``usual`` where the turn does not tell). Mutates the turns."""
+        groups: dict[str, list[Turn]] = {}
+        for turn in turns:
+            if len(units(turn.said)) >= TURN_UNITS:
+                language = languages.detect(turn.said) or usual
+                groups.setdefault(self._tools.prompts.form("judge", language), []).append(turn)
         even = [{"turn": line} for line in BALANCED]
-        asked = [{"turn": turn.line} for turn in turns]
-        found = yield from self._weights("judge", tuple(SORTS), even, asked, made)
-        for turn, weights in zip(turns, found, strict=True):
-            turn.weights = weights
+        for prompt, group in groups.items():
+            asked = [{"turn": turn.line} for turn in group]
+            found = yield from self._weights(prompt, tuple(SORTS), even, asked, made)
+            for turn, weights in zip(group, found, strict=True):
+                turn.weights = weights
 
     # --- write -------------------------------------------------------------------------------
 
-    def _name_languages(self, drafts: Sequence[Draft], view: StreamView) -> None:
-        """What each turn is in (the stream's language where it does not tell) and what its note is to be
-        in. Mutates the drafts."""
-        usual = languages.detect(" ".join(s.text for s in view.segments))
-        wanted = languages.known(view.settings.summary_language)
+    def _name_languages(
+        self, drafts: Sequence[Draft], usual: str | None, summary_language: str | None
+    ) -> None:
+        """What each turn is in (``usual`` where it does not tell) and what its note is to be in.
+        Mutates the drafts."""
+        wanted = languages.known(summary_language)
         for draft in drafts:
             draft.spoken = languages.detect(draft.turn.said) or usual
             draft.wanted = wanted
@@ -260,7 +272,7 @@ class MinuteTaker:
         otherwise. Mutates the turns and what was made."""
         if not pairs:
             return
-        even = [{"note": note, "turn": turn} for note in BLANKS[1:] for turn in BLANKS]
+        even = [{"note": note, "turn": turn} for note, turn in NOTED]
         asked = [{"note": item.text, "turn": turn.line} for item, turn in pairs]
         weights = yield from self._weights("relation", CHANGES, even, asked, made)
         for (item, turn), (done, other, same) in zip(pairs, weights, strict=True):
@@ -328,8 +340,12 @@ class MinuteTaker:
         ]
 
     def _text(self, prompt: str, limit: int, options: Mapping[str, Any], **fields: str) -> Ask:
-        """An answer of one line; by ``options`` of another form."""
-        tokens = self._fit(self._tools.prompts.alone(prompt, **fields), limit)
+        """An answer of one line; by ``options`` of another form. Without the prompt's examples where
+        these leave a branch too little room."""
+        made, room = self._tools.prompts, self._tools.config.branch_tokens - limit
+        tokens = made.alone(prompt, **fields)
+        if len(tokens) > room:
+            tokens = self._fit(made.without_examples(prompt, **fields), limit)
         return Ask(tokens, limit, kind="minutes", alone=True, **options)
 
     def _fit(self, prompt: list[int], output: int) -> list[int]:

@@ -175,7 +175,8 @@ def test_prompts_have_no_double_spaces_and_no_space_at_a_lines_begin(
         "question": "Ana: Who pays?",
         "reply": "Ben: We do.",
     }
-    for name in ("judge", "note", "owner", "due", "relation", "answered"):
+    forms = [f"judge.{language}" for language in ("ar", "de", "es", "fr", "ja", "zh")]
+    for name in ("judge", *forms, "note", "owner", "due", "relation", "answered"):
         text = tokenizer.hub.decode(prompts.alone(name, **fields)).removeprefix(" ")
         assert "  " not in text.replace(". \n", ".\n")
         assert "\n " not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,7 +29,6 @@ from operators.tasks.minutes import YES_NO, Minutes, MinuteTaker, items_of
 from operators.tasks.prompts import Prompts
 from operators.tasks.relations import draft_item, exchanges, related
 from operators.tasks.retrieval import search
-from operators.tasks.selection import Usual
 from operators.tasks.summary import SummaryTask
 from tests.engine import ToyTokenizer, toy_decoder
 from tests.operators.scripted import Scripted
@@ -151,7 +151,7 @@ def scripted(
             return weights(0 if any(f": {reply}\n" in prompt for reply in replies) else 1, 2)
         if "Which person will do it?" in prompt:
             return text(owner)
-        if "about the note?" in prompt:
+        if "Note: " in prompt:
             return weights(0 if said in done else 2 if said else None, 3)
         if "By when" in prompt:
             return text(due)
@@ -483,12 +483,34 @@ def test_the_judges_examples_are_shared_by_all_turns_or_left_out_for_all(branch:
         replace(held, prompts=prompts, config=replace(held.config, branch_tokens=branch))
     )
     turns = taker._turns(view(["Who pays for the labels?", "The review is on Friday."]))
-    asks = next(taker._judge(turns, Usual(view([]), held.tokenizer), Minutes()))
+    asks = next(taker._judge(turns, None, Minutes()))
     texts = [held.tokenizer.decode(ask.prompt) for ask in asks]
     assert all(len(ask.prompt) < branch for ask in asks)
     assert [("Where do we store the spare parts?" in text) for text in texts] == [branch > 500] * 12
     assert texts[-1].count("The review is on Friday.") == 1
     assert all(ask.choices == asks[0].choices and len(set(ask.choices)) == 5 for ask in asks)
+
+
+def test_a_turn_is_judged_by_examples_in_its_language() -> None:
+    """In the stream's language where a turn does not tell, in English where there are none."""
+    held = tools()
+    taker = MinuteTaker(replace(held, prompts=Prompts(ExamplesShown())))
+    judged_in = {
+        "Ich rufe vor Mittwoch noch den Lieferanten an und frage nach dem Preis.": "de",
+        "Also Novatek oder Hartmann?": "de",
+        "I will call the supplier before Wednesday and ask about the price.": "en",
+        "Soitan toimittajalle ennen keskiviikkoa ja kysyn hinnasta heti aamulla.": "en",
+    }
+    steps = taker._judge(taker._turns(view([*judged_in])), "de", Minutes())
+    asks, found = next(steps), dict[str, str]()
+    with contextlib.suppress(StopIteration):
+        while True:
+            for prompt in (held.tokenizer.decode(ask.prompt) for ask in asks):
+                german = "Nils: Ich bestelle sie morgen." in prompt
+                assert german != ("Nils: I will order it tomorrow." in prompt)
+                found |= {said: "de" if german else "en" for said in judged_in if said in prompt}
+            asks = steps.send([Answer((), "", "stop", Usage(), FLAT)] * len(asks))
+    assert found == judged_in
 
 
 def topic(number: int, text: str) -> LedgerItem:

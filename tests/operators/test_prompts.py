@@ -1,7 +1,11 @@
 """Prompts: overrides are checked, nothing a speaker says is a placeholder, answers are opened."""
 
+import re
+from importlib import resources
+
 import pytest
 
+from operators import languages
 from operators.errors import ConfigError
 from operators.tasks.prompts import NAMES, Prompts
 from tests.engine import ToyTokenizer
@@ -41,6 +45,9 @@ def test_files_of_the_package_have_all_their_placeholders() -> None:
         ("translate", "{text}", "{language}, {text}"),
         ("sumary", "x", "no prompt 'sumary'"),
         ("judge", "S\n---\nAna: Hello.\n---\n{turn}", "an example without an answer"),
+        ("judge.de", "no turn here", "must contain {turn}"),
+        ("judge.german", "{turn}", "no prompt 'judge.german'"),
+        ("answer.de", "{excerpts} {question}", "no prompt 'answer.de'"),
     ],
 )
 def test_wrong_overrides_are_refused(name: str, text: str, message: str) -> None:
@@ -54,3 +61,31 @@ def test_ledger_may_be_shown_or_left_out() -> None:
     assert "TOPIC: a" in text_of(shown, "summary", ledger="TOPIC: a", limit="4", since="")
     default = Prompts(ToyTokenizer())
     assert "TOPIC: a" not in text_of(default, "summary", ledger="TOPIC: a", limit="4", since="b")
+
+
+def test_a_prompt_has_forms_for_languages() -> None:
+    prompts = Prompts(ToyTokenizer(), {"judge.pt": "Em português: {turn}"})
+    tags = ("de", "de-AT", "pt-BR", "zh-Hant", "en", "fi", None)
+    forms = [prompts.form("judge", tag) for tag in tags]
+    assert forms == ["judge.de", "judge.de", "judge.pt", "judge.zh", "judge", "judge", "judge"]
+    assert prompts.form("note", "de") == "note"
+    assert "Em português: Olá." in ToyTokenizer().decode(prompts.alone("judge.pt", turn="Olá."))
+
+
+def test_a_changed_prompt_is_changed_for_all_languages() -> None:
+    prompts = Prompts(ToyTokenizer(), {"judge": "Sort: {turn}", "judge.fr": "Trie : {turn}"})
+    assert [prompts.form("judge", tag) for tag in ("de", "fr")] == ["judge", "judge.fr"]
+
+
+@pytest.mark.parametrize("language", ["ar", "de", "es", "fr", "ja", "zh"])
+def test_the_forms_of_a_language_have_the_same_kinds_of_examples(language: str) -> None:
+    folder = resources.files("operators.tasks") / "prompts"
+    form, plain = (
+        (folder / name).read_text("utf-8") for name in (f"judge.{language}.txt", "judge.txt")
+    )
+    answers = re.compile(r"^Kind: .*$", re.MULTILINE)
+    assert answers.findall(form) == answers.findall(plain)
+    assert form.partition("---")[0] == plain.partition("---")[0]
+    spoken = [line for line in form.splitlines() if line not in plain.splitlines()]
+    assert len(spoken) == 8
+    assert languages.detect(" ".join(line.partition(": ")[2] for line in spoken)) == language

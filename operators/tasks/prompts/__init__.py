@@ -4,6 +4,9 @@ Placeholders in braces are filled with *tokens*, encoded as ordinary text: nothi
 act as a special token. All tokens around the transcript come from the model's own chat template.
 ``{answer}`` marks where the assistant's turn begins; what follows it opens the answer, which holds a
 small model to the form asked for.
+
+A prompt whose examples matter has forms for some languages (``judge.de.txt``), for turns in that
+language; :meth:`Prompts.form` names the one to use.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import re
 from importlib import resources
 
+from operators import languages
 from operators.config import OperatorConfig
 from operators.errors import ConfigError
 from operators.model.tokenizer import Tokenizer
@@ -19,6 +23,8 @@ NAMES = (
     *("system", "user", "summary", "compact", "translate", "answer"),
     *("judge", "note", "owner", "due", "relation", "answered"),
 )
+BY_LANGUAGE = ("judge",)
+"""Prompts that may have forms for languages."""
 _FIELDS = {
     "system": set[str](),
     "user": {"window"},
@@ -55,22 +61,22 @@ class Prompts:
 
     def __init__(self, tokenizer: Tokenizer, overrides: dict[str, str] | None = None) -> None:
         self._tokenizer = tokenizer
-        self._texts = {name: _load(name) for name in NAMES}
+        changed = overrides or {}
+        for name, text in changed.items():
+            _check(name, text)
+        # Who changes a prompt changes it for all languages.
+        kept = {name: text for name, text in _packaged().items() if _of(name) not in changed}
+        self._texts = kept | changed
         self._frames: dict[tuple[str, bool], tuple[str, list[int], list[int]]] = {}
-        for name, text in (overrides or {}).items():
-            if name not in _FIELDS:
-                raise ConfigError(f"prompts: no prompt {name!r}; there are {', '.join(NAMES)}")
-            found = set(_PLACEHOLDER.findall(text)) - {"answer"}
-            if not _FIELDS[name] <= found <= _FIELDS[name] | _OPTIONAL.get(name, set()):
-                want = ", ".join(f"{{{f}}}" for f in sorted(_FIELDS[name])) or "no placeholder"
-                raise ConfigError(f"prompts: {name!r} must contain {want} and no other placeholder")
-            parts = len(_DIVIDER.split(text))
-            if parts > 2 and parts % 2:
-                raise ConfigError(f"prompts: {name!r} has an example without an answer")
-            self._texts[name] = text
         self.prefix, self._suffix = tokenizer.chat(
             self._texts["system"].strip(), self._texts["user"].strip()
         )
+
+    def form(self, name: str, language: str | None) -> str:
+        """The name of the prompt's form for a language (a BCP 47 tag): ``judge.de`` for German, the
+        prompt's own name where it has none."""
+        form = f"{name}.{(language or '').partition('-')[0]}"
+        return form if form in self._texts else name
 
     def render(self, name: str, **fields: str) -> list[int]:
         """Tokens of prompt ``name`` with its placeholders filled by ``fields``, up to and including
@@ -126,8 +132,31 @@ def _fill(text: str, fields: dict[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda match: fields[match.group(1)], text)
 
 
-def _load(name: str) -> str:
-    return (resources.files("operators.tasks") / "prompts" / f"{name}.txt").read_text("utf-8")
+def _of(name: str) -> str:
+    """The prompt that ``name`` is a form of."""
+    return name.partition(".")[0]
+
+
+def _check(name: str, text: str) -> None:
+    """Refuse a text that cannot serve as the prompt: ConfigError."""
+    prompt, _, language = name.partition(".")
+    of_language = prompt in BY_LANGUAGE and languages.known(language) == language
+    if prompt not in _FIELDS or (language and not of_language):
+        raise ConfigError(f"prompts: no prompt {name!r}; there are {', '.join(NAMES)}")
+    found = set(_PLACEHOLDER.findall(text)) - {"answer"}
+    if not _FIELDS[prompt] <= found <= _FIELDS[prompt] | _OPTIONAL.get(prompt, set()):
+        want = ", ".join(f"{{{f}}}" for f in sorted(_FIELDS[prompt])) or "no placeholder"
+        raise ConfigError(f"prompts: {name!r} must contain {want} and no other placeholder")
+    parts = len(_DIVIDER.split(text))
+    if parts > 2 and parts % 2:
+        raise ConfigError(f"prompts: {name!r} has an example without an answer")
+
+
+def _packaged() -> dict[str, str]:
+    """The files of this folder by their names without suffix."""
+    folder = resources.files("operators.tasks") / "prompts"
+    files = (file for file in folder.iterdir() if file.name.endswith(".txt"))
+    return {file.name.removesuffix(".txt"): file.read_text("utf-8") for file in files}
 
 
 def check_branch_size(config: OperatorConfig, prompts: Prompts) -> None:
