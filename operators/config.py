@@ -197,7 +197,8 @@ class OperatorConfig:
     """The model's family: how its chat template is filled and what ends an answer. auto: told by the
     template; else smollm, qwen3 (no thinking), qwen2.5, phi, chatml, llama3, gemma, mistral, plain."""
     prompts: dict[str, str] = field(default_factory=dict)
-    """Overrides of the files in operators/tasks/prompts, by name without suffix."""
+    """Overrides of the files in operators/tasks/prompts, by name without suffix; ``judge.pt`` is
+    the judge's for turns in Portuguese."""
 
     def __post_init__(self) -> None:
         def need(ok: bool, name: str, what: str) -> None:
