@@ -29,17 +29,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from operators.errors import ModelError
+from operators.model.network import Remake, Sources
 
 GROUP = 32
 """Input channels that share a scale and a zero in int4."""
 STEPS = range(15, 7, -1)
 """How many steps a group's range may be cut into; the best of these is kept."""
-Sources = Sequence[tuple[str, int]]
-"""Parameters that a matrix is made of, and the rows that each has in it."""
 INT8_CHUNK, CHUNK = 128, 2048
 """Output channels quantised at a time, to int8 and int4: bounds the memory that it takes."""
-
-
 FINE = ("o_proj.weight", "down_proj.weight")
 """Parameters whose inputs no norm has levelled: a few channels are far larger than the others, and eight
 bits with one scale lose these others."""
@@ -237,9 +234,7 @@ class FourBits:
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{file} cannot be read: {error}") from error
 
-    def linear(
-        self, weight: Tensor, bias: Tensor | None, sources: Sequence[tuple[str, int]]
-    ) -> nn.Module:
+    def linear(self, weight: Tensor, bias: Tensor | None, sources: Sources) -> nn.Module:
         """The layer of ``weight`` ``[out, in]``, whose rows are those of ``sources`` one after the
         other: four bits where the file has them, int8 elsewhere."""
         parts: list[nn.Module] = []
@@ -274,12 +269,12 @@ def _w8a8(weight: Tensor, bias: Tensor | None, sources: Sources) -> nn.Module:
     return W8A8Linear(weight, bias, fine=all(name.endswith(FINE) for name, _ in sources))
 
 
-BODY: dict[str, Callable[[Tensor, Tensor | None, Sources], nn.Module]] = {
+BODY: dict[str, Remake] = {
     "int8": lambda weight, bias, _: Int8Linear(weight, bias),
     "w8a8": _w8a8,
     "int4": lambda weight, bias, _: int4_or_int8(weight, bias),
 }
-"""Type of generation weights → what becomes of a layer's matrices, with their names in the file."""
+"""Type of generation weights → what becomes of a layer's matrices."""
 HEAD: dict[str, Callable[[Tensor], nn.Module]] = {
     "int8": Int8Linear,
     "w8a8": W8A8Linear,

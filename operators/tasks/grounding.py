@@ -96,6 +96,8 @@ class Turn:
     number: int = -1
     """Its place among the turns of the update."""
     habits: Habits = NO_HABITS
+    language: str | None = None
+    """What it is in (BCP 47): the stream's language where the turn itself does not tell."""
 
     @property
     def line(self) -> str:
@@ -130,20 +132,19 @@ class Draft:
     """Why the sentence cannot stand, if it cannot."""
     owner: str | None = None
     due: str | None = None
-    spoken: str | None = None
-    """The turn's language (BCP 47), where it is known."""
     wanted: str | None = None
     """The language the stream wants its notes in; None: the turn's own."""
 
     @property
     def translated(self) -> bool:
         """Whether the sentence is in another language than the turn: their words cannot be compared."""
-        return bool(self.wanted and self.spoken and not languages.same(self.wanted, self.spoken))
+        spoken = self.turn.language
+        return bool(self.wanted and spoken and not languages.same(self.wanted, spoken))
 
     @property
     def tag(self) -> str | None:
         """The language the sentence is to be in, where that is known."""
-        return self.wanted or self.spoken
+        return self.wanted or self.turn.language
 
     @property
     def language(self) -> str:
@@ -209,7 +210,7 @@ def says_it_best(draft: Draft) -> bool:
     decision or task (of whom it begins with) of fewer words than count as a copy; without a false
     start."""
     turn = draft.turn
-    if (draft.wanted and (not draft.spoken or draft.translated)) or _stumbles(turn.said):
+    if (draft.wanted and (not turn.language or draft.translated)) or _stumbles(turn.said):
         return False
     if draft.kind == "open_question":
         return is_question(turn.said) and fits(turn.said, TERSE)
@@ -228,7 +229,7 @@ def _dates(draft: Draft, sources: Sequence[str]) -> tuple[dict[str, int], set[st
     """The days and months that the sentence names, by CLDR's names for its language, and those of them
     that the sources do not have, in theirs: a translation is checked too."""
     told = languages.dates(draft.text, draft.tag or ASKED_IN, whole=True)
-    said = languages.dates(" ".join(sources), draft.spoken or ASKED_IN).values()
+    said = languages.dates(" ".join(sources), draft.turn.language or ASKED_IN).values()
     have = content(" ".join(sources)).keys()
     added = {w for w, date in told.items() if date not in said and not content(w).keys() <= have}
     return told, added
@@ -301,7 +302,7 @@ def lost_names(draft: Draft) -> list[str]:
     if is_long(turn.said) or draft.translated:
         return []
     kept = content(" ".join((draft.text, draft.owner or "", turn.speaker))).keys()
-    dates = languages.dates(turn.said, draft.spoken or ASKED_IN)
+    dates = languages.dates(turn.said, turn.language or ASKED_IN)
     told = languages.dates(draft.text, draft.tag or ASKED_IN).values()
     names = (name for name in turn.names if dates.get(name) not in told)
     return [name for name in names if not content(name).keys() <= kept]

@@ -376,14 +376,10 @@ def _steady(weights: Sequence[float], room: int) -> list[int]:
     """The places of at most ``room`` of the ``weights``, in the order in which they came. One that is
     there gives way to one that is HELD weightier, and to less for each that has come since: what is
     read should not change with every update, nor stay what was said first."""
-    kept: list[int] = []
-    for new, weight in enumerate(weights):
-        if len(kept) < room:
-            kept.append(new)
-            continue
-        now = {at: weights[at] - FADES * (new - at) for at in kept}
-        weakest = min(kept, key=lambda at: now[at], default=None)
-        if weakest is not None and weight >= now[weakest] + HELD:
+    kept = list(range(min(room, len(weights))))
+    for new in range(len(kept), len(weights) if kept else 0):
+        now, weakest = min((weights[at] - FADES * (new - at), at) for at in kept)
+        if weights[new] >= now + HELD:
             kept.remove(weakest)
             kept.append(new)
     return kept

@@ -150,17 +150,17 @@ class MinuteTaker:
         """The asks of one update, and its notes. Reads the view; changes nothing."""
         made = Minutes()
         turns = self._turns(view)
-        usual = languages.detect(" ".join(s.text for s in view.segments))
         telling = Usual(view, self._tools.tokenizer).telling
-        yield from self._judge([t for t in turns if telling(t.said)], usual, made)
+        yield from self._judge([turn for turn in turns if telling(turn.said)], made)
         known = Known.of(view)
         yield from self._relate(related(turns, view.ledger.items), made)
         yield from self._relate(within(turns, select(turns)), made)
         made.drafts = select(turns)
         yield from self._answer(exchanges(view, made.drafts, turns), made)
-        self._name_languages(made.drafts, usual, view.settings.summary_language)
         yield from self._details(made, known.people, Names(view))
+        wanted = languages.known(view.settings.summary_language)
         for draft in made.drafts:
+            draft.wanted = wanted
             draft.text = draft.turn.said.strip() if says_it_best(draft) else ""
         yield from self._write([draft for draft in made.drafts if not draft.text], made, known)
         yield from self._write([draft for draft in made.drafts if draft.problem], made, known)
@@ -172,6 +172,7 @@ class MinuteTaker:
     def _turns(self, view: StreamView) -> list[Turn]:
         """The sentences of what is new."""
         habits = Habits.of(segment.text for segment in view.segments)
+        usual = languages.detect(" ".join(segment.text for segment in view.segments))
         found = [
             (segment.evidence, piece)
             for segment in view.segments
@@ -181,7 +182,15 @@ class MinuteTaker:
             if piece
         ]
         return [
-            Turn(said.speaker or "", piece, self._count(piece), [said], number=at, habits=habits)
+            Turn(
+                said.speaker or "",
+                piece,
+                self._count(piece),
+                [said],
+                number=at,
+                habits=habits,
+                language=languages.detect(piece) or usual,
+            )
             for at, (said, piece) in enumerate(found)
         ]
 
@@ -192,14 +201,14 @@ class MinuteTaker:
     def _count(self, text: str) -> int:
         return len(self._tools.tokenizer.encode(text))
 
-    def _judge(self, turns: Sequence[Turn], usual: str | None, made: Minutes) -> Part:
+    def _judge(self, turns: Sequence[Turn], made: Minutes) -> Part:
         """Weigh the sorts for every turn that is long enough, by a judge who has seen examples in its
-        language (in ``usual`` where the turn does not tell). Mutates the turns."""
+        language. Mutates the turns."""
         groups: dict[str, list[Turn]] = {}
         for turn in turns:
             if len(units(turn.said)) >= TURN_UNITS:
-                language = languages.detect(turn.said) or usual
-                groups.setdefault(self._tools.prompts.form("judge", language), []).append(turn)
+                form = self._tools.prompts.form("judge", turn.language)
+                groups.setdefault(form, []).append(turn)
         even = [{"turn": line} for line in BALANCED]
         for prompt, group in groups.items():
             asked = [{"turn": turn.line} for turn in group]
@@ -208,16 +217,6 @@ class MinuteTaker:
                 turn.weights = weights
 
     # --- write -------------------------------------------------------------------------------
-
-    def _name_languages(
-        self, drafts: Sequence[Draft], usual: str | None, summary_language: str | None
-    ) -> None:
-        """What each turn is in (``usual`` where it does not tell) and what its note is to be in.
-        Mutates the drafts."""
-        wanted = languages.known(summary_language)
-        for draft in drafts:
-            draft.spoken = languages.detect(draft.turn.said) or usual
-            draft.wanted = wanted
 
     def _write(self, drafts: Sequence[Draft], made: Minutes, known: Known) -> Part:
         """One sentence per draft. Mutates the drafts."""

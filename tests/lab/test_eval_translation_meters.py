@@ -68,6 +68,21 @@ def test_plain_faults_are_named(output: str, found: set[str]) -> None:
     assert faults(SOURCE, FRENCH, output, ("en", "fr")) == found
 
 
+@pytest.mark.parametrize(
+    ("output", "found"),
+    [
+        ("史密斯20岁。", set()),
+        ("Sims 时年 20 岁。", set()),
+        ("Сим было 20 лет.", {"language"}),
+    ],
+)
+def test_a_name_that_the_reference_leaves_in_latin_letters_need_not_be(
+    output: str, found: set[str]
+) -> None:
+    source, reference = "Sims was 20 years old.", "Sims 时年 20 岁。"
+    assert faults(source, reference, output, ("en", "zh")) == found
+
+
 def test_a_sentence_that_its_translator_left_alone_is_no_copy() -> None:
     name = "Attention is All You Need"
     assert faults(name, name, name, ("en", "fr")) == set()

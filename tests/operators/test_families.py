@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from operators.errors import ConfigError
 from operators.model.families import NAMES, family_of
 from operators.model.tokenizer import HubTokenizer
-from operators.tasks.prompts import Prompts
+from operators.tasks.prompts import Prompts, packaged
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -175,7 +175,7 @@ def test_prompts_have_no_double_spaces_and_no_space_at_a_lines_begin(
         "question": "Ana: Who pays?",
         "reply": "Ben: We do.",
     }
-    forms = [f"judge.{language}" for language in ("ar", "de", "es", "fr", "ja", "zh")]
+    forms = [name for name in packaged() if "." in name]
     for name in ("judge", *forms, "note", "owner", "due", "relation", "answered"):
         text = tokenizer.hub.decode(prompts.alone(name, **fields)).removeprefix(" ")
         assert "  " not in text.replace(". \n", ".\n")

@@ -47,8 +47,8 @@ def test_a_note_of_a_question_is_a_question() -> None:
     ],
 )
 def test_a_short_clean_turn_is_its_own_note(kind: Any, said: str, best: bool) -> None:
-    turn = Turn("Ana", said, 9, [])
-    draft = Draft(turn, kind, 1.0, owner="Ben", spoken="en")
+    turn = Turn("Ana", said, 9, [], language="en")
+    draft = Draft(turn, kind, 1.0, owner="Ben")
     assert says_it_best(draft) == best
     assert not says_it_best(replace(draft, wanted="fr"))
 
@@ -83,15 +83,15 @@ def test_a_day_a_month_or_a_name_that_was_not_said_is_no_evidence(
     said: str, note: str, problem: str, language: str
 ) -> None:
     """ "February 22nd" was written where only "22nd" had been said."""
-    turn = Turn("Ana", said, 8, [])
-    draft = Draft(turn, "topic", 1.0, text=note, spoken=language)
+    turn = Turn("Ana", said, 8, [], language=language)
+    draft = Draft(turn, "topic", 1.0, text=note)
     assert problem_of(draft, ANA) == problem
 
 
 def test_a_day_is_checked_in_a_translation_too() -> None:
-    turn = Turn("Ana", "Die Abnahme ist am Freitag.", 8, [])
+    turn = Turn("Ana", "Die Abnahme ist am Freitag.", 8, [], language="de")
     right, wrong = (
-        Draft(turn, "topic", 1.0, text=text, spoken="de", wanted="en")
+        Draft(turn, "topic", 1.0, text=text, wanted="en")
         for text in ("The acceptance test is on Friday.", "The acceptance test is on Tuesday.")
     )
     assert problem_of(right, ANA) == ""
@@ -102,9 +102,9 @@ def test_where_capitals_mark_nouns_a_new_noun_is_no_new_name() -> None:
     lines = ["Wir verschieben die Besprechung auf Freitag um zehn.", "Der Termin passt der Gruppe."]
     known = Known.of(view(lines))
     assert not known.named
-    turn = Turn("Ana", lines[0], 8, [])
+    turn = Turn("Ana", lines[0], 8, [], language="de")
     note = "Laut Beschluss verschieben wir die Besprechung auf Freitag um zehn."
-    assert problem_of(Draft(turn, "topic", 1.0, text=note, spoken="de"), known) == ""
+    assert problem_of(Draft(turn, "topic", 1.0, text=note), known) == ""
     assert Known.of(view(MEETINGS["en"])).named
 
 

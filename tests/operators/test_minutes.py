@@ -25,7 +25,7 @@ from operators.tasks.grounding import (
     problem_of,
 )
 from operators.tasks.minutes import CHANGES as CHANGED_BY
-from operators.tasks.minutes import YES_NO, Minutes, MinuteTaker, items_of
+from operators.tasks.minutes import OWNER_TOKENS, YES_NO, Minutes, MinuteTaker, items_of
 from operators.tasks.prompts import Prompts
 from operators.tasks.relations import draft_item, exchanges, related
 from operators.tasks.retrieval import search
@@ -439,8 +439,8 @@ def test_notes_are_in_the_language_of_the_turn_or_the_one_asked_for() -> None:
     event = run(replace(seen, settings=StreamSettings(summary_language="en")), answer)
     assert "in English, with" in asked[2]
     assert [item.text for item in event.items] == [english]
-    wrong = Draft(Turn("Ana", said, 9, []), "topic", 1.0, "The customer ordered 60.", wanted="en")
-    wrong.spoken = "de"
+    turn = Turn("Ana", said, 9, [], language="de")
+    wrong = Draft(turn, "topic", 1.0, "The customer ordered 60.", wanted="en")
     assert problem_of(wrong, ANA) == "number_added"
 
 
@@ -483,12 +483,24 @@ def test_the_judges_examples_are_shared_by_all_turns_or_left_out_for_all(branch:
         replace(held, prompts=prompts, config=replace(held.config, branch_tokens=branch))
     )
     turns = taker._turns(view(["Who pays for the labels?", "The review is on Friday."]))
-    asks = next(taker._judge(turns, None, Minutes()))
+    asks = next(taker._judge(turns, Minutes()))
     texts = [held.tokenizer.decode(ask.prompt) for ask in asks]
     assert all(len(ask.prompt) < branch for ask in asks)
     assert [("Where do we store the spare parts?" in text) for text in texts] == [branch > 500] * 12
     assert texts[-1].count("The review is on Friday.") == 1
     assert all(ask.choices == asks[0].choices and len(set(ask.choices)) == 5 for ask in asks)
+
+
+@pytest.mark.parametrize("branch", [4000, 500])
+def test_an_owner_is_asked_for_without_examples_where_there_is_little_room(branch: int) -> None:
+    held = tools()
+    config = replace(held.config, branch_tokens=branch)
+    taker = MinuteTaker(replace(held, prompts=Prompts(ExamplesShown()), config=config))
+    ask = taker._text("owner", OWNER_TOKENS, {}, speaker="Ana", turn="I call Ben.")
+    assert len(ask.prompt) + ask.max_tokens <= branch
+    asked = held.tokenizer.decode(ask.prompt)
+    assert ("Marta you'll bring the ladder" in asked) == (branch > 500)
+    assert asked.count('Ana says: "I call Ben."') == 1
 
 
 def test_a_turn_is_judged_by_examples_in_its_language() -> None:
@@ -497,11 +509,12 @@ def test_a_turn_is_judged_by_examples_in_its_language() -> None:
     taker = MinuteTaker(replace(held, prompts=Prompts(ExamplesShown())))
     judged_in = {
         "Ich rufe vor Mittwoch noch den Lieferanten an und frage nach dem Preis.": "de",
+        "Wir haben uns gestern auf das kleinere Büro in der Altstadt geeinigt.": "de",
         "Also Novatek oder Hartmann?": "de",
         "I will call the supplier before Wednesday and ask about the price.": "en",
         "Soitan toimittajalle ennen keskiviikkoa ja kysyn hinnasta heti aamulla.": "en",
     }
-    steps = taker._judge(taker._turns(view([*judged_in])), "de", Minutes())
+    steps = taker._judge(taker._turns(view([*judged_in])), Minutes())
     asks, found = next(steps), dict[str, str]()
     with contextlib.suppress(StopIteration):
         while True:

@@ -18,6 +18,7 @@ from operators.tasks.retrieval import Passage, search
 from pipelines.lab.eval import plants
 from pipelines.lab.eval.meetings import read_meetings
 from tests.engine import toy_decoder
+from tests.operators.scripted import Scripted
 
 CONFIG = OperatorConfig(
     window=400,
@@ -277,6 +278,31 @@ def test_notes_are_read_off_without_the_model_with_their_evidence() -> None:
 def test_nothing_noted_is_refused() -> None:
     (answer,) = ask(opened(), question(kind="catch_up", since_revision=99))
     assert (answer.refused, answer.text) == (True, "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "fields", "language"),
+    [
+        ("Who pays for the blue labels of the new boxes?", {}, "English"),
+        ("Wer bezahlt eigentlich die blauen Etiketten der neuen Schachteln?", {}, "German"),
+        ("Etiketten Schachteln?", {}, "German"),  # too short to tell: as what was found
+        ("Etiketten Schachteln?", {"language": "fr"}, "French"),
+    ],
+)
+def test_an_answer_is_asked_for_in_the_language_of_the_question(
+    asked: str, fields: dict[str, Any], language: str
+) -> None:
+    model = Scripted(lambda prompt: "Ana.")
+    operator = StreamOperator(model, CONFIG)
+    items = (
+        noted(1, "topic", "Die Firma bezahlt die blauen Etiketten der neuen Schachteln."),
+        noted(2, "topic", "The company pays for the blue labels of the new boxes."),
+    )
+    told = items[1:] if language == "English" else items[:1]
+    operator.open("a", SessionState(stream_id="a", items=told, next_item=3))
+    ask(operator, question(text=asked, **fields))
+    (prompt,) = {p for p in model.prompts if asked in p}
+    assert f"short sentences in {language}, with" in prompt
 
 
 def test_headings_are_in_the_streams_language() -> None:

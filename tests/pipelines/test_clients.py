@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-import ssl
-import subprocess
 import threading
 import warnings
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ from pathlib import Path
 
 from pipelines.config.fields import Settings
 from pipelines.kafka.clients import turned_away
+from tests.certificates import self_signed
 
 SLOW_S = 0.3
 
@@ -22,13 +21,7 @@ SLOW_S = 0.3
 @contextmanager
 def slow_to_close(folder: Path) -> Iterator[int]:
     """A TLS server that answers a first request with nonsense, and closes some time after the client."""
-    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    made += ["-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    made += ["-addext", "subjectAltName=IP:127.0.0.1"]
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    subprocess.run([*made, "-keyout", key, "-out", cert], check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(cert, key)
+    context, _ = self_signed(folder)
 
     def serve(listening: socket.socket) -> None:
         bare, _ = listening.accept()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import datetime
 import email.utils
 import logging
-import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +27,7 @@ from pipelines.served.openai import OpenAIServer, retry_after
 from pipelines.served.options import server_settings
 from pipelines.served.settings import ServerSettings
 from tests import served
+from tests.certificates import self_signed
 from tests.served import Body, Script, running, scripted
 
 KEY = "sk-very-secret"
@@ -394,13 +393,7 @@ def test_no_proxy_of_the_environment_is_used(
 
 
 def test_certificates_are_checked(connect: Client, tmp_path: Path) -> None:
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    made += ["-nodes", "-days", "2"]
-    subprocess.run([*made, *subject, "-keyout", key, "-out", cert], check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(cert, key)
+    context, cert = self_signed(tmp_path)
     with running(scripted(), context) as script:
         with pytest.raises(DeviceError, match="CERTIFICATE_VERIFY_FAILED"):
             connect(script, key=KEY, attempts=1)

@@ -65,7 +65,7 @@ class Prompts:
         for name, text in changed.items():
             _check(name, text)
         # Who changes a prompt changes it for all languages.
-        kept = {name: text for name, text in _packaged().items() if _of(name) not in changed}
+        kept = {name: text for name, text in packaged().items() if _of(name) not in changed}
         self._texts = kept | changed
         self._frames: dict[tuple[str, bool], tuple[str, list[int], list[int]]] = {}
         self.prefix, self._suffix = tokenizer.chat(
@@ -152,7 +152,7 @@ def _check(name: str, text: str) -> None:
         raise ConfigError(f"prompts: {name!r} has an example without an answer")
 
 
-def _packaged() -> dict[str, str]:
+def packaged() -> dict[str, str]:
     """The files of this folder by their names without suffix."""
     folder = resources.files("operators.tasks") / "prompts"
     files = (file for file in folder.iterdir() if file.name.endswith(".txt"))

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import regex
 
+from operators.languages import script_share
 from pipelines.lab.eval.words import (
     ngrams,
     normal,
@@ -91,7 +92,9 @@ def faults(source: str, reference: str, output: str, languages: tuple[str, str])
         found.add("loop")
     if _copied(source, output) >= COPY_SHARE > _copied(source, reference):
         found.add("copy")
-    elif _script(output) != _script(reference) or _in_language(reference, output, languages):
+    elif _wrong_script(output, reference, languages[1]) or _in_language(
+        reference, output, languages
+    ):
         found.add("language")
     return found
 
@@ -115,6 +118,12 @@ def _copied(source: str, output: str) -> float:
         return 0.0
     pairs, of_source = ngrams(tokens, 2), set(ngrams(units(source), 2))
     return sum(pair in of_source for pair in pairs) / len(pairs)
+
+
+def _wrong_script(output: str, reference: str, target: str) -> bool:
+    """Whether most letters are of a script that is neither the reference's nor the target's: most of a
+    reference may be names that it leaves as they are."""
+    return _script(output) != _script(reference) and script_share(output, target) < 0.5
 
 
 def _script(text: str) -> str:
