@@ -115,6 +115,28 @@ def script_share(text: str, tag: str) -> float:
     return sum(of.match(letter) is not None for letter in letters) / len(letters)
 
 
+@functools.lru_cache(maxsize=64)
+def _foreign(source: str, target: str) -> Any:
+    of, other = _of_script(source), _of_script(target)
+    if of is None or other is None or shares_script(source, target):
+        return None
+    letter = rf"(?!{other.pattern}){of.pattern}"
+    return regex.compile(rf"(?:{letter}\p{{M}}*)+(?:[-.'’](?:{letter}\p{{M}}*)+)*")
+
+
+def other_letters(tag: str) -> str:
+    """A regular expression for one character that is no letter of the language's script."""
+    of = _of_script(tag)
+    return "." if of is None else f"[^{of.pattern[1:]}"
+
+
+def foreign(text: str, source: str, target: str) -> list[str]:
+    """The words of a text that are written in the letters of ``source``, where ``target`` has others;
+    what a hyphen, a full stop or an apostrophe joins is one."""
+    words = _foreign(source, target)
+    return words.findall(text) if words else []
+
+
 def shares_script(one: str, other: str) -> bool:
     """Whether both languages are written with the same letters."""
     return _SCRIPTS.get(_written(one)[1], _written(one)[1]) == _SCRIPTS.get(

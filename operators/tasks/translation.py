@@ -259,6 +259,7 @@ class TranslationTask(Task):
             max_tokens=max(1, min(room, most)),
             kind=f"translation:{tag}",
             previous=wanted.previous,
+            grammar=checks.without_source_words(expected) if _left(faults) else None,
             alone=True,
             watched=watched,
         )
@@ -440,8 +441,13 @@ def _rendering(term: str, renderings: Mapping[str, str], tag: str) -> str:
 
 
 def _weight(faults: Sequence[checks.Fault]) -> int:
-    """How bad they are: a plain failure counts more than anything missing."""
-    return sum(len(fault.keep) or 100 for fault in faults)
+    """How bad they are: a plain failure counts more than anything missing or left."""
+    return sum(len(fault.keep) + len(fault.drop) or 100 for fault in faults)
+
+
+def _left(faults: Sequence[checks.Fault]) -> bool:
+    """Whether words of the source were left in another script."""
+    return any(fault.drop for fault in faults)
 
 
 def _hint(expected: checks.Expected, faults: Sequence[checks.Fault]) -> str:
@@ -456,7 +462,7 @@ def _hint(expected: checks.Expected, faults: Sequence[checks.Fault]) -> str:
         hints.append("keeping " + ", ".join(missed))
     if any(fault.kind == checks.QUESTION_CHANGED for fault in faults) and expected.asks:
         hints.append("as a question")
-    elif any(not fault.keep for fault in faults):
+    elif any(not fault.keep and not fault.drop for fault in faults):
         invented = faults[0].kind == checks.NO_TRANSLATION and checks.is_short(expected.source)
         hints.append(REPEAT if invented else "the translation only")
     return "".join(f", {hint}" for hint in hints)

@@ -8,14 +8,16 @@ in ``degraded``, never to a refusal.
 from __future__ import annotations
 
 import itertools
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import regex
 
-from operators import languages
-from operators.text import ends_sentence, is_question, units
+from operators import languages, quantities
+from operators.decoding.constraints import Grammar
+from operators.text import ends_sentence, is_question, units, words
 
 COPY_SHARE, FEW_WORDS = 0.9, 4
 """An output of which so many of the word pairs are the source's is a copy; shorter ones are not."""
@@ -75,10 +77,12 @@ class Expected:
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong. ``keep``: what must stand in the output; empty for a plain failure."""
+    """One thing that is wrong. ``keep``: what must stand in the output, ``drop``: what must not; both
+    empty for a plain failure."""
 
     kind: str
     keep: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
 
 
 def faults(expected: Expected, output: str) -> list[Fault]:
@@ -94,7 +98,8 @@ def faults(expected: Expected, output: str) -> list[Fault]:
             "terms_missing", _missing(applying(expected.terms, expected.source).values(), output)
         ),
     ]
-    return [Fault(kind) for kind in plain] + [fault for fault in kept if fault.keep]
+    left = [Fault("words_left", drop=found)] if (found := _left(expected, output)) else []
+    return [Fault(kind) for kind in plain] + left + [fault for fault in kept if fault.keep]
 
 
 def _form(expected: Expected, output: str) -> str:
@@ -133,6 +138,37 @@ def _language(expected: Expected, output: str) -> str:
     if found and not languages.same(found, target) and languages.looks_like(output, found, target):
         return "wrong_language"
     return ""
+
+
+def _left(expected: Expected, output: str) -> tuple[str, ...]:
+    """Words of the source that stand in an output of another script, as "boycott" in Chinese. What has a
+    capital is a name and may, so may what is quoted, a single letter and what a full stop joins; of a
+    source that is written without capitals nothing is told."""
+    source, target, text = expected.source_lang, expected.target_lang, expected.source
+    if source is None or text == text.lower() != text.upper():
+        return ()
+    kept = {word for term in expected.terms.values() for word in words(term)}
+    said = {word.lower() for word in languages.foreign(text, source, target)} - kept
+    rest = _QUOTED.sub(" ", _IDENTIFIER.sub(" ", _ADDRESS.sub(" ", output)))
+    found = languages.foreign(rest, source, target)
+    return tuple(dict.fromkeys(word for word in found if word in said and _may_be_left(word)))
+
+
+def without_source_words(expected: Expected) -> Grammar:
+    """The form of a translation that has no letter of the source's script but in what may stay: words
+    with a capital or a full stop, addresses, identifiers, the glossary's terms and people's names."""
+    source, text = expected.source_lang or "", expected.source
+    found = languages.foreign(text, source, expected.target_lang)
+    names = {word for word in found if word != word.lower() or "." in word}
+    names |= {*addresses(text), *_IDENTIFIER.findall(text)}
+    names |= {*expected.terms.values(), *expected.names}
+    stays = sorted(map(re.escape, filter(None, names)), key=len, reverse=True)
+    return Grammar.regex(f"(?:{'|'.join([languages.other_letters(source), *stays])})*")
+
+
+def _may_be_left(word: str) -> bool:
+    cased = word.lower() != word.upper()
+    return "." not in word and word == word.lower() and (len(word) > 1 or not cased)
 
 
 def _best_share(expected: Expected) -> float:
@@ -257,7 +293,10 @@ def _ascii(digits: str) -> str:
 
 def _missing_numbers(expected: Expected, output: str) -> tuple[str, ...]:
     """Numbers of the source that the output has in no form: with or without separators, as parts, on
-    the clock of 12 or 24 hours, and, where numbers are counted in myriads, without their zeros."""
+    the clock of 12 or 24 hours, and, where numbers are counted in myriads, without their zeros. Those
+    with a word for their size must be there with their value; they are named as the target writes
+    them."""
+    source, missing = _without_sizes(expected, output)
     runs = [_ascii(run) for run in _DIGITS.findall(output)]
     merged = [_ascii(run) for run in _DIGITS.findall(_GROUPED.sub("", output))]
     there = {_bare(run) for run in (*runs, *merged)}
@@ -272,16 +311,31 @@ def _missing_numbers(expected: Expected, output: str) -> tuple[str, ...]:
             forms |= {str(int(bare) + 12), str(int(bare) - 12)}
         return not forms.isdisjoint(there)
 
-    missing = [
+    missing += [
         written
-        for written, number in _written_numbers(expected.source)
+        for written, number in _written_numbers(source)
         if not kept("".join(number)) and not all(kept(group) for group in number)
     ]
-    for date in _DATE.finditer(_ADDRESS.sub(" ", expected.source)):
+    for date in _DATE.finditer(_ADDRESS.sub(" ", source)):
         groups = [_ascii(group) for group in _DIGITS.findall(date.group())]
         if sum(kept(group) for group in groups) < len(groups) - 1:  # the month may be a word
             missing.append(date.group())
     return tuple(dict.fromkeys(missing))
+
+
+def _without_sizes(expected: Expected, output: str) -> tuple[str, list[str]]:
+    """The source without its numbers that have a word for their size, and those of them whose value the
+    output has not: 3.1 million is 310万 or 3,100,000, not 3100万."""
+    source, target = expected.source, expected.target_lang
+    if expected.source_lang is None:
+        return source, []
+    there = quantities.values(output, target)
+    missing: list[str] = []
+    for number in reversed(quantities.sized(source, expected.source_lang)):
+        source = f"{source[: number.start]} {source[number.end :]}"
+        if there.isdisjoint(number.values):
+            missing.insert(0, quantities.written(number.values[0], target))
+    return source, missing
 
 
 def _bare(digits: str) -> str:

@@ -8,9 +8,11 @@ import re
 from collections.abc import Callable, Iterable
 
 import pytest
+import torch
 
 from operators import languages
 from operators.config import OperatorConfig
+from operators.decoding.constraints import Grammars
 from operators.errors import ConfigError
 from operators.events import Segment, Speaker, StreamSettings, TranslationEvent
 from operators.stream_operator import StreamOperator
@@ -228,6 +230,94 @@ def test_what_is_missing_is_asked_for_as_it_is_written() -> None:
     operator = make(lambda prompt: "Une victoire sur 3 matchs.")
     heard(operator, ["A 1-0 win and 5.69 of 1,318 in 3 games."], language="en")
     assert [asked(p)[1] for p in prompts_of(operator)] == ["", ", keeping 1-0, 5.69, 1,318"]
+
+
+@pytest.mark.parametrize(
+    ("source", "source_lang", "target", "output", "missing"),
+    [
+        ("CBS had 3.1 million.", "en", "zh", "CBS 有 3100万。", ("310万",)),
+        ("CBS had 3.1 million.", "en", "zh", "CBS 有 310 万。", ()),
+        ("CBS had 3.1 million.", "en", "zh", "CBS 有 3,100,000。", ()),
+        ("CBS had 3.1 million.", "en", "fr", "CBS a fait 3,1 milliards.", ("3,1 millions",)),
+        ("CBS had 3.1 million.", "en", "de", "CBS hatte 3,1 Mio.", ()),
+        ("CBS 有 310 万。", "zh", "en", "CBS had 31 million.", ("3.1 million",)),
+        ("CBS 有 310 万。", "zh", "en", "CBS had 3.1 million.", ()),
+        ("It has 2 million, 20 of 5 million.", "en", "es", "2 millones, 5 millones.", ("20",)),
+        ("Es kostet 2 Billionen.", "de", "en", "It costs 2 billion.", ("2 trillion",)),
+        (
+            "Es kostet 2 Billionen.",
+            None,
+            "en",
+            "It costs 2 billion.",
+            (),
+        ),  # a language nobody knows
+    ],
+)
+def test_a_number_keeps_its_size(
+    source: str, source_lang: str | None, target: str, output: str, missing: tuple[str, ...]
+) -> None:
+    """The model made 31 million of 3.1 million, into Chinese."""
+    found = checks.faults(checks.Expected(source, source_lang, target), output)
+    kept = [text for fault in found if fault.kind == "numbers_missing" for text in fault.keep]
+    assert tuple(kept) == missing
+
+
+@pytest.mark.parametrize(
+    ("source", "source_lang", "target", "output", "left"),
+    [
+        ("Led a boycott of Harlem shops.", "en", "zh", "领导了 Harlem 商店的 boycott。", ("boycott",)),
+        ("Tensions rose, reportedly.", "en", "ja", "tensionsがreportedly高まった。",
+         ("tensions", "reportedly")),
+        ("They met reporters.", "en", "ru", "Они встретили reporters.", ("reporters",)),
+        ("Led a boycott.", "en", "fr", "Mena un boycott.", ()),
+        ("The word mole has two senses.", "en", "zh", "“mole”这个词有两个意思。", ()),
+        ("Ask weather.com, iPhone or Easyjet.", "en", "zh", "问 weather.com、iPhone 或 Easyjet。", ()),
+        ("the mole is a spy", "en", "zh", "mole 是间谍。", ()),  # written without capitals
+        ("The value of x is small.", "en", "zh", "x 的值很小。", ()),
+        ("他组织了抵制活动。", "zh", "en", "He organised a 抵制.", ()),  # two characters of a longer run
+        ("抵制", "zh", "en", "A 抵制 began.", ("抵制",)),
+        ("抵制活动", "zh", "ja", "抵制活动が始まった。", ()),  # Japanese has these letters too
+    ],
+)  # fmt: skip
+def test_words_of_the_source_in_another_script_are_found(
+    source: str, source_lang: str, target: str, output: str, left: tuple[str, ...]
+) -> None:
+    found = checks.faults(checks.Expected(source, source_lang, target), output)
+    dropped = [word for fault in found if fault.kind == "words_left" for word in fault.drop]
+    assert tuple(dropped) == left
+
+
+def test_words_that_were_left_are_flagged_or_mended_by_a_second_ask() -> None:
+    source = "Led a boycott of Harlem shops, see www.a.org."
+    first = "他领导了那次对 Harlem 所有商店的 boycott，更多信息请参见网页 www.a.org。"
+    operator = make(lambda prompt: first, targets=("zh",))
+    (event,) = heard(operator, [source], language="en")
+    asks = prompts_of(operator)
+    assert len(asks) == 2
+    assert asked(asks[1])[1] == ""
+    assert event.degraded == ("words_left",)
+
+    mended = first.replace(" boycott", "抵制")
+    operator = make(lambda p: mended if prompts_of(operator)[1:] else first, targets=("zh",))
+    (event,) = heard(operator, [source], language="en")
+    assert (event.committed, event.degraded) == (mended, ())
+
+
+def test_what_may_stay_has_any_form() -> None:
+    names = ("O'Brien-Smith (jr.)", "a|b", "[x]", "J. R.*")
+    terms = {"tag": "#tag & co. (标签)"}
+    expected = checks.Expected("See b.c+d@e.org, {x} ^$ \\d, A1-b.", "en", "zh", terms, names)
+    grammar = checks.without_source_words(expected)
+    model = Scripted(lambda prompt: "")
+    vocab = max(model.tokenizer.vocabulary().values()) + 1
+    mask = Grammars(model.tokenizer, vocab).mask(grammar)
+    output: list[int] = []
+    for token in model.tokenizer.encode("".join([*names, *terms.values(), "b.c+d@e.org", "A1-b"])):
+        scores = mask.apply(torch.zeros(vocab), output)
+        assert scores[token] == 0
+        output.append(token)
+    (letter,) = model.tokenizer.encode("s")  # of "See", which may stay only with its capital
+    assert mask.apply(torch.zeros(vocab), output)[letter] == -torch.inf
 
 
 def test_a_line_that_may_be_the_sources_own_is_kept() -> None:
