@@ -1,9 +1,20 @@
-"""llama.cpp's own HTTP server in this process (``xllamacpp``): a real server to measure against."""
+"""llama.cpp's own HTTP server (``xllamacpp``) in a process of its own: a real one to measure against.
+
+In one process both would share one OpenMP library, which lets its threads sleep between any two
+operators once it counts more of them than cores: an operator of ours took five times as long.
+
+    python -m pipelines.lab.llamacpp_server FILE PARALLEL CONTEXT THREADS [FOLDER]
+
+serves until its standard input ends, and prints its address.
+"""
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +27,7 @@ from pipelines.served.settings import ServerSettings
 HERE = "llamacpp"
 CONTEXT = 4096
 """Tokens of one answer's prompt and output."""
-_SERVERS: list[Any] = []
+_SERVERS: list[subprocess.Popen[str]] = []
 """They live as long as the process."""
 
 
@@ -29,10 +40,43 @@ def serve(
     save_to: Path | None = None,
 ) -> str:
     """Serve a GGUF file on a free port of the loopback; returns the address. ``save_to``: the folder for
-    slots that it is asked to save. Raises ConfigError where the package is missing."""
-    params = parameters(file, parallel=parallel, context=context, threads=threads, save_to=save_to)
-    _SERVERS.append(package().Server(params))
-    return str(_SERVERS[-1].listening_address)
+    slots that it is asked to save. Raises ConfigError where the package is missing, RuntimeError where
+    the server does not start."""
+    package()
+    if not _SERVERS:
+        atexit.register(_end)
+    command = [sys.executable, "-m", __name__, str(file), str(parallel), str(context), str(threads)]
+    process = subprocess.Popen(  # noqa: S603
+        [*command, *([str(save_to)] if save_to else [])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    _SERVERS.append(process)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("http"):
+            return line.strip()
+    raise RuntimeError(f"llama.cpp's server ended with {process.wait()} before it listened")
+
+
+def _end() -> None:
+    for process in _SERVERS:
+        process.communicate()  # ends its standard input
+
+
+def _main(file: str, parallel: str, context: str, threads: str, save_to: str = "") -> None:
+    server = package().Server(
+        parameters(
+            Path(file),
+            parallel=int(parallel),
+            context=int(context),
+            threads=int(threads),
+            save_to=Path(save_to) if save_to else None,
+        )
+    )
+    print(server.listening_address, flush=True)
+    sys.stdin.read()
 
 
 def package() -> Any:
@@ -69,3 +113,7 @@ def server_for(
         file = models.gguf_file(model)
         url = serve(file, parallel=4 * streams, threads=threads or torch.get_num_threads())
     return chosen_server(backend, url, name)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,8 +1,8 @@
-"""llama.cpp's server on the same answers, in this process (``xllamacpp``; extra: peers).
+"""llama.cpp's server on the same answers (``xllamacpp``; extra: peers).
 
-Every stream has a slot for its window, where one answer follows the other, and there are as many slots
-for answers that see nothing but their instruction; all slots share a forward (continuous batching). What
-a slot has in memory is used again in one of two ways:
+Every stream has a slot for its window, where one answer follows the other, and there are as many slots,
+eight at least, for answers that see nothing but their instruction; all slots share a forward (continuous
+batching). What a slot has in memory is used again in one of two ways:
 
 * ``prefix``: the tokens that the old and the new prompt begin with (the pinned prefix, once the window
   rolls): exact;
@@ -24,6 +24,8 @@ from pipelines.lab.benchmarks.meeting_job import Ask, Job
 from pipelines.lab.benchmarks.peer_result import Took
 from pipelines.lab.llamacpp_server import serve
 
+ALONE = 8
+"""Slots for answers that see nothing but their instruction, at least: as many as ours has branches."""
 ROOM = 640
 """Tokens of instruction and answer behind the window."""
 PATIENCE_S = 3600.0
@@ -48,8 +50,9 @@ class LlamaCpp:
         url: str = "",
     ) -> None:
         context = -(-(prefix + window + ROOM) // 256) * 256
-        self._streams = streams
-        self._url = url or serve(file, parallel=2 * streams, context=context, threads=threads)
+        self._streams, self._alone = streams, max(streams, ALONE)
+        parallel = self._streams + self._alone
+        self._url = url or serve(file, parallel=parallel, context=context, threads=threads)
 
     def run(self, job: Job, shift: bool) -> Took:
         """The whole job. Before the clock starts each stream has its window in memory."""
@@ -87,10 +90,9 @@ class LlamaCpp:
                     return done
                 done.append(ask(slot, job.prompt(one), one.output))
 
-        slots = range(self._streams)
-        with ThreadPoolExecutor(2 * self._streams) as pool:
-            running = [pool.submit(of_stream, slot) for slot in slots]
-            running += [pool.submit(of_all, self._streams + slot) for slot in slots]
+        with ThreadPoolExecutor(self._streams + self._alone) as pool:
+            running = [pool.submit(of_stream, slot) for slot in range(self._streams)]
+            running += [pool.submit(of_all, self._streams + at) for at in range(self._alone)]
             return [pair for each in running for pair in each.result()]
 
 

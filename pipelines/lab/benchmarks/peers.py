@@ -128,7 +128,7 @@ def _config(sizes: Sizes, streams: int) -> OperatorConfig:
         summary_method="lines",  # the same asks for every side
         ledger_tokens=sizes.branch_tokens // 4,
         slots=streams,
-        branches=max(4, 2 * streams),
+        branches=max(8, 2 * streams),
         targets=("fr",),
         prompts={"translate": "Translate into {language}: {text}"},  # never asked twice
     )
