@@ -127,11 +127,11 @@ def test_the_best_setting_of_a_peer_counts_and_one_by_one_is_scaled_by_the_work(
 
     table = {
         "longstream x1": row(10.0, 3, 100),
-        "transformers, one by one x1": row(40.0, 3, 100),
+        "transformers: one by one x1": row(40.0, 3, 100),
         "longstream x8": row(50.0, 30, 800),
-        "transformers, batches of 8 x8": row(400.0, 30, 800),
-        "llama.cpp, prefix cache x8": row(150.0, 30, 800),
-        "llama.cpp, shifted cache x8": row(60.0, 30, 800),
+        "transformers: batches of 8 x8": row(400.0, 30, 800),
+        "llama.cpp: prefix cache x8": row(150.0, 30, 800),
+        "llama.cpp: shifted cache x8": row(60.0, 30, 800),
     }
     assert _ratios(table, 1) == {
         "vs_hf_best_1": 4.0,

@@ -98,6 +98,7 @@ def run(run: Run) -> Result:
             four, curve = _load(run, dataclasses.replace(config, dtype_decode="int4"))
             result["precision"][f"{FOUR_BITS} x{streams}"] = _precision(four)
             sides[FOUR_BITS] = partial(_ours, four, config, curve, Warm())
+        sides = {name: side for name, side in sides.items() if _wanted(run, name)}
         took = _in_turns(run, sizes, job, partial(_ours, ours, config, costs, warm), sides)
         table |= {f"{name} x{streams}": _row(found) for name, found in took.items()}
         result |= _ratios(table, streams)
@@ -115,8 +116,8 @@ _PACKAGES = {
 
 
 def _wanted(run: Run, side: str) -> bool:
-    """``side``: what its name begins with."""
-    return not run.sides or side.startswith(run.sides)
+    """``side``: its name, or what it begins with."""
+    return not run.sides or any(side.startswith(w) or w.startswith(side) for w in run.sides)
 
 
 def _config(sizes: Sizes, streams: int) -> OperatorConfig:
@@ -221,11 +222,11 @@ def _peers(
 ) -> dict[str, Side]:
     sides: dict[str, Side] = {}
     if stock is not None:
-        sides[f"{HF}, batches of {sizes.batch}"] = Transformers(stock, batch=sizes.batch).run
+        sides[f"{HF}: batches of {sizes.batch}"] = Transformers(stock, batch=sizes.batch).run
     if stock is not None and len(job.streams) == 1:  # with more it takes that many times as long
-        sides[f"{HF}, one by one"] = Transformers(stock).run
+        sides[f"{HF}: one by one"] = Transformers(stock).run
         for tokens in LOOKUPS:
-            sides[f"{HF}, prompt lookup {tokens}"] = Transformers(stock, lookup=tokens).run
+            sides[f"{HF}: prompt lookup {tokens}"] = Transformers(stock, lookup=tokens).run
     if not _wanted(run, LLAMACPP):
         pass
     elif find_spec("xllamacpp") is None:
@@ -242,8 +243,8 @@ def _peers(
             threads=torch.get_num_threads(),
         )
         precision[LLAMACPP] = peer.precision
-        sides[f"{LLAMACPP}, prefix cache"] = lambda job: peer.run(job, shift=False)
-        sides[f"{LLAMACPP}, shifted cache"] = lambda job: peer.run(job, shift=True)
+        sides[f"{LLAMACPP}: prefix cache"] = lambda job: peer.run(job, shift=False)
+        sides[f"{LLAMACPP}: shifted cache"] = lambda job: peer.run(job, shift=True)
     if _wanted(run, OPENVINO):
         sides |= _openvino(run, len(job.streams), missing, precision)
     return sides
@@ -269,7 +270,7 @@ def _openvino(
             missing[OPENVINO] = f"it does not read {file.name}: {str(error).splitlines()[-1]}"
             return {}
         precision[OPENVINO] = peer.precision
-        sides[f"{OPENVINO}, {name}"] = peer.run
+        sides[f"{OPENVINO}: {name}"] = peer.run
     return sides
 
 
