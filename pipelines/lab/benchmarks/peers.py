@@ -52,14 +52,14 @@ class Sizes:
     window: int = 1024
     update_tokens: int = 96
     summary_tokens: int = 96
-    updates: int = 2
+    updates: int = 1
     streams: tuple[int, ...] = (1, 8, 16)
     rounds: int = 1
     branch_tokens: int = 640
     batch: int = 8
 
 
-LONG = Sizes(rounds=2)
+LONG = Sizes(rounds=2, updates=2)
 QUICK = Sizes(256, 64, 12, updates=1, streams=(1, 2), branch_tokens=2048)
 
 Side = Callable[[Job], Took]
