@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,8 +28,8 @@ from pipelines.served.settings import ServerSettings
 HERE = "llamacpp"
 CONTEXT = 4096
 """Tokens of one answer's prompt and output."""
-_SERVERS: list[subprocess.Popen[str]] = []
-"""They live as long as the process."""
+_SERVERS: dict[str, subprocess.Popen[str]] = {}
+"""By address, those that run. They end with this process at the latest."""
 
 
 def serve(
@@ -43,8 +44,6 @@ def serve(
     slots that it is asked to save. Raises ConfigError where the package is missing, RuntimeError where
     the server does not start."""
     package()
-    if not _SERVERS:
-        atexit.register(_end)
     command = [sys.executable, "-m", __name__, str(file), str(parallel), str(context), str(threads)]
     process = subprocess.Popen(  # noqa: S603
         [*command, *([str(save_to)] if save_to else [])],
@@ -52,17 +51,25 @@ def serve(
         stdout=subprocess.PIPE,
         text=True,
     )
-    _SERVERS.append(process)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("http"):
+            _SERVERS[line.strip()] = process
             return line.strip()
-    raise RuntimeError(f"llama.cpp's server ended with {process.wait()} before it listened")
+    process.communicate()
+    raise RuntimeError(f"llama.cpp's server ended with {process.returncode} before it listened")
 
 
-def _end() -> None:
-    for process in _SERVERS:
-        process.communicate()  # ends its standard input
+def stop(address: str) -> None:
+    """End the server at this address, if it is one of ours."""
+    if address in _SERVERS:
+        _SERVERS.pop(address).communicate()  # ends its standard input
+
+
+@atexit.register
+def _stop_all() -> None:
+    for address in list(_SERVERS):
+        stop(address)
 
 
 def _main(file: str, parallel: str, context: str, threads: str, save_to: str = "") -> None:
@@ -76,6 +83,7 @@ def _main(file: str, parallel: str, context: str, threads: str, save_to: str = "
         )
     )
     print(server.listening_address, flush=True)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads on: a full pipe would stop it
     sys.stdin.read()
 
 

@@ -535,6 +535,15 @@ def llamacpp() -> str:
     return serve(models.gguf_file("smollm2-135m"), parallel=2, context=2048)
 
 
+def test_a_server_that_cannot_start_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    from pipelines.lab.llamacpp_server import serve
+
+    (tmp_path / "no.gguf").write_bytes(b"no model")
+    with pytest.raises(RuntimeError, match="ended with"):
+        serve(tmp_path / "no.gguf")
+
+
 @pytest.mark.model
 def test_a_real_server_behind_a_bad_proxy_gives_what_it_gives_alone(llamacpp: str) -> None:
     """A translation and the notes of a short stream: every kind of trouble comes and goes, and not a

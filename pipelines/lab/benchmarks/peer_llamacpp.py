@@ -13,6 +13,7 @@ batching). What a slot has in memory is used again in one of two ways:
 from __future__ import annotations
 
 import queue
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,7 @@ import httpx
 
 from pipelines.lab.benchmarks.meeting_job import Ask, Job
 from pipelines.lab.benchmarks.peer_result import Took
-from pipelines.lab.llamacpp_server import serve
+from pipelines.lab.llamacpp_server import serve, stop
 
 ALONE = 8
 """Slots for answers that see nothing but their instruction, at least: as many as ours has branches."""
@@ -53,6 +54,7 @@ class LlamaCpp:
         self._streams, self._alone = streams, max(streams, ALONE)
         parallel = self._streams + self._alone
         self._url = url or serve(file, parallel=parallel, context=context, threads=threads)
+        weakref.finalize(self, stop, self._url)
 
     def run(self, job: Job, shift: bool) -> Took:
         """The whole job. Before the clock starts each stream has its window in memory."""

@@ -42,6 +42,9 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
     "contention": {"worst_fair_share": (">=", 0.7)},
     "plain": {"plain_vs_llamacpp": (">=", 0.8)},
     "peers": {
+        "vs_best_peer_1": (">=", 1.3),
+        "vs_best_peer_8": (">=", 2),
+        "vs_best_peer_16": (">=", 2),
         "vs_hf_best_8": (">=", 5),
         "vs_hf_best_1": (">=", 2.5),
         "vs_llamacpp_8": (">=", 2),
