@@ -49,6 +49,7 @@ _COLONS = (":", "\uff1a")
 _QUOTE = regex.compile(r"[\"\p{Pi}„‚「『]")
 _QUOTED = regex.compile(rf"{_QUOTE.pattern}[^\"\p{{Pi}}„‚「『」』]+[\"\p{{Pi}}\p{{Pf}}」』]")
 """A text that stands in one pair of quotation marks. The apostrophe ’ may stand inside."""
+_APOSTROPHE = regex.compile("['’]")
 _HAN = regex.compile(r"\p{Han}")
 _SYLLABLE = regex.compile(r"[\p{Hiragana}\p{Katakana}\p{Hangul}]")
 _EDGE = ".,;:!?)]}»”\"'"
@@ -126,7 +127,8 @@ def is_short(text: str) -> bool:
 def _language(expected: Expected, output: str) -> str:
     """The wrong script, a copy of the source, or surely another language than the target."""
     source, target = expected.source_lang, expected.target_lang
-    if languages.script_share(output, target) < MIN_SCRIPT <= _best_share(expected):
+    rest = _without_names(expected, output)
+    if languages.script_share(rest, target) < MIN_SCRIPT <= _best_share(expected):
         return "wrong_language"
     if source is not None and languages.same(source, target):
         return ""
@@ -138,6 +140,17 @@ def _language(expected: Expected, output: str) -> str:
     if found and not languages.same(found, target) and languages.looks_like(output, found, target):
         return "wrong_language"
     return ""
+
+
+def _without_names(expected: Expected, output: str) -> str:
+    """The output without words of the source that have a capital and kept their script, as CNN in
+    Chinese."""
+    if expected.source_lang is None:
+        return output
+    for word in languages.foreign(expected.source, expected.source_lang, expected.target_lang):
+        if word != word.lower():
+            output = output.replace(word, " ")
+    return output
 
 
 def _left(expected: Expected, output: str) -> tuple[str, ...]:
@@ -159,7 +172,10 @@ def without_source_words(expected: Expected) -> Grammar:
     with a capital or a full stop, addresses, identifiers, the glossary's terms and people's names."""
     source, text = expected.source_lang or "", expected.source
     found = languages.foreign(text, source, expected.target_lang)
-    names = {word for word in found if word != word.lower() or "." in word}
+    parts = {
+        part for word in found for part in _APOSTROPHE.split(word)
+    }  # not the ending of "Ana's"
+    names = {part for part in parts if part != part.lower() or "." in part}
     names |= {*addresses(text), *_IDENTIFIER.findall(text)}
     names |= {*expected.terms.values(), *expected.names}
     stays = sorted(map(re.escape, filter(None, names)), key=len, reverse=True)

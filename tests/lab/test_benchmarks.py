@@ -62,7 +62,15 @@ FIELDS = {
     "gpu": {"device", "measured", "broken", "tokens_s", "of_limit", "transformers_tokens_s"},
     "contention": {"worst_fair_share", "worst_fair_share_llamacpp", "quota_by", "cases", "missing"},
     "plain": {"plain_vs_llamacpp", "tokens_s", "rounds", "missing"},
-    "peers": {"vs_hf_best_1", "vs_llamacpp_1", "sides", "missing", "peer_versions", "precision"},
+    "peers": {
+        "vs_best_peer_1",
+        "vs_hf_best_1",
+        "vs_llamacpp_1",
+        "sides",
+        "missing",
+        "peer_versions",
+        "precision",
+    },
 }
 """What each benchmark's JSON object must have, besides the facts."""
 

@@ -287,6 +287,22 @@ def test_words_of_the_source_in_another_script_are_found(
     assert tuple(dropped) == left
 
 
+@pytest.mark.parametrize(
+    ("source", "output", "wrong"),
+    [
+        ("CBS had 310, NBC 294 and MSNBC 289.", "CBS有310，NBC有294，MSNBC有289。", False),
+        ("CBS had 310, NBC 294 and MSNBC 289.", "CBS had 310, NBC 294, MSNBC 289.", True),
+        ("Brett Kavanaugh spoke.", "Brett Kavanaugh发言。", False),
+        ("Brett Kavanaugh spoke.", "Brett Kavanaugh talked to reporters.", True),
+    ],
+)
+def test_names_in_their_own_letters_are_no_wrong_language(
+    source: str, output: str, wrong: bool
+) -> None:
+    found = checks.faults(checks.Expected(source, "en", "zh"), output)
+    assert ("wrong_language" in [fault.kind for fault in found]) == wrong
+
+
 def test_words_that_were_left_are_flagged_or_mended_by_a_second_ask() -> None:
     source = "Led a boycott of Harlem shops, see www.a.org."
     first = "他领导了那次对 Harlem 所有商店的 boycott，更多信息请参见网页 www.a.org。"
