@@ -23,6 +23,8 @@ SMALLEST, LARGEST = 3, 15
 FORMS = (Decimal(1), Decimal(2), Decimal(5), Decimal("1.5"))
 """Numbers that show all forms of such a word."""
 _NUMBER = r"\p{Nd}+(?:[.,'’\u00a0\u202f\u2009\u066b\u066c ]\p{Nd}+)*"
+LONGEST = 40
+"""Characters of a number; a longer one counts nothing."""
 _DIGITS = regex.compile(r"\p{Nd}+")
 _JOINED = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
@@ -79,11 +81,13 @@ def written(value: Decimal, tag: str) -> str:
 def _found(text: str, tag: str, words: _Words) -> list[Quantity]:
     made = []
     for match in words.expression.finditer(text):
+        if len(match["number"]) > LONGEST:
+            continue
         size = Decimal(1)
         if match["before"]:
-            size = words.before[_plain(match["before"])]
+            size = words.before.get(_plain(match["before"]), size)
         elif match["behind"]:
-            size = words.behind[_plain(match["behind"])]
+            size = words.behind.get(_plain(match["behind"]), size)
         read = tuple(size * value for value in _readings(match["number"], _point(tag)))
         made.append(Quantity(match.group(), match.start(), match.end(), read, size))
     return made

@@ -251,6 +251,7 @@ class TranslationTask(Task):
         watched = None
         if self._policy.kind == ALIGNATT:
             watched = span_of(prompt, encode(text), encode(f" {text}"))
+        masked = _left(faults) and not wanted.opening  # which may end inside a name
         prompt = [*prompt, *wanted.opening]
         room = self.tools.config.branch_tokens - len(prompt)
         most = TOKENS_PER_TOKEN * self._count(expected.source) + TOKENS_AT_LEAST
@@ -259,7 +260,7 @@ class TranslationTask(Task):
             max_tokens=max(1, min(room, most)),
             kind=f"translation:{tag}",
             previous=wanted.previous,
-            grammar=checks.without_source_words(expected) if _left(faults) else None,
+            grammar=checks.without_source_words(expected) if masked else None,
             alone=True,
             watched=watched,
         )

@@ -172,10 +172,8 @@ def without_source_words(expected: Expected) -> Grammar:
     with a capital or a full stop, addresses, identifiers, the glossary's terms and people's names."""
     source, text = expected.source_lang or "", expected.source
     found = languages.foreign(text, source, expected.target_lang)
-    parts = {
-        part for word in found for part in _APOSTROPHE.split(word)
-    }  # not the ending of "Ana's"
-    names = {part for part in parts if part != part.lower() or "." in part}
+    without_endings = {part for word in found for part in _APOSTROPHE.split(word)}  # of "Ana's"
+    names = {part for part in without_endings if part != part.lower() or "." in part}
     names |= {*addresses(text), *_IDENTIFIER.findall(text)}
     names |= {*expected.terms.values(), *expected.names}
     stays = sorted(map(re.escape, filter(None, names)), key=len, reverse=True)

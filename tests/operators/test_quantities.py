@@ -74,3 +74,11 @@ def test_any_text_can_be_read(text: str, tag: str) -> None:
         assert text[number.start : number.end] == number.text
         assert number.size > 1
     quantities.values(text, tag)
+
+
+@pytest.mark.parametrize("digits", [30, 5_000])
+def test_a_very_long_number_does_no_harm(digits: int) -> None:
+    text = f"It has {'9' * digits} million parts."
+    found = quantities.sized(text, "en")
+    assert [quantities.written(number.values[0], "zh") for number in found if digits > 30] == []
+    assert len(found) == (digits == 30)
