@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -18,14 +17,20 @@ from typing import Any
 import regex
 from icu4py.messageformat import MessageFormat
 
+from operators.text import ascii_digits
+
 SMALLEST, LARGEST = 3, 15
 """Powers of ten whose words are asked for."""
 FORMS = (Decimal(1), Decimal(2), Decimal(5), Decimal("1.5"))
 """Numbers that show all forms of such a word."""
-_NUMBER = r"\p{Nd}+(?:[.,'’\u00a0\u202f\u2009\u066b\u066c ]\p{Nd}+)*"
+MARKS = r".,'’\u00a0\u202f\u2009\u066b\u066c "
+"""What may stand between the digits of one number, before decimals or between thousands."""
+_NUMBER = rf"\p{{Nd}}+(?:[{MARKS}]\p{{Nd}}+)*"
 LONGEST = 40
 """Characters of a number; a longer one counts nothing."""
 _DIGITS = regex.compile(r"\p{Nd}+")
+_INVISIBLE = regex.compile(r"\p{Cf}")
+"""Marks of direction, as before a Hebrew number."""
 _JOINED = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 )
@@ -96,7 +101,7 @@ def _found(text: str, tag: str, words: _Words) -> list[Quantity]:
 def _readings(number: str, point: str) -> Sequence[Decimal]:
     """What a written number may be, the likeliest first; ``point`` is the language's decimal mark. A
     mark before other than three digits separates no thousands."""
-    groups = [_ascii(run) for run in _DIGITS.findall(number)]
+    groups = [ascii_digits(run) for run in _DIGITS.findall(number)]
     whole = Decimal("".join(groups))
     if len(groups) == 1:
         return (whole,)
@@ -105,10 +110,6 @@ def _readings(number: str, point: str) -> Sequence[Decimal]:
         return (part,)
     mark = number[-_THOUSANDS - 1]
     return (part, whole) if mark == point else (whole, part)
-
-
-def _ascii(digits: str) -> str:
-    return "".join(str(unicodedata.digit(digit)) for digit in digits)
 
 
 def _plain(word: str) -> str:
@@ -130,7 +131,7 @@ def _words(tag: str, *, lenient: bool) -> _Words:
         form = MessageFormat(f"{{n, number, ::compact-{style}}}", tag)
         for power, number in itertools.product(range(SMALLEST, LARGEST + 1), FORMS):
             value = number * 10**power
-            said = str(form.format({"n": int(value)}))
+            said = _INVISIBLE.sub("", str(form.format({"n": int(value)})))
             shown = regex.search(_NUMBER, said)
             if shown is None:
                 continue  # French has "mille" for one thousand
@@ -139,7 +140,7 @@ def _words(tag: str, *, lenient: bool) -> _Words:
                 plain = _plain(word)
                 if size > 1 and plain and (lenient or len(plain) > 1 or plain == plain.upper()):
                     known.setdefault(plain, size)
-    gap = r"[\s\p{Pd}\p{Han}]??" if lenient else r"[\s\p{Pd}]?"
+    gap = r"\p{Cf}*" + (r"[\s\p{Pd}\p{Han}]??" if lenient else r"[\s\p{Pd}]?")
     first, last = _one_of("before", before), _one_of("behind", behind)
     expression = rf"(?:{first}{gap})?(?P<number>{_NUMBER})(?:{gap}{last})?"
     return _Words(before, behind, regex.compile(expression, regex.IGNORECASE))

@@ -152,7 +152,12 @@ def overlap(left: Mapping[str, float], right: Mapping[str, float]) -> float:
 def numbers(text: str) -> set[str]:
     """The numbers in a text as plain digits: 40,000 and 40 000 are one, in digits of any script."""
     found = _NUMBER.findall(unicodedata.normalize("NFKC", text))
-    return {"".join(str(unicodedata.digit(c)) for c in n if c.isdigit()) for n in found}
+    return {ascii_digits(number) for number in found}
+
+
+def ascii_digits(number: str) -> str:
+    """The digits of a number, of any script, as ASCII; whatever stands between them is left out."""
+    return "".join(str(unicodedata.digit(char)) for char in number if char.isdigit())
 
 
 def capitalised(sentence: str) -> list[str]:

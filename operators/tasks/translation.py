@@ -110,6 +110,12 @@ class _Try:
     faults: Sequence[checks.Fault]
     spent: tuple[Usage, ...]
 
+    @property
+    def mendable(self) -> bool:
+        """Whether a second ask would differ: a form is not asked for behind what is committed."""
+        drop_only = all(fault.drop for fault in self.faults)
+        return bool(self.faults) and not (drop_only and self.wanted.opening)
+
     def again(self) -> _Wanted:
         return dataclasses.replace(self.wanted, previous=tuple(self.answer.tokens))
 
@@ -195,7 +201,7 @@ class TranslationTask(Task):
             w.expected.target_lang: self._try(w, answer)
             for w, answer in zip(wanted, answers, strict=True)
         }
-        bad = [t for t in tries.values() if t.faults and self._can_hint]
+        bad = [t for t in tries.values() if t.mendable and self._can_hint]
         if bad:
             answers = yield [self._ask(t.again(), t.faults) for t in bad]
             for first, answer in zip(bad, answers, strict=True):
@@ -251,7 +257,8 @@ class TranslationTask(Task):
         watched = None
         if self._policy.kind == ALIGNATT:
             watched = span_of(prompt, encode(text), encode(f" {text}"))
-        masked = _left(faults) and not wanted.opening  # which may end inside a name
+        left = any(fault.drop for fault in faults)
+        masked = left and not wanted.opening  # which may end inside a name
         prompt = [*prompt, *wanted.opening]
         room = self.tools.config.branch_tokens - len(prompt)
         most = TOKENS_PER_TOKEN * self._count(expected.source) + TOKENS_AT_LEAST
@@ -444,11 +451,6 @@ def _rendering(term: str, renderings: Mapping[str, str], tag: str) -> str:
 def _weight(faults: Sequence[checks.Fault]) -> int:
     """How bad they are: a plain failure counts more than anything missing or left."""
     return sum(len(fault.keep) + len(fault.drop) or 100 for fault in faults)
-
-
-def _left(faults: Sequence[checks.Fault]) -> bool:
-    """Whether words of the source were left in another script."""
-    return any(fault.drop for fault in faults)
 
 
 def _hint(expected: checks.Expected, faults: Sequence[checks.Fault]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +16,7 @@ import regex
 
 from operators import languages, quantities
 from operators.decoding.constraints import Grammar
-from operators.text import ends_sentence, is_question, units, words
+from operators.text import ascii_digits, ends_sentence, is_question, units, words
 
 COPY_SHARE, FEW_WORDS = 0.9, 4
 """An output of which so many of the word pairs are the source's is a copy; shorter ones are not."""
@@ -38,7 +37,7 @@ _IDENTIFIER = regex.compile(
 )
 _TIED = regex.compile(r"\p{Nd}+\p{Ll}{1,3}\b")
 """A number with an ending: 1st, 10am, 90s. Languages differ too much in these."""
-_GROUPED = regex.compile(r"(?<=\p{Nd})[.,:'’\u00a0\u202f\u2009\u066b\u066c ](?=\p{Nd})")
+_GROUPED = regex.compile(rf"(?<=\p{{Nd}})[:{quantities.MARKS}](?=\p{{Nd}})")
 _DIGITS = regex.compile(r"\p{Nd}+")
 _NUMBER = regex.compile(rf"\p{{Nd}}+(?:{_GROUPED.pattern}\p{{Nd}}+)*")
 _TOGETHER = regex.compile(rf"{_NUMBER.pattern}(?:\p{{Pd}}{_NUMBER.pattern})*")
@@ -295,14 +294,10 @@ def _written_numbers(text: str) -> list[tuple[str, tuple[str, ...]]]:
     plain = _ADDRESS.sub(" ", text)
     plain = _IDENTIFIER.sub(" ", _TIED.sub(" ", _DATE.sub(" ", plain)))
     return [
-        (together.group(), tuple(_ascii(group) for group in _DIGITS.findall(number)))
+        (together.group(), tuple(ascii_digits(group) for group in _DIGITS.findall(number)))
         for together in _TOGETHER.finditer(plain)
         for number in _NUMBER.findall(together.group())
     ]
-
-
-def _ascii(digits: str) -> str:
-    return "".join(str(unicodedata.digit(digit)) for digit in digits)
 
 
 def _missing_numbers(expected: Expected, output: str) -> tuple[str, ...]:
@@ -311,8 +306,8 @@ def _missing_numbers(expected: Expected, output: str) -> tuple[str, ...]:
     with a word for their size must be there with their value; they are named as the target writes
     them."""
     source, missing = _without_sizes(expected, output)
-    runs = [_ascii(run) for run in _DIGITS.findall(output)]
-    merged = [_ascii(run) for run in _DIGITS.findall(_GROUPED.sub("", output))]
+    runs = [ascii_digits(run) for run in _DIGITS.findall(output)]
+    merged = [ascii_digits(run) for run in _DIGITS.findall(_GROUPED.sub("", output))]
     there = {_bare(run) for run in (*runs, *merged)}
     myriads = any(languages.unspaced(c) or "\uac00" <= c <= "\ud7a3" for c in output)
     if myriads:
@@ -331,7 +326,7 @@ def _missing_numbers(expected: Expected, output: str) -> tuple[str, ...]:
         if not kept("".join(number)) and not all(kept(group) for group in number)
     ]
     for date in _DATE.finditer(_ADDRESS.sub(" ", source)):
-        groups = [_ascii(group) for group in _DIGITS.findall(date.group())]
+        groups = [ascii_digits(group) for group in _DIGITS.findall(date.group())]
         if sum(kept(group) for group in groups) < len(groups) - 1:  # the month may be a word
             missing.append(date.group())
     return tuple(dict.fromkeys(missing))

@@ -28,6 +28,8 @@ from pipelines.served.settings import ServerSettings
 HERE = "llamacpp"
 CONTEXT = 4096
 """Tokens of one answer's prompt and output."""
+PATIENCE_S = 20.0
+"""For a server to end by itself."""
 _SERVERS: dict[str, subprocess.Popen[str]] = {}
 """By address, those that run. They end with this process at the latest."""
 
@@ -45,7 +47,7 @@ def serve(
     the server does not start."""
     package()
     command = [sys.executable, "-m", __name__, str(file), str(parallel), str(context), str(threads)]
-    process = subprocess.Popen(  # noqa: S603
+    process = subprocess.Popen(  # noqa: S603 - our own module
         [*command, *([str(save_to)] if save_to else [])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -63,7 +65,12 @@ def serve(
 def stop(address: str) -> None:
     """End the server at this address, if it is one of ours."""
     if address in _SERVERS:
-        _SERVERS.pop(address).communicate()  # ends its standard input
+        process = _SERVERS.pop(address)
+        try:
+            process.communicate(timeout=PATIENCE_S)  # ends its standard input
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
 
 
 @atexit.register

@@ -104,6 +104,8 @@ def test_only_the_sides_that_are_asked_for_run() -> None:
     assert found["missing"] == {}
     with pytest.raises(ConfigError, match="no side's name begins so"):
         peers.run(Run("toy", print, sides=("vllm",)))
+    with pytest.raises(ConfigError, match="none can run"):
+        peers.run(Run("toy", print, quick=True, sides=("OpenVINO GenAI: prefix",), streams=(1,)))
 
 
 def test_the_clock_starts_with_a_full_window(job: Job) -> None:
@@ -179,10 +181,11 @@ def test_llamacpp_is_asked_for_the_same_answers(job: Job, shift: bool) -> None:
 def test_openvino_is_asked_for_the_same_answers(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in for its pipeline: prompts, lengths, and all at once."""
     asked: list[tuple[list[int], Any]] = []
+    opened: list[Any] = []
 
     class Pipe:
         def __init__(self, *args: Any, **extra: Any) -> None:
-            self.steps = 0
+            opened.append(self)
 
         def add_request(self, number: int, ids: Any, config: Any) -> Any:
             assert number == len(asked)
@@ -200,8 +203,12 @@ def test_openvino_is_asked_for_the_same_answers(job: Job, monkeypatch: pytest.Mo
     core.Tensor = lambda array: array
     monkeypatch.setitem(sys.modules, "openvino_genai", api)
     monkeypatch.setitem(sys.modules, "openvino", core)
-    took = OpenVino(Path("none"), threads=1, cache_gb=1, lookup=True).run(job)
+    peer = OpenVino(Path("none"), threads=1, cache_gb=1, lookup=True)
+    took = peer.run(job)
     given = [(prompt, config.max_new_tokens) for prompt, config in asked[len(job.streams) :]]
     assert given == [(job.prompt(ask), ask.output) for ask in job.asks]
     assert all(config.num_assistant_tokens for _, config in asked)
     assert took.generated == sum(ask.output for ask in job.asks)
+    assert len(opened) == 1
+    peer.run(job)
+    assert len(opened) == 2, "the cache of the first round holds every prompt"

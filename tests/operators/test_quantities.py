@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from operators import quantities
 
-TAGS = ("en", "de", "fr", "es", "it", "pt-BR", "ru", "zh", "ja", "ko", "hi", "ar", "sw", "tr", "pl")
+TAGS = [
+    "af", "am", "ar", "ar-EG", "bg", "bn", "ca", "cs", "da", "de", "el", "en", "en-IN", "es", "et",
+    "eu", "fa", "fi", "fr", "fr-CA", "gu", "he", "hi", "hr", "hu", "hy", "id", "is", "it", "ja",
+    "ka", "kk", "km", "kn", "ko", "lo", "lt", "lv", "mk", "ml", "mn", "mr", "ms", "my", "nb", "ne",
+    "nl", "pa", "pl", "ps", "pt", "pt-BR", "ro", "ru", "si", "sk", "sl", "so", "sq", "sr", "sr-Latn",
+    "sv", "sw", "ta", "te", "th", "tr", "uk", "ur", "uz", "vi", "yo", "zh", "zh-Hant", "zu",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -25,6 +31,7 @@ TAGS = ("en", "de", "fr", "es", "it", "pt-BR", "ru", "zh", "ja", "ko", "hi", "ar
         ("zh", "共310 万人、1万亿元", {"310 万": 3.1e6, "1万亿": 1e12}),
         ("hi", "31 लाख और 2 करोड़", {"31 लाख": 3.1e6, "2 करोड़": 2e7}),
         ("ar", "٣٫١ مليون", {"٣٫١ مليون": 3.1e6}),
+        ("he", "\u200f3.1 מיליון", {"3.1 מיליון": 3.1e6}),
         ("sw", "milioni 3.1 na elfu 20", {"milioni 3.1": 3.1e6, "elfu 20": 2e4}),
         ("ko", "310만명", {"310만": 3.1e6}),
     ],

@@ -54,7 +54,8 @@ class LlamaCpp:
         self._streams, self._alone = streams, max(streams, ALONE)
         parallel = self._streams + self._alone
         self._url = url or serve(file, parallel=parallel, context=context, threads=threads)
-        weakref.finalize(self, stop, self._url)
+        if not url:
+            weakref.finalize(self, stop, self._url)
 
     def run(self, job: Job, shift: bool) -> Took:
         """The whole job. Before the clock starts each stream has its window in memory."""

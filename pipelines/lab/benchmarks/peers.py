@@ -99,6 +99,8 @@ def run(run: Run) -> Result:
             result["precision"][f"{FOUR_BITS} x{streams}"] = _precision(four)
             sides[FOUR_BITS] = partial(_ours, four, config, curve, Warm())
         sides = {name: side for name, side in sides.items() if _wanted(run, name)}
+        if not sides:
+            raise ConfigError(f"--sides {', '.join(run.sides)}: none can run. {missing or ''}")
         took = _in_turns(run, sizes, job, partial(_ours, ours, config, costs, warm), sides)
         table |= {f"{name} x{streams}": _row(found) for name, found in took.items()}
         result |= _ratios(table, streams)
