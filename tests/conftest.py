@@ -3,6 +3,7 @@ And what tests of the engine are run over: devices, number types."""
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -18,10 +19,20 @@ settings.load_profile("longstream")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The time limit of a test is for the quick ones."""
+    """The time limit of a test is for the quick ones. Files that wait for brokers come between files
+    that compute, so that tests beside each other seldom all wait."""
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(0))
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(str(item.path), []).append(item)
+    waiting = [f for f in files if "kafka" in Path(f).parent.name]
+    computing = [f for f in files if f not in waiting]
+    places = {
+        f: (at + 0.5) / len(group) for group in (waiting, computing) for at, f in enumerate(group)
+    }
+    items[:] = [item for f in sorted(files, key=places.__getitem__) for item in files[f]]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
