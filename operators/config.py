@@ -13,7 +13,7 @@ from operators.redaction import KINDS
 DTYPES = ("auto", "fp32", "bf16", "fp16", "int8", "w8a8", "int4", "q4")
 PREFILL_DTYPES = ("auto", "fp32", "bf16", "fp16", "w8a8")
 DRAFTERS = ("auto", "none", "ngram", "suffix", "previous", "combined", "draft")
-ATTENTION = ("torch", "triton")
+ATTENTION = ("torch", "triton", "flashinfer")
 METHODS = ("select", "lines")
 STYLES = ("bullets", "minutes", "executive")
 NOISE_RULES = ("pass", "drop", "translate")
@@ -184,8 +184,9 @@ class OperatorConfig:
     """Run the parts of fp32 and bf16 layers around attention through torch.compile, which needs a C++
     compiler (on CUDA: Triton) and makes the first steps slow. What it gains is unmeasured."""
     attention: str = "torch"
-    """What attends: torch (its own operators), or triton (a kernel for CUDA, checked in Triton's
-    interpreter and unmeasured)."""
+    """What attends: torch (its own operators), triton (a kernel for CUDA, checked in Triton's
+    interpreter and unmeasured), or flashinfer (its kernels for CUDA, bf16 or fp16, heads of 64, 128 or
+    256; install flashinfer-python; unmeasured)."""
     redact: tuple[str, ...] = ()
     """Kinds of personal data replaced by ``[kind]`` in every text before it is used: email, iban, card,
     ip, phone. Empty: none."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -69,6 +69,8 @@ class Group:
     tiled: Tensor | None = None
     """The mask ``[r, 1, heads of one KV head * n, used (+ scratch)]``, once it has been asked for; the
     heads stand one behind the other. -inf is a finite number there."""
+    planned: Any = None
+    """What a backend has worked out at the first layer for all of them."""
 
     def tile(self, heads: int) -> Tensor:
         """``tiled``; all layers have the same heads."""
@@ -98,6 +100,7 @@ class Long:
     slot: int
     region: int
     parts: list[Part]
+    planned: Any = None  # as in Group
 
 
 @dataclass

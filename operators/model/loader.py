@@ -29,6 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from operators.cache.attention import TORCH, AttentionBackend
+from operators.cache.attention_flashinfer import FlashInferAttention, load_flashinfer
 from operators.cache.batch import ForwardBatch, Row
 from operators.cache.kv_cache import KvCache, KvLayout, KvShape
 from operators.cache.rope import Rope
@@ -121,9 +122,13 @@ class DecoderModel:
         return set(self.dtypes.values()) == {"w8a8"}
 
     def attend_with(self, name: str) -> None:
-        """Make this the attention backend, torch or triton. Raises ModelError where it does not run."""
+        """Make this the attention backend, torch, triton or flashinfer. Raises ModelError where it does
+        not run."""
         if name == TORCH.name:
             self.attention = TORCH
+            return
+        if name == FlashInferAttention.name:
+            self.attention = load_flashinfer(self.device, self.dtype, self.heads, self.shape)
             return
         if self.device.type != "cuda" or importlib.util.find_spec("triton") is None:
             raise ModelError("attention=triton needs a CUDA device and Triton: use torch")

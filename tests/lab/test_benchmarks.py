@@ -59,7 +59,15 @@ FIELDS = {
         "dispatches_per_layer",
         "dispatches_per_layer_scattered",
     },
-    "gpu": {"device", "measured", "broken", "tokens_s", "of_limit", "transformers_tokens_s"},
+    "gpu": {
+        "device",
+        "measured",
+        "broken",
+        "left_out",
+        "tokens_s",
+        "of_limit",
+        "transformers_tokens_s",
+    },
     "contention": {"worst_fair_share", "worst_fair_share_llamacpp", "quota_by", "cases", "missing"},
     "plain": {"plain_vs_llamacpp", "tokens_s", "rounds", "missing"},
     "peers": {
