@@ -150,14 +150,18 @@ class OperatorConfig:
     drafter: str = "auto"
     """Where draft tokens come from: none, ngram, suffix (previous, then matches of any length, by a
     suffix automaton; unmeasured), previous (output), combined (previous, then ngram),
-    draft (the draft model), auto (whichever of them is worth most at the moment). Changes the speed
-    only, not the text (exactly so with dtype fp32)."""
+    draft (the draft model or head), auto (whichever of them is worth most at the moment). Changes the
+    speed only, not the text (exactly so with dtype fp32)."""
     max_draft: int = 16
     """Upper bound of k, the draft tokens of one verify. How many are drafted follows from how many
     were accepted lately and what a forward costs on this machine."""
     draft_model: str = ""
     """A smaller model with the same vocabulary that drafts for the model; none by default. It has a
     window of its own, which counts in the memory per stream."""
+    draft_head: str = ""
+    """A small network that drafts from the model's own last hidden states, trained for this very model
+    (EAGLE-1): a safetensors file, or a folder with model.safetensors. In place of draft_model, whose
+    pin (draft_model_sha256) is its own then; what it gains is unmeasured."""
 
     temperature: float = 0.0
     """Above 0 the tokens of an answer are sampled; 0 always takes the most likely one (greedy)."""
@@ -235,7 +239,9 @@ class OperatorConfig:
         need(self.max_draft >= 0, "max_draft", "0 switches speculation off")
         need(self.max_queue >= 1, "max_queue", "at least 1 segment")
         need(self.max_text_bytes >= 1, "max_text_bytes", "at least 1 byte")
-        need(self.drafter != "draft" or bool(self.draft_model), "drafter", "set draft_model too")
+        by_model = bool(self.draft_model or self.draft_head)
+        need(self.drafter != "draft" or by_model, "drafter", "set draft_model or draft_head too")
+        need(not (self.draft_model and self.draft_head), "draft_head", "not beside draft_model")
         need(self.drafter in DRAFTERS, "drafter", f"one of {', '.join(DRAFTERS)}")
         known = f"one of {', '.join(PREFILL_DTYPES)}"
         need(self.dtype_prefill in PREFILL_DTYPES, "dtype_prefill", known)

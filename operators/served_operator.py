@@ -42,8 +42,9 @@ class ServedOperator(StreamOperator):
     ) -> None:
         self._closes_model = closes_model
         config = config or OperatorConfig()
-        if config.draft_model:
-            raise ConfigError("draft_model: a served model's drafts are made by its server")
+        if config.draft_model or config.draft_head:
+            name = "draft_model" if config.draft_model else "draft_head"
+            raise ConfigError(f"{name}: a served model's drafts are made by its server")
         config = dataclasses.replace(
             config, slack=config.window, prefill_budget=config.window, drafter="none"
         )

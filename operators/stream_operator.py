@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from msgspec.structs import replace
 from torch import Tensor
@@ -32,6 +33,7 @@ from operators.cache.kv_cache import KvLayout, bytes_per_stream
 from operators.cache.offload import KvStore, Offload
 from operators.config import OperatorConfig
 from operators.decoding.acceptance import Costs
+from operators.decoding.draft_head import DraftHead
 from operators.decoding.draft_model import DraftModel
 from operators.engine.archive import Archive
 from operators.engine.intake import Intake, begins_again
@@ -48,6 +50,7 @@ from operators.engine.update_policy import UpdatePolicy
 from operators.engine.wakeful import Wakeful
 from operators.errors import CapacityError, ConfigError
 from operators.events import ModelInfo, Question, Segment, SummaryEvent
+from operators.model.head import Head
 from operators.model.loader import DecoderModel
 from operators.observer import Observer
 from operators.redaction import redact
@@ -70,11 +73,12 @@ class StreamOperator:
     SegmentError/CapacityError from :meth:`feed`, DeviceError from :meth:`step`.
 
     ``clock`` (seconds) is needed for updates by time and for measurements. ``draft`` is a smaller
-    model with the same vocabulary, ``costs`` what forwards cost on this machine; both change the
-    speed only. ``store`` takes the KV of idle streams beyond ``host_streams``; only this operator
-    may use it. ``tasks``: further tasks beside summaries, translations and answers
-    (:mod:`operators.tasks.base`). ``heads``: alignment heads by target language, which the policy
-    ``alignatt`` needs (:mod:`operators.tasks.alignment`); without them it commits nothing early."""
+    model with the same vocabulary, ``draft_head`` a head of this model (one of the two), ``costs`` what
+    forwards cost on this machine; all change the speed only. ``store`` takes the KV of idle streams
+    beyond ``host_streams``; only this operator may use it. ``tasks``: further tasks beside summaries,
+    translations and answers (:mod:`operators.tasks.base`). ``heads``: alignment heads by target
+    language, which the policy ``alignatt`` needs (:mod:`operators.tasks.alignment`); without them it
+    commits nothing early."""
 
     def __init__(
         self,
@@ -88,6 +92,7 @@ class StreamOperator:
         store: KvStore | None = None,
         tasks: Sequence[Task] = (),
         heads: Mapping[str, Heads] | None = None,
+        draft_head: Head | None = None,
     ) -> None:
         self._heads = heads
         self.model, self.config = model, config or OperatorConfig()
@@ -103,12 +108,14 @@ class StreamOperator:
         check_branch_size(config, self._prompts)
         self.cache = model.new_cache(self.layout, slots=config.slots, branches=config.branches)
         self._draft = self._new_draft(draft)
+        self._head = self._new_head(draft_head)
         self._sessions: dict[str, Session] = {}
         self._wakeful = Wakeful(clock)
         self._streams: dict[str, Stream] = {}
         self._build_memory(draft, store)
+        drafter = Path(config.draft_head).name or config.drafter
         self._build_step(
-            ModelInfo(model.name, draft.name if draft is not None else config.drafter), costs, tasks
+            ModelInfo(model.name, draft.name if draft is not None else drafter), costs, tasks
         )
 
     def _build_memory(self, draft: DecoderModel | None, store: KvStore | None) -> None:
@@ -154,18 +161,23 @@ class StreamOperator:
         )
 
     def _new_scheduler(self, costs: Costs | None) -> Scheduler:
-        return Scheduler(self.cache, self.config, self._residency, draft=self._draft, costs=costs)
+        if self._head is not None:
+            costs = self._head.costs(costs or Costs())
+        draft = self._draft or self._head
+        return Scheduler(self.cache, self.config, self._residency, draft=draft, costs=costs)
 
     def _new_runner(self) -> StepRunner:
-        return Runner(self.model, self.cache, self._draft, self._observer, self._clock)
+        draft = self._draft or self._head
+        return Runner(self.model, self.cache, draft, self._observer, self._clock)
 
     # --- memory and the draft model ----------------------------------------------------------
 
     @property
     def bytes_per_stream(self) -> int:
         """KV bytes of one stream: slot plus its share of branch scratch, in the draft model's cache
-        too if there is one. Fixed, computed beforehand."""
-        drafts = self._draft.bytes_per_stream if self._draft is not None else 0
+        too if there is one, or of what a draft head keeps. Fixed, computed beforehand."""
+        by_model = self._draft or self._head
+        drafts = by_model.bytes_per_stream if by_model is not None else 0
         return drafts + bytes_per_stream(
             self.model.shape,
             self.layout,
@@ -188,6 +200,23 @@ class StreamOperator:
             slots=config.slots,
             branches=config.branches,
             block=config.prefill_budget,
+        )
+
+    def _new_head(self, head: Head | None) -> DraftHead | None:
+        config = self.config
+        if (head is None) != (not config.draft_head):
+            which = "set, but it was not loaded" if head is None else "to be set for a head"
+            raise ConfigError(f"draft_head={config.draft_head!r} is {which}")
+        if head is None:
+            return None
+        if self._draft is not None:
+            raise ConfigError("a draft head and a draft model do not go together: give one of them")
+        return DraftHead(
+            head,
+            self.model,
+            slots=config.slots,
+            branches=config.branches,
+            tokens=config.branch_tokens,
         )
 
     def _make_prefix(self) -> Tensor:
@@ -472,7 +501,8 @@ class StreamOperator:
         waiting = sum(s.slot is None and not s.idle for s in awake)
         self._observer.gauge("streams_waiting_for_slot", waiting)
         self._observer.gauge("kv_slots", self.config.slots)
-        drafts = self._draft.cache.nbytes if self._draft is not None else 0
+        by_model = self._draft or self._head
+        drafts = by_model.cache.nbytes if by_model is not None else 0
         self._observer.gauge("kv_bytes", self.cache.nbytes + drafts)
 
 

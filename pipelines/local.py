@@ -24,6 +24,7 @@ from typing import Any
 
 from operators.config import OperatorConfig
 from operators.errors import ConfigError
+from operators.model.head import load_head
 from operators.model.loader import DecoderModel
 from operators.stream_operator import StreamOperator
 from operators.tasks.base import Task
@@ -55,7 +56,8 @@ def load_operator(
 
     ``settings`` are those of OperatorConfig, ``tasks`` further tasks beside the built-in ones.
     ``model_sha256``: digest of a model that is no alias, as ``longstream model sha256`` prints it;
-    required for one of a model hub. ``draft_model_sha256``: the same for ``draft_model``.
+    required for one of a model hub. ``draft_model_sha256``: the same for ``draft_model``,
+    or ``draft_head``.
     ``offload_url``: a folder or object store (fsspec) for the KV of idle streams beyond
     ``host_streams``. Measures the model's costs on this machine on first use (some seconds).
     Raises ModelError or ConfigError, or DeviceError when a server is away.
@@ -77,6 +79,7 @@ def load_operator(
             device=device,
         )
         return served_operator(text, config, tasks=tasks)
+    head = draft_pin.found(config.draft_head) if config.draft_head else None
     loaded = _load(model, config, device, pin)
     draft = _load(config.draft_model, config, device, draft_pin) if config.draft_model else None
     return StreamOperator(
@@ -88,6 +91,7 @@ def load_operator(
         store=idle_store(offload_url),
         tasks=tasks,
         heads=alignment_heads(loaded, config, models.default_cache()),
+        draft_head=load_head(head, loaded) if head else None,
     )
 
 

@@ -37,13 +37,21 @@ PAD = 32
 @dataclass
 class Row:
     """Append ``tokens`` to ``stream`` (or to ``branch`` of it); return logits at the last
-    ``num_logits`` of them. ``watch``: filled with attention, of a short row on a branch."""
+    ``num_logits`` of them. ``watch``: filled with attention, of a short row on a branch. ``features``
+    ``[n, hidden]``: filled with what the output matrix reads, at the last ``num_features`` or more."""
 
     stream: StreamSlot
     tokens: Sequence[int]
     branch: Branch | None = None
     num_logits: int = 0
     watch: Watch | None = None
+    num_features: int = 0
+    features: Tensor | None = None
+
+    @property
+    def num_wanted(self) -> int:
+        """Of how many of its last tokens something is asked for."""
+        return max(self.num_logits, self.num_features)
 
     @property
     def start(self) -> int:
@@ -92,7 +100,10 @@ class ForwardBatch:
     rope: Rope
     backend: AttentionBackend = TORCH
     tokens: Tensor = field(init=False)  # [T] long
-    wanted: Tensor = field(init=False)  # [m] long, indices into T whose logits are asked for
+    wanted: Tensor = field(init=False)  # [m] long, indices into T: logits or features are asked for
+    of_logits: Tensor | None = field(init=False)
+    """Long, those of the m whose logits are asked for; None for all."""
+    features: Tensor | None = field(init=False, default=None)  # [m, hidden], set by the network
     _table: Tensor = field(init=False)  # long [rows, numbers of a _RowView], on the host
     _frozen: Tensor = field(init=False)  # [rows, used]
     _long: list[Long] = field(init=False)
@@ -106,16 +117,20 @@ class ForwardBatch:
     def __post_init__(self) -> None:
         ids: list[int] = []
         wanted: list[int] = []
+        of_logits: list[int] = []
         views: list[_RowView] = []
         for row in self.rows:
             n = len(row.tokens)
             self._check(row, n)
             begin = len(ids)
             ids.extend(row.tokens)
-            wanted.extend(range(begin + n - row.num_logits, begin + n))
+            wanted.extend(range(begin + n - row.num_wanted, begin + n))
+            of_logits.extend(range(len(wanted) - row.num_logits, len(wanted)))
             views.append(self._view(row, len(views), begin, n))
         self.tokens = self._moved(_long(ids))
         self.wanted = self._moved(_long(wanted))
+        every = len(of_logits) == len(wanted)
+        self.of_logits = None if every else self._moved(_long(of_logits))
         self._table = _long(itertools.chain.from_iterable(views)).view(len(views), -1)
         lengths = self._table[:, 2] - self._table[:, 1]
         each = _Columns(self._table.repeat_interleave(lengths, dim=0))
@@ -347,10 +362,15 @@ class ForwardBatch:
         return Part(keys, rotate_sinks, own, mask, unseeing)
 
     def commit(self) -> None:
-        """Advance the frontiers by what the forward has written. Call once, after it succeeded."""
+        """Advance the frontiers by what the forward has written, and hand out features. Call once, after
+        it succeeded."""
+        at = 0
         for row in self.rows:
             target = row.branch if row.branch is not None else row.stream
             target.length += len(row.tokens)
+            if row.num_features and self.features is not None:
+                row.features = self.features[at : at + row.num_wanted]
+            at += row.num_wanted
 
     def _additive(self, seen: Tensor) -> Tensor:
         """Bool mask → mask to add to scores (0 where seen, -inf where not)."""

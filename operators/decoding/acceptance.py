@@ -40,6 +40,7 @@ PRIORS = {
     "previous": 0.6,
     "previous?": 0.4,
     "draft": 0.6,
+    "head": 0.6,
 }
 PRIOR = 0.7
 PRIOR_TRIALS = 2.0
@@ -81,6 +82,10 @@ class CostCurve:
             rising.append((tokens, max(seconds, rising[-1][1] if rising else 0.0)))
         return cls(tuple(rising))
 
+    def times(self, factor: float) -> CostCurve:
+        """The same curve with every time multiplied."""
+        return CostCurve(tuple((tokens, factor * seconds) for tokens, seconds in self.points))
+
     def seconds(self, tokens: float) -> float:
         """Time of a forward of ``tokens`` tokens (0 for none)."""
         if tokens <= 0:
@@ -109,7 +114,7 @@ TYPICAL = CostCurve(((1, 1.0), (2, 1.05), (4, 1.12), (8, 1.6), (16, 2.8), (32, 5
 
 @dataclass(frozen=True)
 class Costs:
-    """T(n) of the target's generation forward, and of the draft model's where there is one."""
+    """T(n) of the target's generation forward, and of the draft model's or head's where there is one."""
 
     verify: CostCurve = TYPICAL
     draft: CostCurve | None = None

@@ -25,6 +25,7 @@ from operators.cache.batch import Row
 from operators.cache.kv_cache import Branch, KvLayout, StreamSlot, bytes_per_stream
 from operators.decoding.acceptance import Candidate
 from operators.decoding.drafters import Draft
+from operators.decoding.generation import Generation
 from operators.decoding.sampling import DRAFT, TOKEN, Sampler
 from operators.decoding.verify import NOTHING, most_likely
 from operators.errors import ModelError
@@ -140,13 +141,14 @@ class DraftModel:
         if mine:
             self._run("prefill", mine)
 
-    def open(
-        self, branch: Branch, prompt: Sequence[int], answer: Sequence[int], sampler: Sampler | None
-    ) -> ModelDrafter:
-        """A twin for the target's ``branch``, empty until it is drafted on."""
+    def open(self, generation: Generation) -> ModelDrafter:
+        """A twin for the answer's branch, empty until it is drafted on."""
+        branch, prompt = generation.branch, generation.prompt
+        assert branch is not None
         twin = Branch(self._twins[branch.stream], branch.region, branch.fork)
         self.cache.wipe_region(branch.region)
-        return ModelDrafter(twin, [*prompt, *answer], len(prompt), sampler)
+        tokens = [*prompt, *generation.output]
+        return ModelDrafter(twin, tokens, len(prompt), generation.decoding.sampler)
 
     # --- drafting ----------------------------------------------------------------------------
 

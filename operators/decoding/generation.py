@@ -86,8 +86,12 @@ class Generation:
     tokens_per_verify: float = 0.0
     """Tokens per verify, fading; 0 before the first. Affects how drafts are shared, never the text."""
     drafters: list[Drafter] = field(default_factory=list)
+    features: list[Tensor] | None = None
+    """Where a draft head is in use, the target's features ``[n, hidden]`` of the answer's own tokens
+    that the head has not read."""
     alignment: list[int] = field(default_factory=list)
     _watch: Watch | None = None
+    _row: Row | None = None
     _draft: Draft = NO_DRAFT
 
     @property
@@ -110,7 +114,18 @@ class Generation:
         last = self.prefilled + len(tokens) == len(self.prompt)
         row = Row(self.branch.stream, tokens, self.branch, num_logits=1 if last else 0)
         row.watch = self._watch = self._new_watch() if last else None
+        return self._asking_for_features(row)
+
+    def _asking_for_features(self, row: Row) -> Row:
+        if self.features is not None:
+            row.num_features, self._row = len(row.tokens), row
         return row
+
+    def _keep_features(self, count: int) -> None:
+        """Those of the row's first tokens. A copy: the others would be held with them."""
+        if self.features is not None and self._row is not None and self._row.features is not None:
+            self.features.append(self._row.features[:count].clone())
+            self._row = None
 
     def _new_watch(self) -> Watch | None:
         return Watch(self.heads, *self.watched) if self.watched and self.heads else None
@@ -138,7 +153,7 @@ class Generation:
         tokens = [self.pending, *draft.tokens]
         row = Row(self.branch.stream, tokens, self.branch, num_logits=len(tokens))
         row.watch = self._watch = self._new_watch()
-        return row
+        return self._asking_for_features(row)
 
     def prompt_done(
         self, tokens: int, logits: Tensor | None, best: Sequence[int] | None = None
@@ -146,6 +161,7 @@ class Generation:
         """Record a prefilled stretch; its logits ``[1, vocab]`` give the first token. ``best`` as in
         :meth:`verified`. Returns how many tokens were generated (0 or 1)."""
         self.prefilled += tokens
+        self._keep_features(tokens)
         if logits is None:
             return 0
         if self.choices:
@@ -185,6 +201,7 @@ class Generation:
         tokens = self._judge(draft, logits, best)
         accepted = self.accepted - before
         self._align(tokens, first=0)
+        self._keep_features(len(tokens))
         self.tokens_per_verify = smoothed_tokens_per_verify(
             self.tokens_per_verify or 1.0, len(tokens)
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from operators.cache.batch import Row
 from operators.cache.kv_cache import KvCache
+from operators.decoding.draft_head import DraftHead
 from operators.decoding.draft_model import DraftModel, ModelDrafter
 from operators.decoding.generation import Generation
 from operators.decoding.verify import most_likely
@@ -34,7 +35,7 @@ class Runner:
         self,
         model: DecoderModel,
         cache: KvCache,
-        draft: DraftModel | None,
+        draft: DraftModel | DraftHead | None,
         observer: Observer,
         clock: Callable[[], float],
     ) -> None:
@@ -44,7 +45,8 @@ class Runner:
     def run(self, plan: StepPlan) -> None:
         """Forward the plan's rows. Mutates caches and generations."""
         reading = [row for row, _ in plan.prompts] + [block.row for block in plan.blocks]
-        if reading and plan.decoding and self._model.one_forward and self._draft is None:
+        apart = isinstance(self._draft, DraftModel) or not self._model.one_forward
+        if reading and plan.decoding and not apart:
             writing = self._verify_rows(plan.decoding)
             began = self._clock()
             logits = self._model.forward("decode", self._cache, [*reading, *writing])
@@ -61,7 +63,7 @@ class Runner:
         if reading:
             began = self._clock()
             self._note_reading(plan, self._model.forward("prefill", self._cache, reading), began)
-            if self._draft is not None:
+            if isinstance(self._draft, DraftModel):
                 self._draft.ingest([block.row for block in plan.blocks])
         if not plan.decoding:
             return []
@@ -117,7 +119,7 @@ class Runner:
             at = end
 
     def make_drafts(self, decoding: Sequence[Planned]) -> None:
-        """Make the drafts that were left to the draft model, in one forward per token for all."""
+        """Make the drafts that were left to a draft model or head, in one forward per token for all."""
         wanted: list[tuple[Planned, ModelDrafter]] = [
             (planned, planned.by_model) for planned in decoding if planned.by_model is not None
         ]

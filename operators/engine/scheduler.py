@@ -21,6 +21,7 @@ from operators.cache.kv_cache import KvCache
 from operators.config import OperatorConfig
 from operators.decoding.acceptance import Candidate, Choice, Costs
 from operators.decoding.allocation import share_out
+from operators.decoding.draft_head import DraftHead
 from operators.decoding.draft_model import DraftModel, ModelDrafter
 from operators.decoding.drafters import Draft
 from operators.decoding.generation import NO_DRAFT, Generation
@@ -82,7 +83,7 @@ class Scheduler:
         config: OperatorConfig,
         residency: Residency,
         *,
-        draft: DraftModel | None = None,
+        draft: DraftModel | DraftHead | None = None,
         costs: Costs | None = None,
     ) -> None:
         self._cache, self._config, self._residency = cache, config, residency
@@ -209,11 +210,12 @@ class Scheduler:
     def _held(self, generation: Generation) -> bool:
         """Whether the text depends on the drafts."""
         sampler = generation.decoding.sampler
-        drafted = self._draft is not None and generation.decoding.by_model
+        drafted = isinstance(self._draft, DraftModel) and generation.decoding.by_model
         return drafted and sampler is not None and sampler.sampling.acceptance == "rejection"
 
     def _candidates(self, generation: Generation) -> dict[Candidate, Draft | ModelDrafter]:
-        """The drafters that can draft for this answer now; the draft model's tokens are not made yet."""
+        """The drafters that can draft for this answer now; a draft model's or head's tokens are not made
+        yet."""
         limit = min(generation.draft_room(self._cache), self._config.max_draft)
         found: dict[Candidate, Draft | ModelDrafter] = {}
         if self._held(generation):
@@ -224,13 +226,7 @@ class Scheduler:
             return found
         drafter = next((d for d in generation.drafters if isinstance(d, ModelDrafter)), None)
         if drafter is None:
-            assert generation.branch is not None
-            drafter = self._draft.open(
-                generation.branch,
-                generation.prompt,
-                generation.output,
-                generation.decoding.sampler,
-            )
+            drafter = self._draft.open(generation)
             generation.drafters.append(drafter)
         return {**found, self._draft.candidate(drafter, limit): drafter}
 

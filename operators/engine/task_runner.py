@@ -75,7 +75,7 @@ class TaskRunner:
     def _generation(self, session: Session, name: str, position: int, ask: Ask) -> Generation:
         """``position``: transcript tokens of the stream at the run's fork, by which samples are
         seeded: slots and replays do not change it."""
-        kind = ask.kind or name
+        kind, by_model = ask.kind or name, self._config.drafter in ("auto", "draft")
         return Generation(
             task=kind,
             prompt=ask.prompt,
@@ -84,7 +84,7 @@ class TaskRunner:
             decoding=Decoding(
                 control=session.draft_controls.setdefault(kind, DraftControl()),
                 make_drafters=partial(make_drafters, self._config, session.index, ask),
-                by_model=self._config.drafter in ("auto", "draft"),
+                by_model=by_model,
                 sampler=self._sampler(session, kind, position, ask),
             ),
             ends=ask.ends,
@@ -93,6 +93,7 @@ class TaskRunner:
             alone=ask.alone,
             watched=ask.watched,
             heads=self._heads_for(kind) if ask.watched else {},
+            features=[] if self._config.draft_head and by_model and not ask.choices else None,
             due_at=self._clock(),
         )
 

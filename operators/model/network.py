@@ -43,7 +43,7 @@ class Norm:
 class Layer:
     """One decoder layer. ``qkv`` and ``gate_up`` are several projections in one."""
 
-    attention_norm: Norm
+    attention_norm: Norm | None
     qkv: nn.Module
     query_norm: Norm | None
     key_norm: Norm | None
@@ -60,7 +60,8 @@ class Layer:
 def _project(layer: Layer, hidden: Tensor, shape: KvShape) -> tuple[Tensor, Tensor]:
     """``hidden`` ``[T, hidden]`` → queries and keys ``[T, heads + kv_heads, dim]``, not rotated, and
     values ``[T, kv_heads, dim]``."""
-    qkv = layer.qkv(layer.attention_norm(hidden)).view(len(hidden), -1, shape.head_dim)
+    normed = layer.attention_norm(hidden) if layer.attention_norm is not None else hidden
+    qkv = layer.qkv(normed).view(len(hidden), -1, shape.head_dim)
     qk, v = qkv.tensor_split((-shape.kv_heads,), dim=1)
     if layer.query_norm is not None and layer.key_norm is not None:
         q, k = qk.tensor_split((-shape.kv_heads,), dim=1)
@@ -88,7 +89,8 @@ class Network:
     mlp: Callable[[Layer, Tensor], Tensor] = _mlp
 
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """Run the batch's tokens; logits ``[len(batch.wanted), vocab]``. Mutates the batch's cache."""
+        """Run the batch's tokens; logits ``[n, vocab]`` of those that ask for them. Mutates the batch's
+        cache; leaves it the features that the logits are made of."""
         hidden: Tensor = nn.functional.embedding(batch.tokens, self.embedding)
         for index, layer in enumerate(self.layers):
             qk, v = self.project(layer, hidden, batch.cache.shape)
@@ -98,7 +100,12 @@ class Network:
                 if not len(hidden):
                     return hidden.new_empty(0, self.embedding.shape[0])
             hidden = self.mlp(layer, hidden)
-        logits: Tensor = self.head(self.norm(hidden))
+        batch.features = hidden = self.norm(hidden)
+        if batch.of_logits is not None:
+            hidden = hidden[batch.of_logits]
+            if not len(hidden):
+                return hidden.new_empty(0, self.embedding.shape[0])
+        logits: Tensor = self.head(hidden)
         return logits
 
     def compiled(self) -> Network:

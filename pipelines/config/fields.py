@@ -185,7 +185,7 @@ class Settings(GatewaySettings, BaseSettings):
     """sha256 of a model that is no alias, as `longstream model sha256 NAME` says it. With another, or
     with none, it is not loaded."""
     draft_model_sha256: str = ""
-    """The same for operator.draft_model."""
+    """The same for operator.draft_model or operator.draft_head."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps (untested)."""
     threads: int = Field(default_factory=_threads, ge=1, le=1024)
@@ -391,6 +391,8 @@ class Settings(GatewaySettings, BaseSettings):
             raise ValueError("server_url and server_key are for backend openai")
         if self.backend == "openai" and self.operator.draft_model:
             raise ValueError("operator.draft_model: a server makes drafts of its own")
+        if self.backend != "local" and self.operator.draft_head:
+            raise ValueError("operator.draft_head needs backend local")
 
     def _check_registry(self) -> None:
         if self.input_schema_registry and self.input_schema_file:

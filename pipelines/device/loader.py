@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from operators.config import OperatorConfig
 from operators.errors import ModelError
+from operators.model.head import load_head
 from operators.model.loader import DecoderModel
 from operators.observer import Observer
 from operators.served_operator import ServedOperator
@@ -46,6 +47,7 @@ def load_operator(
     draft_pin = models.Pin(load.draft_model_sha256, "draft_model_sha256", "always")
     path = _find(load.model, load, pin, progress)
     draft_path = _find(draft_name, load, draft_pin, progress) if draft_name else None
+    head_path = draft_pin.found(config.draft_head) if config.draft_head else None
     model = _load(load.model, path, load, config, progress)
     progress(f"{load.model}: {weights(model)}")
     draft = _load(draft_name, draft_path, load, config, progress) if draft_path else None
@@ -59,6 +61,7 @@ def load_operator(
         costs=measured_costs(model, draft, config, models.default_cache(), progress),
         store=idle_store(load.offload_url, load.again),
         heads=alignment_heads(model, config, models.default_cache(), progress),
+        draft_head=load_head(head_path, model) if head_path else None,
     )
     return operator, describe(operator, time.monotonic() - started)
 
@@ -161,7 +164,8 @@ def check_memory(
 def describe(operator: StreamOperator, seconds: float) -> protocol.Ready:
     """The report that says what was loaded and what it costs."""
     model, slots = operator.model, operator.config.slots
-    per_stream, draft = operator.bytes_per_stream, operator.config.draft_model
+    config, per_stream = operator.config, operator.bytes_per_stream
+    draft = config.draft_model or config.draft_head
     served = isinstance(operator, ServedOperator)
     what = "the model runs elsewhere" if served else weights(model)
     loaded = f"loaded in {seconds:.1f} s, {what}"

@@ -51,6 +51,13 @@ class Pin:
                 f"If the change is wanted, set {self.setting} anew"
             )
 
+    def found(self, name: str) -> Path:
+        """The file or folder ``name`` on this machine, demanded and checked."""
+        path = Path(name).expanduser()
+        self.demand(name, of_hub=False)
+        self.check(name, path)
+        return path
+
 
 def digest(path: Path) -> str:
     """Hex sha256 of a file, or of a folder as the module says. Raises ModelError."""

@@ -356,3 +356,5 @@ def test_a_context_that_is_too_small_is_refused_at_the_start() -> None:
 def test_a_draft_model_is_the_servers_business() -> None:
     with pytest.raises(ConfigError, match="draft_model"):
         operator(Scripted(), draft_model="smollm2-135m")
+    with pytest.raises(ConfigError, match="draft_head"):
+        operator(Scripted(), draft_head="head.safetensors")

@@ -206,7 +206,7 @@ def test_a_device_loads_nothing_that_is_not_pinned(
         model_sha256=digest(folder) if model is None else model,
         draft_model_sha256=draft,
     )
-    config = OperatorConfig(draft_model=str(folder))
-    with pytest.raises(ModelError, match=rf"\b{named}") as refused:
-        loader.load_operator(load, config, Observer(), lambda message: None)
-    assert code_of(refused.value) == MODEL
+    for config in (OperatorConfig(draft_model=str(folder)), OperatorConfig(draft_head=str(folder))):
+        with pytest.raises(ModelError, match=rf"\b{named}") as refused:
+            loader.load_operator(load, config, Observer(), lambda message: None)
+        assert code_of(refused.value) == MODEL
