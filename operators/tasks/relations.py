@@ -18,8 +18,9 @@ from operators.text import content, covered, is_question, overlap, units
 
 TELLING = 3.0
 """Content a turn must have to be compared with items: a few short words are like anything."""
-RELATED, PAIRS = 0.4, 12
-"""Share of content from which a turn is compared with an item, and how many are in one update."""
+TASK_RELATED, RELATED, PAIRS = 0.4, 0.33, 12
+"""Share of content from which a turn is compared with a task, or with another item, and how many are in
+one update. A turn in a few words about something like a task would settle it."""
 OWN = 0.1
 """So much less is enough for a task if its owner speaks, in a turn that is no decision, task or question
 itself: who has done something says so in few words."""
@@ -144,7 +145,8 @@ def _closest(turns: Sequence[Turn], live: Sequence[Live]) -> list[tuple[LedgerIt
             for at, one in enumerate(earlier)
         ]
         share, at = max(shares)
-        if share >= RELATED and not set(units(turn.said)) <= earlier[at].words:
+        least = TASK_RELATED if earlier[at].item.kind == "action_item" else RELATED
+        if share >= least and not set(units(turn.said)) <= earlier[at].words:
             found.append((share, earlier[at].item, turn))
     found.sort(key=lambda pair: -pair[0])
     return [(item, turn) for _, item, turn in found[:PAIRS]]

@@ -84,9 +84,11 @@ def judged(turn: Turn) -> tuple[ItemKind | None, float]:
         told = turn.weights[:4]  # it may tell of a question, and is none
         weight = max(told)
         kind = SORTED[told.index(weight)] or "topic"
+    small_talk, telling = turn.weights[:2]
     if kind != "topic" and weight >= SURE[kind]:
         return kind, weight
-    small_talk, telling = turn.weights[:2]
+    if kind in ("decision", "action_item"):
+        telling += weight  # worth a note, if of no sure kind
     if telling >= SURE["topic"] and small_talk <= SMALL_TALK:
         return "topic", telling
     return ("topic" if numbers(turn.said) and telling >= 1.5 * small_talk else None), telling

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 
 from operators.config import OperatorConfig
-from operators.events import Evidence, KvInfo, LedgerItem, ModelInfo, Source, SummaryEvent, Usage
+from operators.events import (
+    Evidence,
+    ItemKind,
+    KvInfo,
+    LedgerItem,
+    ModelInfo,
+    Source,
+    SummaryEvent,
+    Usage,
+)
 from operators.render import brief
 from operators.state import SessionState
 from operators.stream_operator import StreamOperator
@@ -263,6 +272,19 @@ def test_whoever_has_a_task_may_say_in_few_words_that_it_is_done(
     )
     said = "I have sent the Hartmann contract to the lawyers, so that is done."
     turn = Turn(speaker, said, 14, [], weights, number=0)
+    assert bool(related([turn], [item])) == compared
+
+
+@pytest.mark.parametrize(("kind", "compared"), [("decision", True), ("action_item", False)])
+def test_a_decision_is_compared_with_turns_less_like_it_than_a_task(
+    kind: ItemKind, compared: bool
+) -> None:
+    """Their words were less than 0.4 alike, so the old place stood beside the new one."""
+    was = "Es wurde beschlossen, dass der Pilotversuch in Lissabon stattfindet."
+    said = "Beim Pilotversuch haben wir es uns anders überlegt: "
+    said += "Er findet in Porto statt in Lissabon statt."
+    turn = Turn("Ana", said, 30, [], FLAT, number=0)
+    item = LedgerItem(id="i1", kind=kind, text=was, owner="Ben")
     assert bool(related([turn], [item])) == compared
 
 

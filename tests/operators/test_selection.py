@@ -80,6 +80,17 @@ def test_what_is_sure_small_talk_or_unsure_gets_no_note() -> None:
     assert asked.kind == "open_question"
 
 
+def test_what_is_no_small_talk_and_of_no_sure_kind_is_a_topic() -> None:
+    """A task between task and information fell between both limits: "Oskar ruft am Freitag die Werft in
+    Bergen an." """
+    said = "Oskar ruft am Freitag die Werft in Bergen an."
+    (draft,) = select([Turn("Ana", said, 12, [], weights=(0.09, 0.34, 0.08, 0.4, 0.09))])
+    assert draft.kind == "topic"
+    assert select([Turn("Ana", said, 12, [], weights=(0.3, 0.2, 0.05, 0.4, 0.05))]) == []
+    asks = (0.09, 0.3, 0.16, 0.16, 0.29)
+    assert select([Turn("Ana", said, 12, [], weights=asks)]) == []
+
+
 @pytest.mark.parametrize(
     ("said", "habits", "kind"),
     [
