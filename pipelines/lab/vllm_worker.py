@@ -99,7 +99,8 @@ class Worker(contextlib.AbstractContextManager["Worker"]):
 
 def environment(packages: Path, threads: int, cache_gb: int) -> dict[str, str]:
     """What vLLM reads from its environment. Nothing is bound to cores: it would keep one for itself. A
-    second thread of numba, which looks n-grams up, makes every forward many times slower."""
+    second thread of numba, which looks n-grams up, makes every forward many times slower. What is
+    compiled as a whole (AOT) does not load again (0.32.0)."""
     count = str(threads)
     path = [str(packages), *filter(None, [os.environ.get("PYTHONPATH")])]
     found = {
@@ -111,6 +112,7 @@ def environment(packages: Path, threads: int, cache_gb: int) -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": str(cache_gb),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_USE_AOT_COMPILE": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }

@@ -33,7 +33,8 @@ NGRAMS = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4
 """The values of its documentation."""
 BLOCK = 32
 """Tokens; it shares whole blocks only, and its usual 128 are more than the pinned prefix."""
-CACHE_GB = 4
+ROUND = 512
+"""Tokens that its context is rounded up to, so that what was compiled for one job fits the next."""
 WARM = 16
 """Tokens generated behind every window before the clock starts, which also compiles the lookup."""
 _OURS = {"four_bits.safetensors", "longstream.json"}
@@ -86,15 +87,14 @@ class Vllm:
         options = {
             "model": self._weights,
             "dtype": "bfloat16",
-            "max_model_len": longest,
+            "max_model_len": -(-longest // ROUND) * ROUND,
             "block_size": BLOCK,
             "enable_prefix_caching": True,
             "enable_chunked_prefill": True,
-            "enforce_eager": True,
             **({"speculative_config": NGRAMS} if ngrams else {}),
         }
         with self._worker(
-            self._packages, options, threads=self._threads, cache_gb=CACHE_GB
+            self._packages, options, threads=self._threads, cache_gb=2 + len(job.streams) // 8
         ) as worker:
             worker.answer(warm, [WARM] * len(warm))
             began = time.perf_counter()
