@@ -5,7 +5,7 @@ beginning is used again, in blocks of :data:`BLOCK` tokens. Before the clock sta
 stream's window once. Each round has a process of its own, which ends with it.
 
 It reads no GGUF on the CPU, and computes eight bits by eight (compressed-tensors' ``int-quantized``, a
-scale per row of weights and per token) about twice as fast as bf16.
+scale per row of weights and per token) faster than bf16.
 """
 
 from __future__ import annotations
