@@ -103,7 +103,7 @@ def test_only_the_sides_that_are_asked_for_run() -> None:
     assert set(found["sides"]) == {"longstream x1", "our tasks on openai x1"}
     assert found["missing"] == {}
     with pytest.raises(ConfigError, match="no side's name begins so"):
-        peers.run(Run("toy", print, sides=("vllm",)))
+        peers.run(Run("toy", print, sides=("TensorRT",)))
     with pytest.raises(ConfigError, match="none can run"):
         peers.run(Run("toy", print, quick=True, sides=("OpenVINO GenAI: prefix",), streams=(1,)))
 
@@ -139,12 +139,14 @@ def test_the_best_setting_of_a_peer_counts_and_one_by_one_is_scaled_by_the_work(
         "vs_hf_best_1": 4.0,
         "vs_llamacpp_1": None,
         "vs_openvino_1": None,
+        "vs_vllm_1": None,
         "vs_best_peer_1": 4.0,
     }
     assert _ratios(table, 8) == {
         "vs_hf_best_8": 6.4,
         "vs_llamacpp_8": 1.2,
         "vs_openvino_8": None,
+        "vs_vllm_8": None,
         "vs_best_peer_8": 1.2,
     }
 

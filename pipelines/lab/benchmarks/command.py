@@ -72,6 +72,10 @@ def _command(names: list[str]) -> Callable[..., None]:
         streams: Annotated[
             str, typer.Option(help="Numbers of streams at once, such as 1,8 (peers).")
         ] = "",
+        vllm: Annotated[
+            Path | None,
+            typer.Option(help="The folder vLLM lies in: pip install --target (peers)."),
+        ] = None,
         dtype: Annotated[
             str, typer.Option(help="Weights of generation (retranslation); auto: bf16.")
         ] = "auto",
@@ -101,6 +105,7 @@ def _command(names: list[str]) -> Callable[..., None]:
                     sides=tuple(part.strip() for part in sides.split(",") if part.strip()),
                     streams=_numbers("--streams", streams),
                     rows=_numbers("--rows", rows),
+                    vllm=vllm,
                     dtype=dtype,
                 )
                 if backend != "local" and name != "peers":

@@ -60,6 +60,8 @@ class Run:
     streams: tuple[int, ...] = ()
     """Other numbers of streams (peers)."""
     rows: tuple[int, ...] = ()
+    vllm: Path | None = None
+    """The folder that vLLM lies in (peers)."""
     dtype: str = "auto"
     """Weights of generation (retranslation); auto: bf16."""
 

