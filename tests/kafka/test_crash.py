@@ -159,6 +159,9 @@ def test_kill_mid_stream_and_restart(topics: Any, tmp_path: Path) -> None:
                 say_slowly(made, topics.segments, 21, start=count)
                 count += 21
             wait_until(lambda n=before: len(seen.summaries()) > n + 20, 30, worker.log)  # type: ignore[misc]
+            say_slowly(made, topics.segments, 12, start=count)  # in work when it is killed
+            made.flush()
+            count += 12
             worker.kill()
             midway += not all_covered(seen, count)
         assert midway, "killed too late to prove anything"

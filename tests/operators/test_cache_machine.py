@@ -314,7 +314,13 @@ class CudaCacheMachine(CacheMachine):
     device = "cuda"
 
 
-STEPS = settings(max_examples=30, stateful_step_count=30, deadline=None)
+class LongCacheMachine(CacheMachine):
+    """The same for longer."""
+
+
+STEPS = settings(max_examples=12, stateful_step_count=30, deadline=None)
 CacheMachine.TestCase.settings = CudaCacheMachine.TestCase.settings = STEPS
+LongCacheMachine.TestCase.settings = settings(STEPS, max_examples=100)
 TestCacheMachine = CacheMachine.TestCase
 TestCacheMachineOnCuda = pytest.mark.cuda(CudaCacheMachine.TestCase)
+TestCacheMachineForLong = pytest.mark.slow(LongCacheMachine.TestCase)
