@@ -62,6 +62,7 @@ HINTS = {
     "name_lost": "Use these words: {words}.",
     "other_language": "Write in {language}.",
     "no_question": "Write it as a question.",
+    "cut": "Write one short sentence.",
     "empty": "Write one sentence.",
 }
 """What a second try is told, by what was wrong with the first."""
@@ -117,6 +118,8 @@ so much of the turn is about the item."""
 RARE = 0.05
 """Share of the turns seen in which a word may occur and still be a name."""
 NOTE_TOKENS, DUE_TOKENS, OWNER_TOKENS = 48, 10, 8
+"""At most. A note may have as many as its turn, within a quarter of a branch: languages differ in how
+many a sentence takes."""
 LINE = Grammar.regex(r"([^\n:：]{1,59}|[^\n:：]{60}[^\n]{0,340})\n?")
 """One line that does not begin with a speaker's name and a colon."""
 
@@ -150,11 +153,11 @@ class MinuteTaker:
         """The asks of one update, and its notes. Reads the view; changes nothing."""
         made = Minutes()
         turns = self._turns(view)
-        telling = Usual(view, self._tools.tokenizer).telling
-        yield from self._judge([turn for turn in turns if telling(turn.said)], made)
+        usual = Usual(view, self._tools.tokenizer)
+        yield from self._judge([turn for turn in turns if usual.telling(turn.said)], made)
         known = Known.of(view)
-        yield from self._relate(related(turns, view.ledger.items), made)
-        yield from self._relate(within(turns, select(turns)), made)
+        yield from self._relate(related(turns, view.ledger.items, usual.rare), made)
+        yield from self._relate(within(turns, select(turns), usual.rare), made)
         made.drafts = select(turns)
         yield from self._answer(exchanges(view, made.drafts, turns), made)
         yield from self._details(made, known.people, Names(view))
@@ -227,6 +230,8 @@ class MinuteTaker:
         for draft, answer in zip(drafts, answers, strict=True):
             draft.text = _one_line(answer.text)
             draft.problem = problem_of(draft, known)
+            if not draft.problem and answer.finish_reason != "stop":
+                draft.problem = "cut"
 
     def _note(self, draft: Draft, known: Known) -> Ask:
         said, speaker = draft.turn.said, draft.turn.speaker or "the speaker"
@@ -238,7 +243,7 @@ class MinuteTaker:
         limits |= {"sources": (said,), "free": known.people + known.terms}
         return self._text(
             "note",
-            NOTE_TOKENS,
+            max(NOTE_TOKENS, min(draft.turn.tokens, self._tools.config.branch_tokens // 4)),
             limits,
             what=WHAT[draft.kind],
             speaker=speaker,

@@ -7,7 +7,7 @@ done within one update has no item yet, so its turn stands for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from operators.events import Evidence, LedgerItem
@@ -18,9 +18,11 @@ from operators.text import content, covered, is_question, overlap, units
 
 TELLING = 3.0
 """Content a turn must have to be compared with items: a few short words are like anything."""
-TASK_RELATED, RELATED, PAIRS = 0.4, 0.33, 12
-"""Share of content from which a turn is compared with a task, or with another item, and how many are in
-one update. A turn in a few words about something like a task would settle it."""
+RELATED, PAIRS = 0.4, 12
+"""Share of content from which a turn is compared with an item, and how many are in one update."""
+LESS_RELATED, RARE = 0.33, 2
+"""Share that is enough where so many words that are not usual are in both, and the item is no task: in a
+few words about something like it a turn would settle a task."""
 OWN = 0.1
 """So much less is enough for a task if its owner speaks, in a turn that is no decision, task or question
 itself: who has done something says so in few words."""
@@ -32,6 +34,9 @@ REPLIES = 2
 """So many segments of others behind a question may answer it."""
 RESUMED = 4
 """Words of the asker's next segment that end the wait for an answer."""
+
+
+Rare = Callable[[str], Set[str]]
 
 
 class Exchange(NamedTuple):
@@ -60,18 +65,22 @@ class Live(NamedTuple):
         return cls(item, content(item.text, digits=False), content(item.text), words, number)
 
 
-def related(turns: Sequence[Turn], items: Sequence[LedgerItem]) -> list[tuple[LedgerItem, Turn]]:
+def related(
+    turns: Sequence[Turn], items: Sequence[LedgerItem], rare: Rare
+) -> list[tuple[LedgerItem, Turn]]:
     """Each turn with the open item that it is most about, if it shares enough with one and does not
-    just repeat it; the closest PAIRS of them."""
+    just repeat it; the closest PAIRS of them. ``rare``: the words of a text that are not usual."""
     live = [Live.of(i) for i in items if i.state == "open" and i.kind != "open_question"]
-    return _closest(turns, live)
+    return _closest(turns, live, rare)
 
 
-def within(turns: Sequence[Turn], drafts: Sequence[Draft]) -> list[tuple[LedgerItem, Turn]]:
+def within(
+    turns: Sequence[Turn], drafts: Sequence[Draft], rare: Rare
+) -> list[tuple[LedgerItem, Turn]]:
     """The same for notes of the update itself, and the turns behind theirs. Turns that are known to
     change or settle an item are left out."""
     live = [Live.of(draft_item(d), d.turn.number) for d in drafts if d.kind != "open_question"]
-    return _closest([t for t in turns if t.changes is None and not t.settles], live)
+    return _closest([t for t in turns if t.changes is None and not t.settles], live, rare)
 
 
 def exchanges(
@@ -128,7 +137,9 @@ def name_of(draft: Draft) -> str:
     return f"{UNWRITTEN}{draft.turn.number}"
 
 
-def _closest(turns: Sequence[Turn], live: Sequence[Live]) -> list[tuple[LedgerItem, Turn]]:
+def _closest(
+    turns: Sequence[Turn], live: Sequence[Live], rare: Rare
+) -> list[tuple[LedgerItem, Turn]]:
     found: list[tuple[float, LedgerItem, Turn]] = []
     for turn in turns:
         said, whole = content(turn.said, digits=False), content(turn.said)
@@ -145,8 +156,14 @@ def _closest(turns: Sequence[Turn], live: Sequence[Live]) -> list[tuple[LedgerIt
             for at, one in enumerate(earlier)
         ]
         share, at = max(shares)
-        least = TASK_RELATED if earlier[at].item.kind == "action_item" else RELATED
+        least = LESS_RELATED if _alike(turn, earlier[at], rare) else RELATED
         if share >= least and not set(units(turn.said)) <= earlier[at].words:
             found.append((share, earlier[at].item, turn))
     found.sort(key=lambda pair: -pair[0])
     return [(item, turn) for _, item, turn in found[:PAIRS]]
+
+
+def _alike(turn: Turn, one: Live, rare: Rare) -> bool:
+    """Whether they have words in common that few texts have."""
+    words = content(" ".join(rare(turn.said)), digits=False)
+    return one.item.kind != "action_item" and len(words.keys() & one.about.keys()) >= RARE

@@ -114,7 +114,11 @@ class Usual:
     def telling(self, said: str) -> bool:
         """Whether the text has a number or a word that is not usual; "I'll do that next time" has
         none."""
-        return bool(numbers(said)) or any(not self._usual(word) for word in set(parts(said)))
+        return bool(numbers(said)) or bool(self.rare(said))
+
+    def rare(self, said: str) -> set[str]:
+        """The words of the text that are not usual."""
+        return {word for word in set(parts(said)) if not self._usual(word)}
 
     def _usual(self, word: str) -> bool:
         forms = (self._encode(f" {word}"), self._encode(word))  # a word, and an ending ("ll")

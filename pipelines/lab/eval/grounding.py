@@ -2,7 +2,9 @@
 
 A number is found when the source has its digits. A name is a word with a capital letter that no
 sentence begins with, or with a capital or digit inside; it is found when the source or a speaker's
-name has it. In scripts without capitals only numbers and foreign names in them are looked at.
+name has it. Where capitals mark all nouns, as in German, a word with the same first letters is enough,
+since nouns have endings. In scripts without capitals only numbers and foreign names in them are looked
+at.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ NEIGHBOURS = 3
 """Lines before and after a note's evidence that it may also rest on."""
 GROUNDED = 1 / 3
 """Share of a note's content words that the lines it rests on must have, or it is false."""
+NOUNS, STEM = 0.2, 5
+"""Share of words with a capital from which they mark nouns, and how many letters then tell one from
+another."""
 _INNER = regex.compile(r"^.+[\p{Lu}]|\p{L}\p{Nd}|\p{Nd}\p{L}")
 _CAPITAL = regex.compile(r"^\p{Lu}")
 _OPENING = regex.compile(r"[:–—\"“«]\s*$")
@@ -68,7 +73,10 @@ class Source:
     def __init__(self, texts: Iterable[str]) -> None:
         whole = "\n".join(texts)
         self._digits = number_forms(whole)
+        said = words(whole)
         self._words = {part for word in words(normal(whole)) for part in _parts(word)}
+        self._letters = STEM if len(names(whole)) >= NOUNS * len(said) > 0 else None
+        self._begin = {word[: self._letters] for word in self._words}
 
     def precision(self, text: str) -> tuple[int, int]:
         """Numbers and names of the text: (found here, all)."""
@@ -78,7 +86,7 @@ class Source:
         return found + sum(self._has(name) for name in named), len(wanted) + len(named)
 
     def _has(self, name: str) -> bool:
-        return any(part in self._words for part in _parts(name))
+        return any(part[: self._letters] in self._begin for part in _parts(name))
 
 
 def _parts(word: str) -> tuple[str, ...]:
