@@ -141,10 +141,6 @@ class GrammarMask:
         return True
 
 
-WORD = 8
-"""Tokens that a word has, at most; of a longer one the beginning counts."""
-
-
 class NoCopy:
     """Forbids the token with which a run of the answer would copy ``most`` units in a row of one of
     the sources, or ``first`` units from the answer's beginning on. Numbers may be copied, and so may
@@ -181,7 +177,6 @@ class NoCopy:
 
     def _banned(self, output: Sequence[int]) -> set[int]:
         banned: set[int] = set()
-        dressed: set[int] = set()
         if len(output) + 1 < min(self._most, self._first) // 2:
             return banned
         for source in self._sources:
@@ -196,24 +191,16 @@ class NoCopy:
                     run = self._decode(source[at - length : at + 1])
                     if self._too_long(run, most):
                         banned.add(source[at])
-                        dressed |= self._dressed(source[at : at + WORD])
-        return banned | (dressed - self._free)
+        stuck = {other for token in banned for other in self._without_space(token)}
+        return banned | (stuck - self._free)
 
-    def _dressed(self, tokens: Sequence[int]) -> set[int]:
-        """With what token the word that these begin with would come in another dress: stuck to the word
-        before it ("recognitionremote") or with another first letter ("in Nachgelagerten Aufgaben") it
-        would be the same copy."""
-        text = self._decode(tokens)
-        if not text[:1].isspace() or not text.strip():
-            return set()
-        word = text.split()[0]
-        forms = {word, word[:1].lower() + word[1:], word[:1].upper() + word[1:]}
-        found = [self._encode(f"{space}{form}") for form in forms for space in ("", " ")]
-        return {begun[0] for begun in found if begun and self._is_word(begun)}
-
-    def _is_word(self, tokens: Sequence[int]) -> bool:
-        """Whether the first of these tokens is a word, or enough of one to tell it from others."""
-        return len(tokens) == 1 or len(self._decode(tokens[:1]).strip()) > 2
+    def _without_space(self, token: int) -> list[int]:
+        """The token of the same word without the space before it: stuck to the word before it
+        ("recognitionremote") it would be the same copy."""
+        text = self._decode([token])
+        word = text.lstrip()
+        found = self._encode(word) if word and word != text else []
+        return found if len(found) == 1 else []
 
     @staticmethod
     def _too_long(run: str, most: int) -> bool:

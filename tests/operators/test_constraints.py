@@ -151,11 +151,11 @@ def test_the_end_of_an_ordinal_may_be_copied() -> None:
     assert torch.isfinite(mask.apply(torch.zeros(VOCAB), before)).all()
 
 
-def test_a_copy_may_not_go_on_without_its_space_or_with_another_first_letter() -> None:
-    """A tokenizer that has most words four times."""
+def test_a_copy_may_not_go_on_without_its_space() -> None:
+    """A tokenizer that has most words twice, with a space before them and without."""
 
     class Words(ToyTokenizer):
-        table = ("one", " two", " three", " four", " five", "five", " Five", "Five", " else")
+        table = ("one", " two", " three", " four", " five", "five", " else")
 
         def encode(self, text: str) -> list[int]:
             found = []
@@ -174,8 +174,6 @@ def test_a_copy_may_not_go_on_without_its_space_or_with_another_first_letter() -
     assert [w for w, ok in zip(words.table, torch.isfinite(allowed), strict=True) if not ok] == [
         " five",
         "five",
-        " Five",
-        "Five",
     ]
 
 
