@@ -36,7 +36,7 @@ READS_ENVIRONMENT = {
     "dev/demo": "starts the worker with a copy of it; variables override its plan",
     "lab/benchmarks/contender.py": "the same for a process of its own",
     "lab/chaos": "starts workers with a copy of it",
-    "lab/vllm_worker.py": "starts vLLM with a copy of it",
+    "lab/benchmarks/vllm_worker.py": "starts vLLM with a copy of it",
 }
 """Modules, or folders of them, under ``pipelines``."""
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from operators.events import Evidence, LedgerItem
 from operators.tasks.base import SeenSegment, StreamView
-from operators.tasks.grounding import Draft, Turn, fits
+from operators.tasks.grounding import Draft, Turn, fits, in_words
 from operators.tasks.selection import judged
 from operators.text import content, covered, is_question, overlap, units
 
@@ -20,8 +20,8 @@ TELLING = 3.0
 """Content a turn must have to be compared with items: a few short words are like anything."""
 RELATED, PAIRS = 0.4, 12
 """Share of content from which a turn is compared with an item, and how many are in one update."""
-LESS_RELATED, RARE = 0.33, 2
-"""Share that is enough where so many words that are not usual are in both, and the item is no task: in a
+LESS_RELATED, SHARED = 0.33, 2
+"""Share that is enough where both have so many words that are not usual, and the item is no task: in a
 few words about something like it a turn would settle a task."""
 OWN = 0.1
 """So much less is enough for a task if its owner speaks, in a turn that is no decision, task or question
@@ -30,13 +30,12 @@ UNWRITTEN = "turn "
 """Begins the name of a note that is yet to be written."""
 
 
+RareWords = Callable[[str], Set[str]]
+"""The words of a text that are not usual."""
 REPLIES = 2
 """So many segments of others behind a question may answer it."""
 RESUMED = 4
 """Words of the asker's next segment that end the wait for an answer."""
-
-
-Rare = Callable[[str], Set[str]]
 
 
 class Exchange(NamedTuple):
@@ -66,16 +65,16 @@ class Live(NamedTuple):
 
 
 def related(
-    turns: Sequence[Turn], items: Sequence[LedgerItem], rare: Rare
+    turns: Sequence[Turn], items: Sequence[LedgerItem], rare: RareWords
 ) -> list[tuple[LedgerItem, Turn]]:
     """Each turn with the open item that it is most about, if it shares enough with one and does not
-    just repeat it; the closest PAIRS of them. ``rare``: the words of a text that are not usual."""
+    just repeat it; the closest PAIRS of them."""
     live = [Live.of(i) for i in items if i.state == "open" and i.kind != "open_question"]
     return _closest(turns, live, rare)
 
 
 def within(
-    turns: Sequence[Turn], drafts: Sequence[Draft], rare: Rare
+    turns: Sequence[Turn], drafts: Sequence[Draft], rare: RareWords
 ) -> list[tuple[LedgerItem, Turn]]:
     """The same for notes of the update itself, and the turns behind theirs. Turns that are known to
     change or settle an item are left out."""
@@ -138,7 +137,7 @@ def name_of(draft: Draft) -> str:
 
 
 def _closest(
-    turns: Sequence[Turn], live: Sequence[Live], rare: Rare
+    turns: Sequence[Turn], live: Sequence[Live], rare: RareWords
 ) -> list[tuple[LedgerItem, Turn]]:
     found: list[tuple[float, LedgerItem, Turn]] = []
     for turn in turns:
@@ -163,7 +162,8 @@ def _closest(
     return [(item, turn) for _, item, turn in found[:PAIRS]]
 
 
-def _alike(turn: Turn, one: Live, rare: Rare) -> bool:
-    """Whether they have words in common that few texts have."""
+def _alike(turn: Turn, one: Live, rare: RareWords) -> bool:
+    """Whether they share words that few texts have. Short ones count for less, as in any content."""
     words = content(" ".join(rare(turn.said)), digits=False)
-    return one.item.kind != "action_item" and len(words.keys() & one.about.keys()) >= RARE
+    shared = sum(min(weight, one.about.get(unit, 0.0)) for unit, weight in words.items())
+    return one.item.kind != "action_item" and shared >= in_words(turn.said, SHARED)

@@ -19,7 +19,7 @@ from pipelines.lab.benchmarks.peer_result import Took
 from pipelines.lab.benchmarks.peer_vllm import ROUND, WARM, Vllm, eight_bits, version
 from pipelines.lab.benchmarks.peers import QUICK, _config
 from pipelines.lab.benchmarks.toy import ByteTokenizer
-from pipelines.lab.vllm_worker import VllmError, Worker
+from pipelines.lab.benchmarks.vllm_worker import VllmError, Worker
 
 STAND_IN = """
 import json, os, sys

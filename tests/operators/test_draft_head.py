@@ -18,6 +18,7 @@ from operators.config import OperatorConfig
 from operators.decoding.acceptance import TYPICAL, Costs, DraftControl
 from operators.decoding.constraints import Constraint
 from operators.decoding.draft_head import DraftHead, HeadDrafter
+from operators.decoding.draft_model import ModelDrafter
 from operators.decoding.drafters import Draft
 from operators.decoding.generation import Decoding, Generation
 from operators.errors import ConfigError, ModelError
@@ -74,8 +75,9 @@ def fitted(target: DecoderModel, met: Sequence[tuple[Tensor, list[int]]]) -> dic
 class Recording(DraftHead):
     """Notes what the head is given, by answer."""
 
-    def draft(self, wanted: Sequence[tuple[HeadDrafter, int]]) -> list[Draft]:  # type: ignore[override]
+    def draft(self, wanted: Sequence[tuple[ModelDrafter, int]]) -> list[Draft]:
         for drafter, _ in wanted:
+            assert isinstance(drafter, HeadDrafter)
             met = self.__dict__.setdefault("met", defaultdict(list))
             met[id(drafter)].append(
                 (drafter, torch.cat(drafter.features), drafter.tokens[-drafter.lag :])

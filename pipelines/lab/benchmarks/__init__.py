@@ -27,7 +27,7 @@ BENCHMARKS: dict[str, str] = {
     "gpu": "On a GPU: invariants, tokens per second of up to 256 streams, beside transformers.",
     "contention": "Tokens per second beside busy neighbours and under a quota, over the fair share.",
     "plain": "One stream, a token a forward, no drafts: our types of weights beside llama.cpp.",
-    "peers": "The whole job beside Hugging Face generate and llama.cpp (extra: peers).",
+    "peers": "The whole job beside llama.cpp, OpenVINO, vLLM and transformers (extra: peers).",
 }
 """Name → one line of help."""
 TAKES = {

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 
 from pipelines.lab.benchmarks.meeting_job import Job
 from pipelines.lab.benchmarks.peer_result import Took
-from pipelines.lab.vllm_worker import VllmError, Worker
+from pipelines.lab.benchmarks.vllm_worker import VllmError, Worker
 
 NGRAMS = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4}
 """The values of its documentation."""

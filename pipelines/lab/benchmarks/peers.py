@@ -37,7 +37,7 @@ from pipelines.lab.benchmarks.peer_result import Took
 from pipelines.lab.benchmarks.peer_served import served_sides
 from pipelines.lab.benchmarks.peer_transformers import LOOKUPS, Transformers
 from pipelines.lab.benchmarks.peer_vllm import Vllm, version
-from pipelines.lab.vllm_worker import VllmError
+from pipelines.lab.benchmarks.vllm_worker import VllmError
 
 MODEL = "qwen2.5-coder-0.5b"
 FOUR_BITS = "ours with int4 weights"

@@ -4,7 +4,7 @@ It wants other versions of some packages than we do, so it lies in a folder (``p
 that comes first in the ``PYTHONPATH`` of this process alone. In ours both would share one OpenMP
 library.
 
-    python -m pipelines.lab.vllm_worker OPTIONS
+    python -m pipelines.lab.benchmarks.vllm_worker OPTIONS
 
 loads a model with these options of vLLM (JSON), answers each line of JSON with one, and goes when its
 standard input ends.
