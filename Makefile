@@ -26,7 +26,7 @@ help: ## Show this list
 
 setup: $(VENV)/.ready ## Create .venv and install longstream into it
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt operators/model/rows.c
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
 	    f"longstream needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}: call make PYTHON=python3.12 …")'
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)

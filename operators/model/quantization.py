@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from operators.errors import ModelError
 from operators.model.network import Remake, Sources
+from operators.model.rows import from_product, to_bytes
 
 GROUP = 32
 """Input channels that share a scale and a zero in int4."""
@@ -40,8 +41,6 @@ INT8_CHUNK, CHUNK = 128, 2048
 FINE = ("o_proj.weight", "down_proj.weight")
 """Parameters whose inputs no norm has levelled: a few channels are far larger than the others, and eight
 bits with one scale lose these others."""
-REST = 254
-"""How many times finer the second eight bits are: what is left is half a step at most."""
 
 
 class Int8Linear(nn.Module):
@@ -99,22 +98,12 @@ class W8A8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` ``[tokens, in]`` → ``[tokens, out]``."""
-        scale = x.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-8).div_(127)
-        exact = x / scale
-        steps = exact.round()
-        if self.fine:
-            rest = exact.sub_(steps).mul_(REST).round_()
-            steps = torch.cat((steps, rest))  # one product of twice the rows reads the weights once
-        bytes_ = steps.add_(128).to(torch.uint8)  # 128 stands for 0
-        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+        bytes_, scale = to_bytes(x, fine=self.fine)
+        product: Tensor = torch.ops.onednn.qlinear_pointwise(
             bytes_, 1.0, 128, self.weight, self.scales, self.zeros, None, 1.0, 0, torch.float32,
             "none", [], "",
         )  # fmt: skip
-        if self.fine:
-            out, finer = out.chunk(2)
-            out = out.add_(finer, alpha=1 / REST)
-        out = out.mul_(scale)
-        return (out if self.bias is None else out.add_(self.bias)).to(x.dtype)
+        return from_product(product, scale, self.bias, x.dtype, fine=self.fine)
 
 
 def runs_w8a8(device: torch.device) -> bool:

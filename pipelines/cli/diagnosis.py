@@ -138,6 +138,22 @@ def _instructions(capability: str) -> Iterator[Finding]:
         )
     else:
         yield Finding("instructions", "ok", f"torch uses {capability}; processor has {has}")
+        yield from _compiled(flags)
+
+
+def _compiled(flags: set[str]) -> Iterator[Finding]:
+    """Whether weights w8a8 have their functions in C; silent where no worker takes such weights."""
+    from operators.model.rows import is_compiled
+
+    if is_compiled():
+        yield Finding("compiled", "ok", "functions for weights w8a8 are compiled")
+    elif flags & {"avx512_vnni", "avx_vnni"}:
+        yield Finding(
+            "compiled",
+            "warning",
+            "longstream was installed without a C compiler: weights w8a8 give the same texts, slower",
+            "apt-get install gcc libc6-dev && pip install --force-reinstall --no-deps longstream",
+        )
 
 
 def threads(settings: Settings) -> Iterator[Finding]:

@@ -68,6 +68,16 @@ def test_more_threads_than_the_container_may_use(monkeypatch: pytest.MonkeyPatch
     assert (found.status, found.mend) == ("warning", "export LONGSTREAM_THREADS=1")
 
 
+def test_what_was_installed_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("operators.model.rows._compiled", object())
+    assert of(diagnosis._compiled({"avx512_vnni"}))["compiled"].status == "ok"
+    monkeypatch.setattr("operators.model.rows._compiled", None)
+    found = of(diagnosis._compiled({"avx2", "avx512_vnni"}))["compiled"]
+    assert found.status == "warning"
+    assert "gcc" in found.mend
+    assert not of(diagnosis._compiled({"avx2"})), "no worker has such weights there"
+
+
 @pytest.mark.model
 def test_more_slots_than_memory() -> None:
     settings = Settings(model="smollm2-135m", operator=OperatorConfig(slots=10**6))
