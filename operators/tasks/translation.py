@@ -63,6 +63,8 @@ MAX_BEFORE = 8
 """Hypotheses of a piece that are kept for local agreement."""
 REPEAT = "or repeat it if there is nothing to translate"
 """Asked of a few words whose first translation was an answer or an invention ("Mm.")."""
+JOINS = "-.'’"
+"""What joins two parts of a name."""
 PASSED, NOISE = "same_language", "not_speech"
 _BRACKETS = regex.compile(
     r"\[[^\]]*\]|<[^>]*>|\((?:\s*\w+){0,3}\s*\)|\*(?:\s*\w+){0,3}\s*\*|♪[^♪]*♪"
@@ -93,11 +95,13 @@ class Clause:
 @dataclass(frozen=True)
 class _Wanted:
     """A text to be translated. ``opening``: tokens that its translation begins with; ``previous``: those
-    of an earlier translation behind them, a draft for this one."""
+    of an earlier translation behind them, a draft for this one; ``opening_ends_in_a_name``: perhaps in
+    the middle of one, in letters of the source where the target has others."""
 
     expected: checks.Expected
     opening: tuple[int, ...] = ()
     previous: tuple[int, ...] = ()
+    opening_ends_in_a_name: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class _Try:
     def mendable(self) -> bool:
         """Whether a second ask would differ: a form is not asked for behind what is committed."""
         drop_only = all(fault.drop for fault in self.faults)
-        return bool(self.faults) and not (drop_only and self.wanted.opening)
+        return bool(self.faults) and not (drop_only and self.wanted.opening_ends_in_a_name)
 
     def again(self) -> _Wanted:
         return dataclasses.replace(self.wanted, previous=tuple(self.answer.tokens))
@@ -188,9 +192,18 @@ class TranslationTask(Task):
             elif passes and not opening:
                 made[tag] = Clause(text, NOISE if noise else PASSED)
             else:
-                wanted.append(_Wanted(_expected(view, text, source_lang, tag), opening))
+                wanted.append(self._wanted(_expected(view, text, source_lang, tag), opening))
         made |= yield from self._translated(wanted)
         return {tag: made[tag] for tag in targets}
+
+    def _wanted(
+        self,
+        expected: checks.Expected,
+        opening: tuple[int, ...],
+        previous: tuple[int, ...] = (),
+    ) -> _Wanted:
+        ending = self.tools.tokenizer.decode(opening).rstrip(JOINS)[-1:]
+        return _Wanted(expected, opening, previous, checks.is_foreign(expected, ending))
 
     def _translated(self, wanted: Sequence[_Wanted]) -> Clauses:
         """The checked translations of what is ``wanted``, by language."""
@@ -258,7 +271,7 @@ class TranslationTask(Task):
         if self._policy.kind == ALIGNATT:
             watched = span_of(prompt, encode(text), encode(f" {text}"))
         left = any(fault.drop for fault in faults)
-        masked = left and not wanted.opening  # which may end inside a name
+        masked = left and not wanted.opening_ends_in_a_name
         prompt = [*prompt, *wanted.opening]
         room = self.tools.config.branch_tokens - len(prompt)
         most = TOKENS_PER_TOKEN * self._count(expected.source) + TOKENS_AT_LEAST
@@ -297,9 +310,9 @@ class TranslationTask(Task):
         done = len(held.clauses)
         pieces = self.cut(segment, segment.text)[done:]
         wanted = [
-            _Wanted(_expected(view, piece, source_lang, tag), held.opening, _draft(held))
+            self._wanted(_expected(view, piece, source_lang, tag), held.opening, _draft(held))
             if at == 0
-            else _Wanted(_expected(view, piece, source_lang, tag), (), ())
+            else _Wanted(_expected(view, piece, source_lang, tag))
             for at, piece in enumerate(pieces)
         ]
         if not wanted:
@@ -332,7 +345,18 @@ class TranslationTask(Task):
         alignment = (-1,) * len(last.wanted.opening) + tuple(last.answer.alignment)
         made = Hypothesis(pieces[-1], self._count(pieces[-1]), tokens, alignment)
         opening = committed(self._policy, before, made, self.tools.tokenizer.decode)
+        opening = self._without_words_left(last.wanted, opening, len(before.opening))
         return Held("", clauses, opening, (*before.before, tokens)[-MAX_BEFORE:])
+
+    def _without_words_left(
+        self, wanted: _Wanted, opening: tuple[int, ...], least: int
+    ) -> tuple[int, ...]:
+        """What may be committed, up to a word of the source that should not stand there: the final may
+        have another in its place."""
+        decode = self.tools.tokenizer.decode
+        while len(opening) > least and checks.words_left(wanted.expected, decode(opening)):
+            opening = opening[:-1]
+        return opening
 
     def _passed(self, segment: Segment, tag: str, held: Held) -> TranslationEvent:
         """A hypothesis that is in the target's language already."""

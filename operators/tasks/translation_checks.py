@@ -98,7 +98,7 @@ def faults(expected: Expected, output: str) -> list[Fault]:
             "terms_missing", _missing(applying(expected.terms, expected.source).values(), output)
         ),
     ]
-    left = [Fault("words_left", drop=found)] if (found := _left(expected, output)) else []
+    left = [Fault("words_left", drop=found)] if (found := words_left(expected, output)) else []
     return [Fault(kind) for kind in plain] + left + [fault for fault in kept if fault.keep]
 
 
@@ -152,7 +152,7 @@ def _without_names(expected: Expected, output: str) -> str:
     return output
 
 
-def _left(expected: Expected, output: str) -> tuple[str, ...]:
+def words_left(expected: Expected, output: str) -> tuple[str, ...]:
     """Words of the source that stand in an output of another script, as "boycott" in Chinese. What has a
     capital is a name and may, so may what is quoted, a single letter and what a full stop joins; of a
     source that is written without capitals nothing is told."""
@@ -164,6 +164,12 @@ def _left(expected: Expected, output: str) -> tuple[str, ...]:
     rest = _QUOTED.sub(" ", _IDENTIFIER.sub(" ", _ADDRESS.sub(" ", output)))
     found = languages.foreign(rest, source, target)
     return tuple(dict.fromkeys(word for word in found if word in said and _may_be_left(word)))
+
+
+def is_foreign(expected: Expected, text: str) -> bool:
+    """Whether a text has letters of the source where the target has others."""
+    source = expected.source_lang
+    return source is not None and bool(languages.foreign(text, source, expected.target_lang))
 
 
 def without_source_words(expected: Expected) -> Grammar:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from operators import languages
+from operators.commit import NOTHING_HELD, Held
 from operators.config import OperatorConfig
 from operators.decoding.constraints import Grammars
 from operators.errors import ConfigError
@@ -325,21 +326,43 @@ def test_words_that_were_left_are_flagged_or_mended_by_a_second_ask() -> None:
     assert (event.committed, event.degraded) == (mended, ())
 
 
-@pytest.mark.parametrize("opening", [(), (1, 2)])
-def test_behind_what_is_committed_no_form_is_asked_for(opening: tuple[int, ...]) -> None:
-    """It may end inside a name. A second ask would be the first again, so there is none."""
+@pytest.mark.parametrize(
+    ("opening", "inside"),
+    [("", False), ("他领导了", False), ("Harlem的 ", False), ("Har", True), ("Jean-", True)],
+)
+def test_inside_a_name_that_is_committed_no_form_is_asked_for(opening: str, inside: bool) -> None:
+    """A second ask would be the first again, so there is none."""
     task, tokenizer = translation.TranslationTask(), ToyTokenizer()
     task.tools = Tools(
         OperatorConfig(), Prompts(tokenizer, PROMPTS), tokenizer, ModelInfo("toy", "none")
     )
     expected = checks.Expected("Led a boycott.", "en", "zh")
-    wanted = translation._Wanted(expected, opening)
+    wanted = task._wanted(expected, tuple(tokenizer.encode(opening)))
     left = (checks.Fault("words_left", drop=("boycott",)),)
     lost = checks.Fault("numbers_missing", keep=("3",))
-    assert (task._ask(wanted, left).grammar is None) == bool(opening)
+    assert (task._ask(wanted, left).grammar is None) == inside
     made = translation._Try(wanted, Answer((), "", "stop", Usage()), "", left, ())
-    assert made.mendable == (not opening)
+    assert made.mendable == (not inside)
     assert dataclasses.replace(made, faults=(*left, lost)).mendable
+
+
+def test_a_word_that_should_not_stand_there_is_not_committed() -> None:
+    """A final can still have another in its place; what was committed before stays."""
+    task, tokenizer = translation.TranslationTask(), ToyTokenizer()
+    config = OperatorConfig(translation_policy="wait-1", translate_partials=True)
+    task.tools = Tools(config, Prompts(tokenizer, PROMPTS), tokenizer, ModelInfo("toy", "none"))
+    expected = checks.Expected("Hello everyone and all Ying knows", "en", "zh")
+
+    def committed(output: str, held: Held = NOTHING_HELD) -> str:
+        wanted = task._wanted(expected, held.opening)
+        answer = Answer(tuple(tokenizer.encode(output)), output, "stop", Usage())
+        made = translation._Try(wanted, answer, output, (), ())
+        return tokenizer.decode(task._after(held, [expected.source], [made]).opening)
+
+    assert committed("你好 Ying，大家") == "你好 Ying，大"
+    assert committed("你好 everyone，大家").strip() == "你好"
+    stands = Held(opening=tuple(tokenizer.encode("你好 everyone")))
+    assert committed("，大家", stands).startswith("你好 everyone")
 
 
 def test_an_ending_set_off_by_an_apostrophe_may_not_stay() -> None:
