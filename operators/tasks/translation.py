@@ -354,8 +354,11 @@ class TranslationTask(Task):
         """What may be committed, up to a word of the source that should not stand there: the final may
         have another in its place."""
         decode = self.tools.tokenizer.decode
-        while len(opening) > least and checks.words_left(wanted.expected, decode(opening)):
-            opening = opening[:-1]
+        text = decode(opening)
+        if left := checks.words_left(wanted.expected, text):
+            sure = min(text.find(word) for word in left)
+            while len(opening) > least and len(decode(opening)) > sure:
+                opening = opening[:-1]
         return opening
 
     def _passed(self, segment: Segment, tag: str, held: Held) -> TranslationEvent:
