@@ -279,7 +279,7 @@ def spoken(costs: Costs | None, **changes: object) -> tuple[list[object], list[E
     config = type(CONFIG).from_dict({**CONFIG.to_dict(), **changes})
     draft = toy_decoder(seed=7, layers=1) if changes.get("draft_model") else None
     operator = StreamOperator(toy_decoder(), config, clock=Clock(), draft=draft, costs=costs)
-    emissions = run(operator, [*speech("a", 6), *speech("b", 6)], shuffle=4)
+    emissions = run(operator, [*speech("a", 4), *speech("b", 4)], shuffle=4)
     return [ordered(events(emissions, name)) for name in "ab"], emissions
 
 
@@ -305,12 +305,12 @@ def test_what_was_learned_stays_with_its_stream_and_kind_of_answer() -> None:
         {**CONFIG.to_dict(), "drafter": "auto", "targets": ("fr", "de"), "branches": 1}
     )  # one branch: answers of a kind end in the order in which they were asked
     operator = StreamOperator(toy_decoder(), config, clock=Clock(), costs=FLAT)
-    run(operator, [*speech("a", 6)[:-1], *speech("b", 6)[:-1]], shuffle=4)
+    run(operator, [*speech("a", 4)[:-1], *speech("b", 4)[:-1]], shuffle=4)
     known = {name: operator._sessions[name].draft_controls for name in "ab"}
     for controls in known.values():
         assert controls.keys() >= {"summary", "translation:fr", "translation:de"}
     alone = StreamOperator(toy_decoder(), config, clock=Clock(), costs=FLAT)
-    run(alone, speech("a", 6)[:-1])
+    run(alone, speech("a", 4)[:-1])
     learned = alone._sessions["a"].draft_controls
     assert {task: c.memory for task, c in learned.items()} == {
         task: c.memory for task, c in known["a"].items()

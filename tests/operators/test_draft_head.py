@@ -262,9 +262,9 @@ def make(
 
 
 def texts(
-    operator: StreamOperator, names: str = "abc"
+    operator: StreamOperator, names: str = "ab"
 ) -> tuple[list[object], tuple[int, int, int]]:
-    emissions = run(operator, interleaved(names, 5), shuffle=2)
+    emissions = run(operator, interleaved(names, 4), shuffle=2)
     return [ordered(events(emissions, name)) for name in names], usage(emissions)
 
 
@@ -335,17 +335,17 @@ def test_its_cost_is_its_share_of_the_weights() -> None:
 
 @pytest.mark.usefixtures("device")
 def test_a_stream_goes_on_from_a_snapshot_with_or_without_a_head() -> None:
-    words, weights = speech("a", 14), learned()
+    words, weights = speech("a", 10), learned()
     first = make(weights)
     first.open("a")
-    for at, segment in enumerate(words[:8]):
+    for at, segment in enumerate(words[:6]):
         first.feed(segment, at)
     drain(first)
     snapshot, outcomes = first.snapshot("a"), []
     for each in (first, make(weights), make(None), make(tensors(toy_decoder(), seed=5))):
         if each is not first:
             each.open("a", snapshot=snapshot)
-        for at, segment in enumerate(words[8:], start=8):
+        for at, segment in enumerate(words[6:], start=6):
             each.feed(segment, at)
         outcomes.append(ordered(events(drain(each), "a")))
     assert all(outcome == outcomes[0] for outcome in outcomes)

@@ -247,7 +247,7 @@ def make(costs: Costs | None = None, **changes: object) -> StreamOperator:
 
 
 def texts(operator: StreamOperator, names: str = "a", shuffle: int = 0) -> list[object]:
-    words = [segment for name in names for segment in speech(name, 7)]
+    words = [segment for name in names for segment in speech(name, 4)]
     random.Random(shuffle).shuffle(order := [s.stream_id for s in words])
     queues = {name: iter([s for s in words if s.stream_id == name]) for name in names}
     return ordered(events(run(operator, [next(queues[n]) for n in order], shuffle), "a"))
@@ -274,16 +274,16 @@ def test_rejection_sampling_repeats_itself_whatever_the_load() -> None:
 
 @pytest.mark.usefixtures("device", "dtype")
 def test_a_restored_stream_draws_what_it_would_have_drawn() -> None:
-    words = speech("a", 16)
+    words = speech("a", 10)
     operator, other = make(), make()
     operator.open("a")
-    for at, segment in enumerate(words[:8]):
+    for at, segment in enumerate(words[:5]):
         operator.feed(segment, at)
     drain(operator)
     other.open("a", snapshot=operator.snapshot("a"))
     after = []
     for each in (operator, other):
-        for at, segment in enumerate(words[8:], start=8):
+        for at, segment in enumerate(words[5:], start=5):
             each.feed(segment, at)
         after.append(ordered(events(drain(each), "a")))
     assert after[0] == after[1]

@@ -52,7 +52,7 @@ def tokens(model: DecoderModel) -> list[int]:
 def test_streaming_attention_is_exact(
     model: DecoderModel, stock: PreTrainedModel, tokens: list[int], offset: int
 ) -> None:
-    sinks, text = tokens[:4], tokens[4:114]
+    sinks, text = tokens[:4], tokens[4:84]
     driver = Driver(model, LAYOUT)
     got = driver.feed(driver.stream(sinks, offset), text, random.Random(1))
     assert_same_logits(got, StreamReference(stock, sinks, window=40, offset=offset).ingest(text))
@@ -61,7 +61,7 @@ def test_streaming_attention_is_exact(
 def test_speculation_never_changes_the_text(
     model: DecoderModel, stock: PreTrainedModel, tokens: list[int]
 ) -> None:
-    sinks, text = tokens[:4], tokens[4:100]
+    sinks, text = tokens[:4], tokens[4:74]
     driver, reference = Driver(model, LAYOUT), StreamReference(stock, sinks, window=40)
     slot = driver.stream(sinks)
     driver.feed(slot, text, random.Random(2))

@@ -24,8 +24,8 @@ from tests.operators.test_stream_operator import CONFIG, Clock, drain, make, spe
 from tests.toy import toy_model
 
 ROOT = Path(__file__).parents[2]
-SPEECH = speech("a", 60)
-BEFORE, BETWEEN = SPEECH[:24], SPEECH[24:26]
+SPEECH = speech("a", 30)
+BEFORE, BETWEEN = SPEECH[:12], SPEECH[12:14]
 
 
 def feed(operator: StreamOperator, segments: list[Segment], ticket: int) -> list[Emission]:
@@ -71,7 +71,7 @@ def main() -> None:
     with toys(device=sys.argv[2], dtype=sys.argv[3]):
         operator = make()
     operator.open("a", snapshot=Path(sys.argv[1]).read_bytes())
-    after = feed(operator, SPEECH[24:], 24)
+    after = feed(operator, SPEECH[12:], 12)
     assert restored(after) == {"snapshot"}
     print(json.dumps(told(after)))
 
@@ -90,8 +90,8 @@ def test_a_new_process_goes_on_token_for_token(device: str, dtype: str, tmp_path
         check=False,
     )
     assert there.returncode == 0, there.stderr
-    here = told(feed(operator, SPEECH[24:], 24))
-    assert len(here) > 70  # translations into two languages, updates, the final revision
+    here = told(feed(operator, SPEECH[12:], 12))
+    assert len(here) > 30  # translations into two languages, updates, the final revision
     assert json.loads(there.stdout) == json.loads(json.dumps(here))
 
 
@@ -100,12 +100,12 @@ def test_what_was_said_after_the_snapshot_is_run_again_behind_it() -> None:
     """The state is newer than the snapshot by a few segments: still exact."""
     operator = until_quiet()
     snapshot = operator.snapshot("a")
-    state = feed(operator, BETWEEN, 24)[-1].state
+    state = feed(operator, BETWEEN, 12)[-1].state
     other = make()
     other.open("a", state, snapshot)
-    after = feed(other, SPEECH[26:], 26)
+    after = feed(other, SPEECH[14:], 14)
     assert restored(after) == {"snapshot"}
-    assert told(after) == told(feed(operator, SPEECH[26:], 26))
+    assert told(after) == told(feed(operator, SPEECH[14:], 14))
 
 
 @pytest.mark.usefixtures("device", "dtype")
@@ -126,7 +126,7 @@ def test_what_was_covered_after_the_snapshot_is_not_covered_again() -> None:
     operator, other = (make(update_interval_s=10.0) for _ in range(2))
     operator.open("a")
     feed(operator, BEFORE, 0)
-    session, said = operator._sessions["a"], 24
+    session, said = operator._sessions["a"], 12
     while not session.uncovered_tokens:
         feed(operator, SPEECH[said : said + 1], said)
         said += 1
@@ -144,20 +144,20 @@ def test_what_was_covered_after_the_snapshot_is_not_covered_again() -> None:
 def test_a_state_the_snapshot_does_not_reach_is_replayed_from_its_text() -> None:
     operator = until_quiet()
     snapshot = operator.snapshot("a")
-    far = feed(operator, SPEECH[24:50], 24)[-1].state
+    far = feed(operator, SPEECH[12:28], 12)[-1].state
     other = make()
     other.open("a", far, snapshot)
-    assert restored(feed(other, SPEECH[50:], 50)) == {"replay"}
+    assert restored(feed(other, SPEECH[28:], 28)) == {"replay"}
 
 
 def test_a_snapshot_newer_than_the_state_is_not_used() -> None:
     """It would hold words whose segments are going to be fed again."""
     operator = until_quiet()
     old: SessionState = drain_state(operator)
-    feed(operator, BETWEEN, 24)
+    feed(operator, BETWEEN, 12)
     other = make()
     other.open("a", old, operator.snapshot("a"))
-    assert restored(feed(other, SPEECH[24:], 24)) == {"replay"}
+    assert restored(feed(other, SPEECH[12:], 12)) == {"replay"}
 
 
 def drain_state(operator: StreamOperator) -> SessionState:
@@ -167,13 +167,13 @@ def drain_state(operator: StreamOperator) -> SessionState:
 def test_segments_already_taken_are_still_known() -> None:
     other = make()
     other.open("a", snapshot=a_snapshot())
-    (emission,) = feed(other, [BEFORE[5]], 24)
-    assert (emission.events, emission.done) == ([], [24])
+    (emission,) = feed(other, [BEFORE[5]], 12)
+    assert (emission.events, emission.done) == ([], [12])
 
 
 def test_a_busy_stream_has_no_snapshot() -> None:
     operator = until_quiet()
-    operator.feed(SPEECH[24], 24)
+    operator.feed(SPEECH[12], 12)
     with pytest.raises(CapacityError, match="step"):
         operator.snapshot("a")
 

@@ -25,8 +25,8 @@ from tests.operators.test_offload import MemoryStore, make
 from tests.operators.test_stream_operator import drain, speech
 
 ROOT = Path(__file__).parents[2]
-SPEECH = speech("a", 30)
-BEFORE = 16
+SPEECH = speech("a", 20)
+BEFORE = 10
 KINDS: dict[str, dict[str, object]] = {
     "draft model": {"draft": True},
     "sampling": {"temperature": 0.9, "top_p": 0.95, "sampling_seed": 3},

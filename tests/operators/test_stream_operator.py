@@ -132,8 +132,8 @@ def test_a_stream_alone_gives_what_it_gives_among_others() -> None:
     """Invariant 3, texts and coverage of every revision; fewer regions than answers wanted."""
     alone = {}
     for name in ("a", "b", "c", "d"):
-        alone[name] = ordered(events(run(make(), speech(name, 22)), name))
-    talks = {name: speech(name, 22) for name in alone}
+        alone[name] = ordered(events(run(make(), speech(name, 10)), name))
+    talks = {name: speech(name, 10) for name in alone}
     mixed, rng = [], random.Random(5)
     while any(talks.values()):
         name = rng.choice([n for n, left in talks.items() if left])
@@ -146,13 +146,13 @@ def test_a_stream_alone_gives_what_it_gives_among_others() -> None:
 @pytest.mark.usefixtures("device")
 def test_more_streams_than_slots_change_nothing() -> None:
     """Idle streams move to host memory and come back; the words stay the same."""
-    expected = {n: ordered(events(run(make(), speech(n, 14)), n)) for n in ("a", "b", "c")}
+    expected = {n: ordered(events(run(make(), speech(n, 8)), n)) for n in ("a", "b", "c")}
     operator = make(slots=1)
-    talks = {n: speech(n, 14) for n in expected}
+    talks = {n: speech(n, 8) for n in expected}
     emissions: list[Emission] = []
     for name in talks:
         operator.open(name)
-    for at in range(15):  # every stream in turn, and quiet in between
+    for at in range(9):  # every stream in turn, and quiet in between
         for talk in talks.values():
             operator.feed(talk[at], at)
             emissions += drain(operator)
@@ -164,7 +164,7 @@ def test_more_streams_than_slots_change_nothing() -> None:
 def test_drafting_changes_speed_only() -> None:
     texts = {}
     for drafter in ("none", "ngram", "suffix", "previous", "combined"):
-        texts[drafter] = ordered(events(run(make(drafter=drafter), speech("a", 25)), "a"))
+        texts[drafter] = ordered(events(run(make(drafter=drafter), speech("a", 10)), "a"))
     assert len({str(t) for t in texts.values()}) == 1
 
 
@@ -179,18 +179,18 @@ def test_tickets_come_back_once_and_in_feed_order() -> None:
 
 
 def test_revisions_count_up_without_gaps_and_the_last_is_final() -> None:
-    emissions = run(make(), speech("a", 30))
+    emissions = run(make(), speech("a", 16))
     found = summaries(emissions, "a")
     assert [s.revision for s in found] == list(range(1, len(found) + 1))
     assert len(found) >= 4
     assert found[-1].status == "final"
-    assert found[-1].covers.to_seq == 29
+    assert found[-1].covers.to_seq == 15
     french = [
         e
         for e in events(emissions, "a")
         if isinstance(e, TranslationEvent) and e.target_lang == "fr"
     ]
-    assert [e.unit_id for e in french if e.is_final] == [f"a-{i}" for i in range(30)]
+    assert [e.unit_id for e in french if e.is_final] == [f"a-{i}" for i in range(16)]
     assert [e.revision for e in french] == list(range(1, len(french) + 1)), "clauses count too"
 
 
@@ -296,7 +296,7 @@ def test_updates_that_never_succeed_stop_the_device_and_nothing_is_claimed() -> 
 @pytest.mark.usefixtures("device")
 def test_state_continues_in_a_new_operator_without_loss_or_repetition() -> None:
     """A crash between two emissions: what was not done is fed again, revisions go on."""
-    talk = speech("a", 40)
+    talk = speech("a", 24)
     first = make()
     first.open("a")
     before: list[Emission] = []
@@ -305,7 +305,7 @@ def test_state_continues_in_a_new_operator_without_loss_or_repetition() -> None:
     while len(summaries(before, "a")) < 3:
         before += first.step()
     state = before[-1].state
-    assert 0 < state.cursor < 40
+    assert 0 < state.cursor < 24
     second = make()
     second.open("a", state)
     for ticket in range(state.cursor + 1, len(talk)):
@@ -316,13 +316,13 @@ def test_state_continues_in_a_new_operator_without_loss_or_repetition() -> None:
     assert [t for m in before + after for t in m.done] == list(range(len(talk)))
     final = summaries(after, "a")[-1]
     assert final.kv.restored == "replay"
-    assert final.covers.to_seq == 39
+    assert final.covers.to_seq == 23
     units = [
         e.unit_id
         for e in events(before + after, "a")
         if isinstance(e, TranslationEvent) and e.target_lang == "de" and e.is_final
     ]
-    assert units == [f"a-{i}" for i in range(40)]
+    assert units == [f"a-{i}" for i in range(24)]
 
 
 def test_state_leaves_out_what_lies_behind_its_cursor() -> None:
@@ -447,15 +447,15 @@ def test_an_update_by_time_comes_after_a_crash_though_nobody_speaks() -> None:
 
 
 def test_nothing_grows_along_a_long_stream() -> None:
-    """Invariant 6 in small: every structure is as large after 400 segments as after 100."""
+    """Invariant 6 in small: every structure is as large after 200 segments as after 60."""
     operator = make(targets=[], branches=1, slots=1)
     operator.open("a")
     session = operator._sessions["a"]
     sizes = []
-    for ticket, segment in enumerate(speech("a", 400)[:-1]):
+    for ticket, segment in enumerate(speech("a", 200)[:-1]):
         operator.feed(segment, ticket)
         drain(operator)
-        if ticket in (100, 399):
+        if ticket in (60, 199):
             state = len(session.state().window)
             sizes.append((operator.cache.nbytes, len(session.index)))
             assert session.index.entries <= len(session.index.sizes) * CONFIG.window
