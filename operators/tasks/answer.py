@@ -3,7 +3,7 @@
 What is asked for by kind (what is new, decisions, open items) is read off the notes, without the
 model. A free question is first searched for in notes and window (:mod:`operators.tasks.retrieval`).
 What no passage says is refused; else the model sees the passages found, and nothing else. An answer with
-words or numbers that are in none of them is replaced by the best passage itself.
+words, names or numbers that are in none of them is replaced by the best passage itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from operators.tasks.base import (
     flags,
 )
 from operators.tasks.retrieval import Found, Passage, search
-from operators.text import numbers, script, similarity, support, units
+from operators.text import content, names_inside, numbers, script, similarity, support, units
 
 TASK = "answer"
 SKIPPED = Usage(finish_reason="skipped")
@@ -136,9 +136,9 @@ class AnswerTask(Task):
     ) -> AnswerEvent:
         """The model's words where the passages bear them out, else the best passage."""
         text = " ".join(answer.text.strip().split("\n")[0].split())
-        sources = [question.text, *(passage.line for passage in shown)]
+        lines = [passage.line for passage in shown]
         translated = self._language(view, question) is not None
-        quoted = not borne_out(text, sources, translated)
+        quoted = not borne_out(text, question.text, lines, translated)
         told = flags([answer])
         if quoted:
             told = ("quoted", *(flag for flag in told if flag == EMPTY))
@@ -234,12 +234,20 @@ def _time(item: LedgerItem) -> int:
     return max((time for time in times if time is not None), default=-1)
 
 
-def borne_out(text: str, sources: Sequence[str], translated: bool) -> bool:
-    """Whether an answer says nothing that its sources do not: its numbers, and most of its words, which
-    cannot be told of a ``translated`` one."""
-    if not units(text) or numbers(text) - numbers(" ".join(sources)):
+def borne_out(text: str, question: str, lines: Sequence[str], translated: bool) -> bool:
+    """Whether an answer says nothing that the passages' ``lines`` do not: no other number, no name that
+    the question alone has (no noun, where nouns have capitals), and few other words. Only numbers can be
+    told of a ``translated`` one."""
+    said = " ".join(lines)
+    if not units(text) or numbers(text) - numbers(said):
         return False
     if translated:
         return True
-    same = script(text) == script(" ".join(sources))
-    return same and support(text, sources) >= MIN_SUPPORT
+    known, used = content(said).keys(), units(text)
+    asked = [name for name in names_inside(question) if name.lower() in used]
+    if any(content(name).keys() - known for name in asked):
+        return False
+    return (
+        script(text) == script(f"{question} {said}")
+        and support(text, [question, said]) >= MIN_SUPPORT
+    )

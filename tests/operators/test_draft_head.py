@@ -261,9 +261,7 @@ def make(
     return StreamOperator(model, config, clock=Clock(), costs=costs, draft_head=head)
 
 
-def texts(
-    operator: StreamOperator, names: str = "ab"
-) -> tuple[list[object], tuple[int, int, int]]:
+def texts(operator: StreamOperator, names: str = "ab") -> tuple[list[object], tuple[int, int, int]]:
     emissions = run(operator, interleaved(names, 4), shuffle=2)
     return [ordered(events(emissions, name)) for name in names], usage(emissions)
 

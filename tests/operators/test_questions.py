@@ -235,14 +235,55 @@ def test_the_window_answers_before_any_note_was_taken() -> None:
 
 
 def test_an_answer_must_be_borne_out() -> None:
-    sources = ["When does the beta ship?", "The beta ships on Thursday the 14th."]
-    assert borne_out("It ships on Thursday.", sources, translated=False)
-    assert not borne_out("It ships on Thursday the 15th.", sources, translated=False)
-    assert not borne_out("Nobody has mentioned that.", sources, translated=False)
-    assert not borne_out("Нет.", sources, translated=False)
-    assert borne_out("Elle sort jeudi 14.", sources, translated=True)
-    assert not borne_out("Elle sort jeudi 15.", sources, translated=True)
-    assert not borne_out("...", sources, translated=False)
+    question, lines = "When does the beta ship?", ["The beta ships on Thursday the 14th."]
+    assert borne_out("It ships on Thursday.", question, lines, translated=False)
+    assert not borne_out("It ships on Thursday the 15th.", question, lines, translated=False)
+    assert not borne_out("Nobody has mentioned that.", question, lines, translated=False)
+    assert not borne_out("Нет.", question, lines, translated=False)
+    assert borne_out("Elle sort jeudi 14.", question, lines, translated=True)
+    assert not borne_out("Elle sort jeudi 15.", question, lines, translated=True)
+    assert not borne_out("...", question, lines, translated=False)
+
+
+@pytest.mark.parametrize(
+    ("question", "line", "answer", "stands"),
+    [
+        (
+            "How many units did the customer in Tampere order?",
+            "The customer in Halden ordered 640 units.",
+            "The customer in Tampere ordered 640 units.",
+            False,
+        ),
+        (
+            "Wie viele Stück hat der Kunde in Tampere bestellt?",
+            "Der Kunde in Halden hat 640 Stück bestellt.",
+            "Der Kunde in Tampere hat 640 Stück bestellt.",
+            False,
+        ),
+        (
+            "Wie viele Stück hat der Kunde in Halden bestellt?",
+            "Der Kunde in Halden hat 640 Stück bestellt.",
+            "Der Kunde in Halden hat 640 Stück bestellt.",
+            True,
+        ),
+        (
+            "Who was chosen as supplier by Ana's group?",
+            "Ana: we chose Novatek as our supplier.",
+            "Ana's group chose Novatek as supplier.",
+            True,
+        ),
+        (
+            "Does the beta ship on the 15th?",
+            "The beta ships on Thursday the 14th.",
+            "The beta ships on the 15th.",
+            False,
+        ),
+    ],
+)
+def test_what_only_the_question_says_is_no_answer(
+    question: str, line: str, answer: str, stands: bool
+) -> None:
+    assert borne_out(answer, question, [line], translated=False) == stands
 
 
 # --- from the notes --------------------------------------------------------------------------------
