@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, ValidationError
 
@@ -215,6 +215,7 @@ def test_any_event_validates_and_survives_the_codec(
     assert codec.decode_event(value) == event
 
 
+@settings(max_examples=50)  # a state is large: half a second each on a busy machine
 @given(values(SessionState).filter(lambda s: s.stream_id and s.format <= STATE_FORMAT))
 def test_any_state_validates_and_survives_the_codec(state: SessionState) -> None:
     value = codec.encode_state(state)
