@@ -42,7 +42,7 @@ demo: setup ## Three real meetings through Kafka, Faust and the model, on this s
 	    $(if $(PAGE),,--no-page)
 
 test: setup lint ## Lint, types and the fast tests (with a real Kafka where one can run)
-	@$(BIN)/pytest -m "not slow and not cuda" -n 3 --dist loadfile --no-loadscope-reorder --durations=10
+	@$(BIN)/pytest -m "not slow and not cuda" -n 4 --dist loadfile --no-loadscope-reorder --durations=10
 
 test-full: setup lint ## All tests, the long ones too
 	@$(BIN)/pytest
