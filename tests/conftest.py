@@ -36,9 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    torch.set_num_threads(
-        1
-    )  # a command that ran in this process may have set more, for all that follows
+    # A command that ran in this process may have set more, which makes all that follows slow.
+    torch.set_num_threads(1)
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip(f"no CUDA device: torch {torch.__version__} finds none on this machine")
 
