@@ -16,6 +16,7 @@ import pytest
 
 import longstream
 from operators.events import Event, ResultEvent, Segment
+from operators.model.rows import is_compiled
 from operators.stream_operator import StreamOperator
 from operators.tasks.base import Task
 from tests.engine import toy_decoder
@@ -86,6 +87,8 @@ def test_the_wheel_alone_is_enough(tmp_path: Path) -> None:
         "from operators.tasks.prompts import NAMES, packaged\n"
         "assert packaged().keys() >= {*NAMES, 'judge.de'}\n"
         "assert len(plan.meeting_files()) >= 3\n"
+        "from operators.model.rows import is_compiled\n"
+        f"assert is_compiled() == {is_compiled()}  # as here, by the same compiler\n"
         "assert len(plan.passage_files()) >= 3\n"
         "from pipelines.dev.broker.jvm import KAFKA_FOLDER\n"
         "assert (KAFKA_FOLDER / 'pom.xml').is_file()  # for longstream kafka\n"

@@ -5,11 +5,10 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__)
-#define EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define EVERY_PROCESSOR
+#if __GNUC__ < 11 || defined(__clang__) || !defined(__x86_64__) || !defined(__gnu_linux__)
+#error "not compiled: only GCC from 11 on makes it for several x86-64 processors, and torch's operators do the same"
 #endif
+#define EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 
 /* Added and taken away again it rounds a float below 2^22 to the nearest whole number, half to even. */
 static const float WHOLE = 12582912.0f;

@@ -1,7 +1,7 @@
 """Rows of activations to bytes and back, around a product of bytes.
 
-``rows.c`` does each in one pass. It is compiled when longstream is installed, if a C compiler is there;
-without it torch's operators give the same bits in a dozen passes.
+``rows.c`` does each in one pass. It is compiled when longstream is installed, if GCC 11 or newer is
+there (Linux on x86-64); without it torch's operators give the same bits in a dozen passes.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from operators.tasks.base import (
     flags,
 )
 from operators.tasks.retrieval import Found, Passage, search
-from operators.text import content, names_inside, numbers, script, similarity, support, units
+from operators.text import cased, content, names_inside, numbers, script, similarity, support, units
 
 TASK = "answer"
 SKIPPED = Usage(finish_reason="skipped")
@@ -236,18 +236,27 @@ def _time(item: LedgerItem) -> int:
 
 def borne_out(text: str, question: str, lines: Sequence[str], translated: bool) -> bool:
     """Whether an answer says nothing that the passages' ``lines`` do not: no other number, no name that
-    the question alone has (no noun, where nouns have capitals), and few other words. Only numbers can be
-    told of a ``translated`` one."""
+    the question alone has (no noun, where nouns have capitals; no long word, where nothing has), and few
+    other words. Only numbers can be told of a ``translated`` one."""
     said = " ".join(lines)
     if not units(text) or numbers(text) - numbers(said):
         return False
     if translated:
         return True
-    known, used = content(said).keys(), units(text)
-    asked = [name for name in names_inside(question) if name.lower() in used]
-    if any(content(name).keys() - known for name in asked):
+    asked = {unit for name in names_inside(question) for unit in content(name)}
+    asked |= {
+        unit
+        for unit, weight in content(question, digits=False).items()
+        if _may_be_a_name(unit, weight)
+    }
+    if asked & content(text).keys() - content(said).keys():
         return False
     return (
         script(text) == script(f"{question} {said}")
         and support(text, [question, said]) >= MIN_SUPPORT
     )
+
+
+def _may_be_a_name(unit: str, weight: float) -> bool:
+    """Whether a unit may be a name in a script without capitals: it is long, or a pair of characters."""
+    return weight == 1 and not cased(unit)

@@ -63,8 +63,6 @@ MAX_BEFORE = 8
 """Hypotheses of a piece that are kept for local agreement."""
 REPEAT = "or repeat it if there is nothing to translate"
 """Asked of a few words whose first translation was an answer or an invention ("Mm.")."""
-JOINS = "-.'’"
-"""What joins two parts of a name."""
 PASSED, NOISE = "same_language", "not_speech"
 _BRACKETS = regex.compile(
     r"\[[^\]]*\]|<[^>]*>|\((?:\s*\w+){0,3}\s*\)|\*(?:\s*\w+){0,3}\s*\*|♪[^♪]*♪"
@@ -202,8 +200,8 @@ class TranslationTask(Task):
         opening: tuple[int, ...],
         previous: tuple[int, ...] = (),
     ) -> _Wanted:
-        ending = self.tools.tokenizer.decode(opening).rstrip(JOINS)[-1:]
-        return _Wanted(expected, opening, previous, checks.is_foreign(expected, ending))
+        inside = checks.ends_in_a_name(expected, self.tools.tokenizer.decode(opening))
+        return _Wanted(expected, opening, previous, inside)
 
     def _translated(self, wanted: Sequence[_Wanted]) -> Clauses:
         """The checked translations of what is ``wanted``, by language."""

@@ -49,6 +49,7 @@ _QUOTE = regex.compile(r"[\"\p{Pi}„‚「『]")
 _QUOTED = regex.compile(rf"{_QUOTE.pattern}[^\"\p{{Pi}}„‚「『」』]+[\"\p{{Pi}}\p{{Pf}}」』]")
 """A text that stands in one pair of quotation marks. The apostrophe ’ may stand inside."""
 _APOSTROPHE = regex.compile("['’]")
+_JOINS = "-.'’"
 _HAN = regex.compile(r"\p{Han}")
 _SYLLABLE = regex.compile(r"[\p{Hiragana}\p{Katakana}\p{Hangul}]")
 _EDGE = ".,;:!?)]}»”\"'"
@@ -166,10 +167,13 @@ def words_left(expected: Expected, output: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for word in found if word in said and _may_be_left(word)))
 
 
-def is_foreign(expected: Expected, text: str) -> bool:
-    """Whether a text has letters of the source where the target has others."""
-    source = expected.source_lang
-    return source is not None and bool(languages.foreign(text, source, expected.target_lang))
+def ends_in_a_name(expected: Expected, text: str) -> bool:
+    """Whether a text ends, perhaps within it, with a word in letters of the source where the target has
+    others."""
+    if expected.source_lang is None:
+        return False
+    found = languages.foreign(text, expected.source_lang, expected.target_lang)
+    return bool(found) and text.rstrip(_JOINS).endswith(found[-1])
 
 
 def without_source_words(expected: Expected) -> Grammar:

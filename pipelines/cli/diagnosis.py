@@ -151,8 +151,9 @@ def _compiled(flags: set[str]) -> Iterator[Finding]:
         yield Finding(
             "compiled",
             "warning",
-            "longstream was installed without a C compiler: weights w8a8 give the same texts, slower",
-            "apt-get install gcc libc6-dev && pip install --force-reinstall --no-deps longstream",
+            "longstream was installed without GCC 11 or newer: weights w8a8 give the same texts, slower",
+            "apt-get install gcc libc6-dev && pip install --no-cache-dir --force-reinstall --no-deps"
+            " longstream",
         )
 
 

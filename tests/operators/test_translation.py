@@ -346,6 +346,23 @@ def test_inside_a_name_that_is_committed_no_form_is_asked_for(opening: str, insi
     assert dataclasses.replace(made, faults=(*left, lost)).mendable
 
 
+@pytest.mark.parametrize(
+    ("source_lang", "target_lang", "text", "inside"),
+    [
+        ("hi", "en", "He is called की", True),  # a vowel sign ends it
+        ("ar", "en", "He is called مُحَمَّدٌ", True),
+        ("en", "ar", "قال Anna", True),
+        ("en", "hi", "उसने Anna से", False),
+        ("zh", "ja", "彼は", False),  # the same letters
+        ("de", "en", "He is called Jan", False),
+    ],
+)
+def test_the_end_of_a_name_is_seen_in_any_script(
+    source_lang: str, target_lang: str, text: str, inside: bool
+) -> None:
+    assert checks.ends_in_a_name(checks.Expected("", source_lang, target_lang), text) == inside
+
+
 def test_a_word_that_should_not_stand_there_is_not_committed() -> None:
     """A final can still have another in its place; what was committed before stays."""
     task, tokenizer = translation.TranslationTask(), ToyTokenizer()
