@@ -23,6 +23,8 @@ _UNSPACED = re.compile(
 )
 """Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
 _NUMBER = re.compile(r"\d+(?:[.,:\u066b\u066c \u00a0\u202f]\d+)*")
+_NUMBER_OR_WORD = regex.compile(f"({_NUMBER.pattern})|{_WORD.pattern}")
+_SPELLED = regex.compile(r"(?<!\w)(?:\p{L}[._]){2,}\p{L}?(?![^\W_])")
 _TERMINAL = regex.compile(r"\p{Sentence_Terminal}")
 _STEM, _ENDING = 6, 2
 _FULL_WEIGHT = 4
@@ -155,6 +157,22 @@ def numbers(text: str) -> set[str]:
     return {ascii_digits(number) for number in found}
 
 
+def counted(text: str, reach: int) -> dict[str, set[str]]:
+    """Words, of scripts with spaces, with the last number before each occurrence, where it is at most
+    ``reach`` words away: what it counts, mostly."""
+    found: dict[str, set[str]] = {}
+    last, since = "", reach
+    for match in _NUMBER_OR_WORD.finditer(unicodedata.normalize("NFKC", text).lower()):
+        word = match[0]
+        if match[1]:
+            last, since = ascii_digits(word), 0
+            continue
+        since += 1
+        if since <= reach and not unspaced(word):
+            found.setdefault(word, set()).add(last)
+    return found
+
+
 def ascii_digits(number: str) -> str:
     """The digits of a number, of any script, as ASCII; whatever stands between them is left out."""
     return "".join(str(unicodedata.digit(char)) for char in number if char.isdigit())
@@ -166,6 +184,11 @@ def capitalised(sentence: str) -> list[str]:
     without capitals."""
     found = _WORD.findall(unicodedata.normalize("NFKC", sentence))[1:]
     return [name for word in found if _is_name(name := _bare(word))]
+
+
+def spelled(text: str) -> list[str]:
+    """What is spelled letter by letter, as words: "L_C_D_" and "L.C.D." are LCD."""
+    return [run.replace("_", "").replace(".", "") for run in _SPELLED.findall(text)]
 
 
 def names_inside(text: str) -> list[str]:

@@ -19,6 +19,7 @@ from operators.text import (
     capitalised,
     cased,
     content,
+    counted,
     covered,
     ends_sentence,
     is_question,
@@ -26,6 +27,7 @@ from operators.text import (
     names_inside,
     numbers,
     script,
+    spelled,
     support,
     units,
     unspaced,
@@ -46,8 +48,11 @@ TERSE, FIRST_COPY = 12, 5
 """Of a turn of at most TERSE units it may not copy FIRST_COPY from the beginning on: so other words are
 found for its verb rather than for its end, which a limit bends ("next Friday" for "on Friday")."""
 QUOTE_UNITS, QUOTE_WEIGHT = 18, 0.5
-"""A turn of at most so many units that is a question, has a number or a name or (in scripts without
-capitals) is so sure of its kind may stand for itself when its sentence fails a check twice."""
+"""A decision or task of at most so many units, and a topic or question of at most TERSE, may stand for
+itself when its sentence fails a check, if it is a question, has a number or a name or (in scripts
+without capitals) is so sure of its kind."""
+BOUND = 2
+"""So many words a word may stand behind the number that counts it ("6.8 million transactions")."""
 NOUNS = 0.2
 """Share of words with a capital from which capitals do not mark names. Spoken English, French, Spanish
 and Italian have at most 0.09 in any 40 lines, German 0.25 and more."""
@@ -174,7 +179,7 @@ class Known:
 def problem_of(draft: Draft, known: Known) -> str:
     """Why the draft's sentence cannot stand, or an empty string."""
     text, said = draft.text, draft.turn.said
-    sources = [draft.turn.line, *known.people, *known.terms, draft.owner or ""]
+    sources = [draft.turn.line, *spelled(said), *known.people, *known.terms, draft.owner or ""]
     if len(units(text)) < 2:
         return "empty"
     if _in_another_language(draft):
@@ -187,13 +192,15 @@ def problem_of(draft: Draft, known: Known) -> str:
     before = draft.turn.changes.text if draft.turn.changes is not None else ""
     if draft.kind != "topic" and numbers(said) - numbers(f"{text} {before}"):
         return "number_lost"
+    if _numbers_moved(text, said):
+        return "number_moved"
     if lost_names(draft):
         return "name_lost"
     if draft.translated:
         return ""
-    asked = draft.kind == "open_question" and is_question(said)
+    asked = draft.kind == "open_question" and not languages.may_ask_unmarked(text)
     if asked and not is_question(text):
-        return "no_question"
+        return "no_question"  # also where the turn has no mark: what is asked must not be stated
     if known.named and _names_added(draft, sources, dates):
         return "name_added"
     if support(text, sources) < MIN_SUPPORT:
@@ -206,14 +213,13 @@ def problem_of(draft: Draft, known: Known) -> str:
 
 
 def says_it_best(draft: Draft) -> bool:
-    """Whether the turn is a note as it is, in the language that is wanted: a short question, or a
-    decision or task (of whom it begins with) of fewer words than count as a copy; without a false
-    start."""
+    """Whether the turn is a note as it is, in the language that is wanted: a question, a decision or a
+    task (of whom it begins with) of fewer words than count as a copy; without a false start."""
     turn = draft.turn
     if (draft.wanted and (not turn.language or draft.translated)) or _stumbles(turn.said):
         return False
-    if draft.kind == "open_question":
-        return is_question(turn.said) and fits(turn.said, TERSE)
+    if draft.kind == "open_question" and not is_question(turn.said):
+        return False
     if draft.kind == "action_item" and not turn.said.startswith(draft.owner or " "):
         return False
     return draft.kind != "topic" and fits(turn.said, MAX_COPY - 1)
@@ -242,6 +248,19 @@ def _names_added(draft: Draft, sources: Sequence[str], dates: Mapping[str, int])
     return any(not content(name).keys() <= have for name in names)
 
 
+def _numbers_moved(text: str, said: str) -> bool:
+    """Whether a number of the sentence counts what another number of it counts in what was said: "7904
+    transactions" for "6.8 million transactions will be affected by 7904". A word that stands behind
+    several numbers of the sentence ("3 days to 5 days") tells nothing."""
+    told, heard = counted(text, 1), counted(said, BOUND)
+    every = numbers(text)
+    return any(
+        not counts & heard.get(word, counts) and heard[word] & (every - counts)
+        for word, counts in told.items()
+        if len(counts) == 1
+    )
+
+
 def _content_lost(draft: Draft, known: Known) -> bool:
     """Whether too little of the turn is left. Of short turns a share must be, of all of them something
     besides people's names."""
@@ -257,26 +276,30 @@ def _content_lost(draft: Draft, known: Known) -> bool:
 
 def checked(draft: Draft, refused: Counter[str]) -> bool:
     """Whether the draft may become a note. One whose sentence fails a check says what its turn says,
-    word for word, where that is short enough."""
+    word for word, where that is short enough or changes an item."""
     if draft.problem and not _says_what_is_new(draft):
         refused[draft.problem] += 1
         said = draft.turn.said
         sure = not cased(said) and draft.importance >= QUOTE_WEIGHT
         telling = numbers(said) or draft.turn.names or is_question(said) or sure
-        if is_long(said) or not telling:
+        few = QUOTE_UNITS if draft.kind in ("decision", "action_item") else TERSE
+        short = fits(said, few) or draft.turn.changes  # else the item would stand as it was
+        if not (short and telling):
             return False
         draft.text = said.strip()
     return bool(draft.text)
 
 
 def _says_what_is_new(draft: Draft) -> bool:
-    """Whether the sentence lost only names of the item that is now otherwise ("not on Tuesday")."""
+    """Whether the sentence lost only what the item was before ("… in Porto, not in Lisbon"): names of
+    the item with which the turn ends. What the turn is about stands before them."""
     turn = draft.turn
     if draft.problem != "name_lost" or turn.changes is None:
         return False
-    before = content(turn.changes.text).keys()
-    was = all(content(name).keys() <= before for name in lost_names(draft))
-    return was and support(turn.said, [draft.text, turn.speaker]) >= KEPT
+    lost, before = lost_names(draft), content(turn.changes.text).keys()
+    was = all(content(name).keys() <= before for name in lost)
+    last = turn.names[-len(lost) :] == lost
+    return was and last and support(turn.said, [draft.text, turn.speaker]) >= KEPT
 
 
 def _in_another_language(draft: Draft) -> bool:
@@ -297,9 +320,10 @@ def _in_another_language(draft: Draft) -> bool:
 
 
 def lost_names(draft: Draft) -> list[str]:
-    """The names of a short turn that its sentence does not have, if it is no translation."""
+    """The names of a turn that is short or changes an item, as far as its sentence, if it is no
+    translation, does not have them."""
     turn = draft.turn
-    if is_long(turn.said) or draft.translated:
+    if (is_long(turn.said) and turn.changes is None) or draft.translated:
         return []
     kept = content(" ".join((draft.text, draft.owner or "", turn.speaker))).keys()
     dates = languages.dates(turn.said, turn.language or ASKED_IN)

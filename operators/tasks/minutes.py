@@ -57,6 +57,7 @@ HINTS = {
     "date_added": "Name no day or month that is not in the turn.",
     "name_added": "Use no name that is not in the turn.",
     "number_lost": "Keep every number and date of the turn.",
+    "number_moved": "Leave every number with the word that it counts.",
     "unsupported": "Say nothing that is not in the turn.",
     "content_lost": "Keep the names and things that the turn is about.",
     "name_lost": "Use these words: {words}.",
@@ -65,7 +66,9 @@ HINTS = {
     "cut": "Write one short sentence.",
     "empty": "Write one sentence.",
 }
-"""What a second try is told, by what was wrong with the first."""
+"""What a second try is told, by what was wrong with the first; what asks is to ask from the first."""
+ONCE = ("unsupported", "content_lost", "copied")
+"""What is wrong with a topic and mostly stays wrong when it is written again."""
 WHAT: dict[ItemKind, str] = {
     "topic": "what was reported",
     "decision": "what was decided",
@@ -120,8 +123,6 @@ RARE = 0.05
 NOTE_TOKENS, DUE_TOKENS, OWNER_TOKENS = 48, 10, 8
 """At most. A note may have as many as its turn, within a quarter of a branch: languages differ in how
 many a sentence takes."""
-LINE = Grammar.regex(r"([^\n:：]{1,59}|[^\n:：]{60}[^\n]{0,340})\n?")
-"""One line that does not begin with a speaker's name and a colon."""
 
 
 @dataclass
@@ -166,7 +167,7 @@ class MinuteTaker:
             draft.wanted = wanted
             draft.text = draft.turn.said.strip() if says_it_best(draft) else ""
         yield from self._write([draft for draft in made.drafts if not draft.text], made, known)
-        yield from self._write([draft for draft in made.drafts if draft.problem], made, known)
+        yield from self._write([draft for draft in made.drafts if _again(draft)], made, known)
         made.drafts = [draft for draft in made.drafts if checked(draft, made.refused)]
         return made
 
@@ -238,7 +239,7 @@ class MinuteTaker:
         most, first = in_words(said, MAX_COPY), 0
         if fits(said, TERSE):
             first = 0 if fits(said, MAX_COPY - 1) else in_words(said, FIRST_COPY)
-        form = LINE if draft.owner is None else begins_with(draft.owner)
+        form = line(said, draft.owner)
         limits = {"grammar": form, "max_copy": most, "first_copy": first}
         limits |= {"sources": (said,), "free": known.people + known.terms}
         return self._text(
@@ -357,16 +358,27 @@ class MinuteTaker:
         return prompt[-(self._tools.config.branch_tokens - output) :]
 
 
+def _again(draft: Draft) -> bool:
+    """Whether the sentence is written once more."""
+    return bool(draft.problem) and not (draft.kind == "topic" and draft.problem in ONCE)
+
+
 def _hint(draft: Draft) -> str:
-    """What a second try is told, by what was wrong with the first; empty for a first one."""
-    words = ", ".join(lost_names(draft))
-    return HINTS.get(draft.problem, "").format(words=words, language=draft.language)
+    """What the writer is told beside the turn: by the kind of note, and by what was wrong before."""
+    asks = "no_question" if draft.kind == "open_question" else ""
+    told = " ".join(HINTS[why] for why in dict.fromkeys((asks, draft.problem)) if why in HINTS)
+    return told.format(words=", ".join(lost_names(draft)), language=draft.language)
 
 
-def begins_with(name: str) -> Grammar:
-    """One line that tells what the named person will do."""
-    literal = "".join(rf"\{char}" if char in string.punctuation else char for char in name)
-    return Grammar.regex(rf"{literal}[^\n:：]{{2,300}}\n?")
+def line(said: str, owner: str | None = None) -> Grammar:
+    """The form of a note: one line, which tells what the ``owner`` will do and begins with the name, or
+    else begins with no name and colon. It joins no words by an underscore, unless the turn has one: that
+    makes a copy look like other words ("four or_five years")."""
+    no = r"\n" if "_" in said else r"\n_"
+    if owner is None:
+        return Grammar.regex(rf"([^{no}:：]{{1,59}}|[^{no}:：]{{60}}[^{no}]{{0,340}})\n?")
+    literal = "".join(rf"\{char}" if char in string.punctuation else char for char in owner)
+    return Grammar.regex(rf"{literal}[^{no}:：]{{2,300}}\n?")
 
 
 class Names:

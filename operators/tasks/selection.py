@@ -46,7 +46,8 @@ COMMONEST = 5000
 
 def select(turns: Sequence[Turn]) -> list[Draft]:
     """The weightiest turns as drafts, in order of the transcript; what changes an item is always among
-    them. Of the topics those with numbers come first: they are what people look up."""
+    them. Of the topics come first those with numbers, which are what people look up, and those that are
+    rather a decision or a task."""
     found: list[Draft] = []
     changed: list[Draft] = []
     for turn in turns:
@@ -62,12 +63,17 @@ def select(turns: Sequence[Turn]) -> list[Draft]:
     most = NOTES + sum(turn.tokens for turn in turns) // TOKENS_PER_NOTE
     topics = [d for d in found if d.kind == "topic"]
     others = [d for d in found if d.kind != "topic"]
-    topics.sort(key=lambda d: (not numbers(d.turn.said), -d.importance))
+    topics.sort(key=lambda d: (not (numbers(d.turn.said) or _settling(d.turn)), -d.importance))
     others.sort(key=lambda d: -d.importance)
     certain = sum(d.importance >= CERTAIN for d in others)
     taken = [*changed, *others[: max(most, certain)], *topics[: max(1, most // 2)]]
     kept = {id(d.turn): d for d in taken}
     return [kept[id(turn)] for turn in turns if id(turn) in kept]
+
+
+def _settling(turn: Turn) -> bool:
+    """Whether it is rather a decision or a task than information, if of neither surely."""
+    return bool(turn.weights) and max(turn.weights[2:4]) > turn.weights[1]
 
 
 def judged(turn: Turn) -> tuple[ItemKind | None, float]:

@@ -80,6 +80,7 @@ def test_precision_finds_numbers_and_names_in_the_source() -> None:
     source = Source(["The supplier in Lisbon wants 4 percent", "Ana"])
     assert source.precision("They say Lisbon and Porto want 4 or 90 percent") == (2, 4)
     assert source.precision("We heard Ana's plan") == (1, 1)
+    assert Source(["An L_C_D_ screen."]).precision("They want an LCD or a CRT screen.") == (1, 2)
 
 
 def test_evidence_is_valid_when_it_had_been_said() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,7 +35,7 @@ from operators.tasks.grounding import (
     problem_of,
 )
 from operators.tasks.minutes import CHANGES as CHANGED_BY
-from operators.tasks.minutes import OWNER_TOKENS, YES_NO, Minutes, MinuteTaker, items_of
+from operators.tasks.minutes import OWNER_TOKENS, YES_NO, Minutes, MinuteTaker, items_of, line
 from operators.tasks.prompts import Prompts
 from operators.tasks.relations import draft_item, exchanges, related
 from operators.tasks.retrieval import search
@@ -466,6 +467,53 @@ def test_a_sentence_that_lost_a_name_is_asked_again_with_it() -> None:
     event = run(view([said]), answer)
     assert hints == [False, True]
     assert [item.text for item in event.items] == ["The Sirocco endurance test ran for 91 hours."]
+
+
+@pytest.mark.parametrize(
+    ("letter", "note", "asks"),
+    [
+        ("B", "Somebody sang a song about the moon.", 1),  # again it would be as wrong
+        ("B", "The test in the hall ran for 91 hours, or 92.", 2),
+        ("C", "Somebody sang a song about the moon.", 2),
+    ],
+)
+def test_a_topic_that_its_turn_does_not_bear_out_is_written_once(
+    letter: str, note: str, asks: int
+) -> None:
+    said = "The long test in the hall, which nobody had ordered, ran for 91 hours this time."
+    answer, prompts = scripted({said: letter}, {said: note}), []
+
+    def counting(prompt: str, ask: Ask) -> Answer:
+        prompts.append('without "I"' in prompt)
+        return answer(prompt, ask)
+
+    run(view([said]), counting)
+    assert sum(prompts) == asks
+
+
+def test_a_question_is_asked_for_as_one_from_the_first() -> None:
+    said = "Could you tell us which numbers you have used for the three years of this plan?"
+    answer, hints = scripted({said: "E"}, {said: "Which numbers were used for the plan?"}), []
+
+    def looking(prompt: str, ask: Ask) -> Answer:
+        if 'without "I"' in prompt:
+            hints.append("Write it as a question." in prompt)
+        return answer(prompt, ask)
+
+    event = run(view([said]), looking)
+    assert hints == [True]
+    assert [item.text for item in event.items] == ["Which numbers were used for the plan?"]
+
+
+@pytest.mark.parametrize("owner", [None, "Ben"])
+def test_a_note_joins_words_by_an_underscore_only_where_its_turn_does(owner: str | None) -> None:
+    """ "four or_five years" passed for a word of its own."""
+    for said, allowed in (("for four or five years", False), ("he calls max_copy now", True)):
+        form = line(said, owner).text
+        assert re.fullmatch(form, f"{owner or 'He'} calls max copy in four or five years.")
+        assert bool(re.fullmatch(form, f"{owner or 'He'} calls max_copy.")) == allowed
+        late = f"{owner or 'He'} calls it in the four or five years that are before us, or_five."
+        assert bool(re.fullmatch(form, late)) == allowed
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@
 
 A number is found when the source has its digits. A name is a word with a capital letter that no
 sentence begins with, or with a capital or digit inside; it is found when the source or a speaker's
-name has it. Where capitals mark all nouns, as in German, a word with the same first letters is enough,
-since nouns have endings. In scripts without capitals only numbers and foreign names in them are looked
-at.
+name has it, or has it letter by letter ("L_C_D_"). Where capitals mark all nouns, as in German, a word
+with the same first letters is enough, since nouns have endings. In scripts without capitals only
+numbers and foreign names in them are looked at.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import regex
 
+from operators.text import spelled
 from pipelines.lab.eval.meetings import Meeting
 from pipelines.lab.eval.words import content, normal, number_forms, numbers, sentences, words
 
@@ -74,7 +75,8 @@ class Source:
         whole = "\n".join(texts)
         self._digits = number_forms(whole)
         said = words(whole)
-        self._words = {part for word in words(normal(whole)) for part in _parts(word)}
+        heard = [normal(whole), *map(normal, spelled(whole))]
+        self._words = {part for text in heard for word in words(text) for part in _parts(word)}
         self._letters = STEM if len(names(whole)) >= NOUNS * len(said) > 0 else None
         self._begin = {word[: self._letters] for word in self._words}
 
