@@ -3,7 +3,8 @@
 What is asked for by kind (what is new, decisions, open items) is read off the notes, without the
 model. A free question is first searched for in notes and window (:mod:`operators.tasks.retrieval`).
 What no passage says is refused; else the model sees the passages found, and nothing else. An answer with
-words, names or numbers that are in none of them is replaced by the best passage itself.
+words, names or numbers that are in none of them is replaced by the best passage itself; one with what a
+note said before it was changed, by the note of today.
 """
 
 from __future__ import annotations
@@ -138,13 +139,13 @@ class AnswerTask(Task):
         text = " ".join(answer.text.strip().split("\n")[0].split())
         lines = [passage.line for passage in shown]
         translated = self._language(view, question) is not None
-        quoted = not borne_out(text, question.text, lines, translated)
+        used = sorted(shown, key=lambda p: -similarity(p.line, text))[:3]
+        quoted = shown[0] if not borne_out(text, question.text, lines, translated) else None
+        quoted = quoted or _changed(view, text, used[0])
         told = flags([answer])
-        if quoted:
+        if quoted is not None:
             told = ("quoted", *(flag for flag in told if flag == EMPTY))
-            text, used = shown[0].line, shown[:1]
-        else:
-            used = sorted(shown, key=lambda p: -similarity(p.line, text))[:3]
+            text, used = quoted.line, [quoted]
         return self._event(
             view,
             question,
@@ -255,6 +256,40 @@ def borne_out(text: str, question: str, lines: Sequence[str], translated: bool) 
         script(text) == script(f"{question} {said}")
         and support(text, [question, said]) >= MIN_SUPPORT
     )
+
+
+def _changed(view: StreamView, text: str, of: Passage) -> Passage | None:
+    """The note of today, where the answer ``text``, which is about the passage ``of``, has what the note
+    said before and nothing of what it says since."""
+    items = {item.id: item for item in (*view.ledger.archived, *view.ledger.items)}
+    for note in passages_of(view):
+        if note.item is None:
+            continue
+        before: list[LedgerItem] = []
+        item = items.get(note.item.supersedes or "")
+        while item is not None and item not in before:
+            before.append(item)
+            item = items.get(item.supersedes or "")
+        where = {place for item in before for place in item.evidence}
+        if of.item == note.item or where & set(of.evidence):
+            former = " ".join(item.text for item in before)
+            if is_outdated(text, note.item.text, former):
+                return note
+    return None
+
+
+def is_outdated(text: str, note: str, former: str) -> bool:
+    """Whether a text has a number, or a name, of a note's former words, and none that only its words of
+    today have: "by May 21", where that is "by May 28, not May 21" now."""
+    for of in (numbers, _names):
+        told, today, before = of(text), of(note), of(former)
+        if told & before and today - before and not told & (today - before):
+            return True
+    return False
+
+
+def _names(text: str) -> set[str]:
+    return {name.casefold() for name in names_inside(text)}
 
 
 def _may_be_a_name(unit: str, weight: float) -> bool:

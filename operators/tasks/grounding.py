@@ -51,8 +51,13 @@ QUOTE_UNITS, QUOTE_WEIGHT = 18, 0.5
 """A decision or task of at most so many units, and a topic or question of at most TERSE, may stand for
 itself when its sentence fails a check, if it is a question, has a number or a name or (in scripts
 without capitals) is so sure of its kind."""
+CHANGE_UNITS = 25
+"""The same of one that changes an item, which else would stand as it was."""
 BOUND = 2
 """So many words a word may stand behind the number that counts it ("6.8 million transactions")."""
+SPELLED, BEGINNING = 8, 5
+"""Letters a word must have to be looked at as misspelled, and among which the wrong one must be: behind
+them words have endings, and two spellings ("labelling", "labeling")."""
 NOUNS = 0.2
 """Share of words with a capital from which capitals do not mark names. Spoken English, French, Spanish
 and Italian have at most 0.09 in any 40 lines, German 0.25 and more."""
@@ -198,6 +203,8 @@ def problem_of(draft: Draft, known: Known) -> str:
         return "name_lost"
     if draft.translated:
         return ""
+    if misspelled(text, sources):
+        return "misspelled"
     asked = draft.kind == "open_question" and not languages.may_ask_unmarked(text)
     if asked and not is_question(text):
         return "no_question"  # also where the turn has no mark: what is asked must not be stated
@@ -261,6 +268,25 @@ def _numbers_moved(text: str, said: str) -> bool:
     )
 
 
+def misspelled(text: str, sources: Sequence[str]) -> list[str]:
+    """Long words of the sources that the sentence has but for a letter near their beginning
+    ("Speachmodelle"): so a model evades the limit on copies. In scripts with capitals, where no word
+    begins with an article or a preposition of one letter."""
+    heard = {word for word in words(" ".join(sources)) if len(word) >= SPELLED}
+    told = {word for word in words(text) if len(word) >= SPELLED and cased(word)} - heard
+    return sorted(other for other in heard if any(_off_by_one(word, other) for word in told))
+
+
+def _off_by_one(word: str, other: str) -> bool:
+    """Whether one letter in the first BEGINNING is another, missing or one too many."""
+    if abs(len(word) - len(other)) > 1:
+        return False
+    pairs = enumerate(zip(word, other, strict=False))
+    at = next((at for at, (a, b) in pairs if a != b), BEGINNING)
+    more, less = len(word) > len(other), len(word) < len(other)
+    return at < BEGINNING and word[at + (not less) :] == other[at + (not more) :]
+
+
 def _content_lost(draft: Draft, known: Known) -> bool:
     """Whether too little of the turn is left. Of short turns a share must be, of all of them something
     besides people's names."""
@@ -276,15 +302,15 @@ def _content_lost(draft: Draft, known: Known) -> bool:
 
 def checked(draft: Draft, refused: Counter[str]) -> bool:
     """Whether the draft may become a note. One whose sentence fails a check says what its turn says,
-    word for word, where that is short enough or changes an item."""
+    word for word, where that is short enough."""
     if draft.problem and not _says_what_is_new(draft):
         refused[draft.problem] += 1
         said = draft.turn.said
         sure = not cased(said) and draft.importance >= QUOTE_WEIGHT
         telling = numbers(said) or draft.turn.names or is_question(said) or sure
         few = QUOTE_UNITS if draft.kind in ("decision", "action_item") else TERSE
-        short = fits(said, few) or draft.turn.changes  # else the item would stand as it was
-        if not (short and telling):
+        few = few if draft.turn.changes is None else CHANGE_UNITS
+        if not (telling and fits(said, few)):
             return False
         draft.text = said.strip()
     return bool(draft.text)

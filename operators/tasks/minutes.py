@@ -36,6 +36,7 @@ from operators.tasks.grounding import (
     fits,
     in_words,
     lost_names,
+    misspelled,
     problem_of,
     says_it_best,
 )
@@ -61,6 +62,7 @@ HINTS = {
     "unsupported": "Say nothing that is not in the turn.",
     "content_lost": "Keep the names and things that the turn is about.",
     "name_lost": "Use these words: {words}.",
+    "misspelled": "Spell these words right: {words}.",
     "other_language": "Write in {language}.",
     "no_question": "Write it as a question.",
     "cut": "Write one short sentence.",
@@ -241,7 +243,11 @@ class MinuteTaker:
             first = 0 if fits(said, MAX_COPY - 1) else in_words(said, FIRST_COPY)
         form = line(said, draft.owner)
         limits = {"grammar": form, "max_copy": most, "first_copy": first}
-        limits |= {"sources": (said,), "free": known.people + known.terms}
+        spelled = misspelled(
+            draft.text, [said]
+        )  # these may be copied now, as they have no other form
+        forms = (form for word in spelled for form in (word, word.capitalize()))
+        limits |= {"sources": (said,), "free": (*known.people, *known.terms, *forms)}
         return self._text(
             "note",
             max(NOTE_TOKENS, min(draft.turn.tokens, self._tools.config.branch_tokens // 4)),
@@ -367,7 +373,8 @@ def _hint(draft: Draft) -> str:
     """What the writer is told beside the turn: by the kind of note, and by what was wrong before."""
     asks = "no_question" if draft.kind == "open_question" else ""
     told = " ".join(HINTS[why] for why in dict.fromkeys((asks, draft.problem)) if why in HINTS)
-    return told.format(words=", ".join(lost_names(draft)), language=draft.language)
+    spelled = misspelled(draft.text, [draft.turn.said])
+    return told.format(words=", ".join(lost_names(draft) or spelled), language=draft.language)
 
 
 def line(said: str, owner: str | None = None) -> Grammar:

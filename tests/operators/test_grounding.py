@@ -80,6 +80,25 @@ def test_a_number_counts_what_it_counted(said: str, note: str, moved: bool) -> N
 
 
 @pytest.mark.parametrize(
+    ("said", "note", "wrong"),
+    [
+        ("Wir untersuchen die Sprachmodelle.", "Speachmodelle werden untersucht.", True),
+        ("Das ist gut abgedeckt worden.", "Es ist gut abbgedeckt worden.", True),
+        ("The supplier is Shangbin now.", "The supplier is Schangbin now.", True),
+        ("We fix the labelling of the box.", "The labeling of the box is fixed.", False),
+        ("Wir werden das Formular einreichen.", "Das Formular ist einzureichen.", False),
+        ("The strategy is good for firms.", "A strategic plan is good for firms.", False),
+        ("نراجع المشروع اليوم هنا.", "نراجع والمشروع اليوم هنا.", False),  # "and" is a prefix
+    ],
+)
+def test_a_word_of_the_turn_is_spelled_as_there(said: str, note: str, wrong: bool) -> None:
+    """The limit on copies made the model write the next best letters of a word."""
+    long = f"{said} {' '.join('abcdefghijklmnopqrs')}"  # a short turn's names are checked before
+    draft = Draft(Turn("Ana", long, 30, []), "topic", 0.8, note)
+    assert (problem_of(draft, ANA) == "misspelled") == wrong
+
+
+@pytest.mark.parametrize(
     ("said", "note", "stands"),
     [
         (
@@ -111,11 +130,16 @@ def test_only_what_was_before_may_be_left_out_of_a_change(
     assert (draft.text == note) == stands
 
 
-@pytest.mark.parametrize(("kind", "most"), [("decision", 18), ("topic", 12)])
-def test_how_long_a_turn_may_be_to_stand_for_itself(kind: Any, most: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "changes", "most"),
+    [("decision", False, 18), ("topic", False, 12), ("topic", True, 25)],
+)
+def test_how_long_a_turn_may_be_to_stand_for_itself(kind: Any, changes: bool, most: int) -> None:
+    was = LedgerItem(id="1", kind=kind, text="Rita came in 2026.") if changes else None
     for count in (most, most + 1):
         said = " ".join(["Rita", *("word" for _ in range(count - 3)), "in", "2027"]) + "."
-        draft = Draft(Turn("Ana", said, 30, []), kind, 0.9, "Nothing.", problem="unsupported")
+        turn = Turn("Ana", said, 30, [], changes=was)
+        draft = Draft(turn, kind, 0.9, "Nothing.", problem="unsupported")
         assert checked(draft, Counter()) == (count == most)
 
 

@@ -505,6 +505,27 @@ def test_a_question_is_asked_for_as_one_from_the_first() -> None:
     assert [item.text for item in event.items] == ["Which numbers were used for the plan?"]
 
 
+def test_a_misspelled_word_may_be_copied_the_second_time() -> None:
+    """The limit on copies had left nothing but "Speachmodelle"."""
+    said = (
+        "Wir wollen nun mit euch im Haus die Sprachmodelle, "
+        "wie sie im Mai so da sind, bald neu und gut untersuchen."
+    )
+    wrong = "Bald neu untersucht werden die Speachmodelle vom Mai."
+    free, hints = [], []
+
+    def answer(prompt: str, ask: Ask) -> Answer:
+        if 'without "I"' not in prompt:
+            return scripted({said: "B"})(prompt, ask)
+        free.append("Sprachmodelle" in ask.free)
+        hints.append("Spell these words right: sprachmodelle." in prompt)
+        return text(wrong.replace("Spe", "Spr") if hints[-1] else wrong)
+
+    event = run(view([said]), answer)
+    assert free == hints == [False, True]
+    assert [item.text for item in event.items] == [wrong.replace("Spe", "Spr")]
+
+
 @pytest.mark.parametrize("owner", [None, "Ben"])
 def test_a_note_joins_words_by_an_underscore_only_where_its_turn_does(owner: str | None) -> None:
     """ "four or_five years" passed for a word of its own."""

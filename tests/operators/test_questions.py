@@ -13,7 +13,7 @@ from operators.errors import SegmentError
 from operators.events import AnswerEvent, Evidence, LedgerItem, Question, Segment, StreamSettings
 from operators.state import SessionState
 from operators.stream_operator import StreamOperator
-from operators.tasks.answer import borne_out, chosen
+from operators.tasks.answer import borne_out, chosen, is_outdated
 from operators.tasks.retrieval import Passage, search
 from pipelines.lab.eval import plants
 from pipelines.lab.eval.meetings import read_meetings
@@ -77,6 +77,47 @@ def question(name: str = "q", **fields: Any) -> Question:
 
 
 # --- found, or refused by evidence ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "note", "former", "outdated"),
+    [
+        ("Ana files it by May 21.", "By May 28, not May 21.", "Ana files it by May 21.", True),
+        ("Ana files it by May 28.", "By May 28, not May 21.", "Ana files it by May 21.", False),
+        ("Ana files it.", "By May 28, not May 21.", "Ana files it by May 21.", False),
+        ("It runs in Lisbon.", "It runs in Porto, not in Lisbon.", "It runs in Lisbon.", True),
+        ("In Porto, not in Lisbon.", "It runs in Porto, not in Lisbon.", "It is in Lisbon.", False),
+        ("他在21日交表。", "他在28日交表，不是21日。", "他在21日交表。", True),
+        ("يقدمها قبل ٢١ مايو.", "يقدمها قبل ٢٨ مايو.", "يقدمها قبل ٢١ مايو.", True),
+    ],
+)
+def test_what_a_note_said_before_is_no_answer(
+    text: str, note: str, former: str, outdated: bool
+) -> None:
+    assert is_outdated(text, note, former) == outdated
+
+
+def test_an_answer_with_what_a_note_said_before_gives_way_to_the_note() -> None:
+    """The model read "by May 28, not May 21" and answered with the 21st."""
+    old = noted(1, "action_item", "Mireille files the form by May 21.", state="superseded")
+    other = noted(2, "action_item", "Priya sends the contract by May 21.")
+    new = noted(3, "action_item", "Mireille files the form by May 28, not May 21.", supersedes="i1")
+    answers = {
+        "By when does Mireille file the form?": "Mireille files the form by May 21.",
+        "By when does Priya send the contract?": "Priya sends the contract by May 21.",
+    }
+
+    def script(prompt: str) -> str:
+        return next(answer for asked, answer in answers.items() if asked in prompt) + "\n"
+
+    operator = StreamOperator(Scripted(script), CONFIG)
+    operator.open("a", SessionState(stream_id="a", items=(old, other, new), next_item=4))
+    first, second = ask(
+        operator, *(question(str(n), text=asked) for n, asked in enumerate(answers))
+    )
+    assert (first.text, first.items) == (f"Actions: {new.text}", ("i3",))
+    assert first.degraded == ("quoted",)
+    assert (second.text, second.degraded) == (answers[second.question], ())
 
 
 def planted(language: str) -> tuple[plants.Planted, list[Passage]]:
