@@ -270,8 +270,8 @@ def _changed(view: StreamView, text: str, of: Passage) -> Passage | None:
         while item is not None and item not in before:
             before.append(item)
             item = items.get(item.supersedes or "")
-        where = {place for item in before for place in item.evidence}
-        if of.item == note.item or where & set(of.evidence):
+        where = {place for item in (note.item, *before) for place in item.evidence}
+        if before and where & set(of.evidence):
             former = " ".join(item.text for item in before)
             if is_outdated(text, note.item.text, former):
                 return note

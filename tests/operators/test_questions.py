@@ -112,6 +112,8 @@ def test_an_answer_with_what_a_note_said_before_gives_way_to_the_note() -> None:
 
     operator = StreamOperator(Scripted(script), CONFIG)
     operator.open("a", SessionState(stream_id="a", items=(old, other, new), next_item=4))
+    turn = "It can wait: Mireille files the form by May 28, not May 21."
+    operator.feed(Segment(stream_id="a", segment_id="s3", text=turn), 0)
     first, second = ask(
         operator, *(question(str(n), text=asked) for n, asked in enumerate(answers))
     )
