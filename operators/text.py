@@ -25,6 +25,7 @@ _UNSPACED = re.compile(
 _NUMBER = re.compile(r"\d+(?:[.,:\u066b\u066c \u00a0\u202f]\d+)*")
 _NUMBER_OR_WORD = regex.compile(f"({_NUMBER.pattern})|{_WORD.pattern}")
 _SPELLED = regex.compile(r"(?<!\w)(?:\p{L}[._]){2,}\p{L}?(?![^\W_])")
+_ALPHABETS = [regex.compile(rf"\p{{{name}}}") for name in ("Latin", "Greek", "Cyrillic")]
 _TERMINAL = regex.compile(r"\p{Sentence_Terminal}")
 _STEM, _ENDING = 6, 2
 _FULL_WEIGHT = 4
@@ -189,6 +190,11 @@ def capitalised(sentence: str) -> list[str]:
 def spelled(text: str) -> list[str]:
     """What is spelled letter by letter, as words: "L_C_D_" and "L.C.D." are LCD."""
     return [run.replace("_", "").replace(".", "") for run in _SPELLED.findall(text)]
+
+
+def mixed(text: str) -> set[str]:
+    """Words with letters of two alphabets ("политischer"): no language writes so, a model may."""
+    return {word for word in words(text) if sum(bool(a.search(word)) for a in _ALPHABETS) > 1}
 
 
 def names_inside(text: str) -> list[str]:

@@ -24,6 +24,7 @@ from operators.text import (
     ends_sentence,
     is_question,
     longest_copy,
+    mixed,
     names_inside,
     numbers,
     script,
@@ -203,7 +204,7 @@ def problem_of(draft: Draft, known: Known) -> str:
         return "name_lost"
     if draft.translated:
         return ""
-    if misspelled(text, sources):
+    if misspelled(text, sources) or mixed(text) - mixed(" ".join(sources)):
         return "misspelled"
     asked = draft.kind == "open_question" and not languages.may_ask_unmarked(text)
     if asked and not is_question(text):

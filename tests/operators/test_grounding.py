@@ -85,6 +85,7 @@ def test_a_number_counts_what_it_counted(said: str, note: str, moved: bool) -> N
         ("Wir untersuchen die Sprachmodelle.", "Speachmodelle werden untersucht.", True),
         ("Das ist gut abgedeckt worden.", "Es ist gut abbgedeckt worden.", True),
         ("The supplier is Shangbin now.", "The supplier is Schangbin now.", True),
+        ("Das politische Ziel ist klar.", "Das Ziel ist политischer Art, klar.", True),
         ("We fix the labelling of the box.", "The labeling of the box is fixed.", False),
         ("Wir werden das Formular einreichen.", "Das Formular ist einzureichen.", False),
         ("The strategy is good for firms.", "A strategic plan is good for firms.", False),
