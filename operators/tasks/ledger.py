@@ -359,16 +359,22 @@ def _size(items: Iterable[LedgerItem]) -> int:
 
 
 def published(items: Items, most: int) -> Items:
-    """The live items that a summary's text shows, in their order. What is decided or open comes first,
-    by importance, the newer of equals; a third of the ``most`` places are for topics and what is done:
-    there are more of these, and they say less of what has come out."""
+    """The live items that a summary's text shows, in their order. What is decided or to be done comes
+    first, by importance, the newer of equals; of the ``most`` places a quarter is for open questions and
+    a third for topics and what is done, and more where there is room: there are more of these, and they
+    say less of what has come out."""
     live = [item for item in items if item.state not in GONE]
-    standing = [at for at, item in enumerate(live) if _worth(item) == KEEP]
-    others = [at for at, item in enumerate(live) if _worth(item) != KEEP]
-    standing.sort(key=lambda at: (live[at].importance, at), reverse=True)
-    room = max(most // 3, min(1, most - len(standing)))
+    places = range(len(live))
+    others = [at for at in places if _worth(live[at]) != KEEP]
+    asked = [at for at in places if at not in others and live[at].kind == "open_question"]
+    settled = [at for at in places if at not in others and at not in asked]
+    for found in (asked, settled):
+        found.sort(key=lambda at: (live[at].importance, at), reverse=True)
+    room = max(most // 3, min(1, most - len(asked) - len(settled)))
     told = [others[at] for at in _steady([live[at].importance for at in others], room)]
-    shown = standing[: most - len(told)] + told
+    left = most - len(told)
+    asked = asked[: max(most // 4, left - len(settled))]
+    shown = settled[: left - len(asked)] + asked + told
     return tuple(live[at] for at in sorted(shown))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -215,6 +217,20 @@ def test_a_text_shows_what_is_decided_or_open_before_topics() -> None:
     assert [i.id for i in published(items, 1)] == ["i4"]
     assert [i.id for i in published(items + more, 3)] == ["i1", "i4", "i7"]
     assert [i.id for i in published(items[:3], 1)] == ["i1"]
+
+
+def test_questions_do_not_crowd_out_what_is_to_be_done() -> None:
+    """A committee asked twelve questions that were surer than Oskar's task, which no text showed."""
+    asked = tuple(
+        replace(item(n, f"Who pays {n}?"), kind="open_question", importance=0.9) for n in range(12)
+    )
+    task = replace(item(20, "Oskar calls."), kind="action_item", importance=0.5)
+    some = published((*asked, task), 12)
+    assert task in some
+    assert len(some) == 12, "what room is left is for questions"
+    tasks = tuple(replace(item(n, f"Do {n}."), kind="action_item") for n in range(30, 50))
+    kinds = Counter(i.kind for i in published((*asked, *tasks), 12))
+    assert kinds == {"open_question": 3, "action_item": 9}
 
 
 def test_a_topic_that_is_shown_stays_until_one_is_clearly_weightier_or_it_is_old() -> None:
