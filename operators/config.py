@@ -112,8 +112,8 @@ class OperatorConfig:
     """Bytes of the archive, the part of a stream's state that answers questions and that events do not
     show. Above it the oldest items are forgotten, which says ``archive_trimmed`` (0: no archive)."""
     view_notes: int = 24
-    """Notes in a summary's ``text``, by importance: what is decided or open before topics, which have
-    a third of the places. ``items`` has the whole ledger."""
+    """Notes in a summary's ``text``, by importance: decisions and tasks, a quarter for open questions, a
+    third for topics. ``items`` has the whole ledger."""
     targets: tuple[str, ...] = ()
     """BCP 47 tags (fr, pt-BR, zh-Hant, sr-Latn) of the languages every final segment is published in,
     unless its stream asks for others. A segment that is already in one of them passes as it is."""
