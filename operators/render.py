@@ -196,7 +196,9 @@ def _line(item: LedgerItem, words: Mapping[str, str], marked: bool, labelled: bo
     if item.owner and not set(units(item.owner)) <= said:
         details.append(_safe(item.owner, marked))
     if item.due and not set(units(item.due)) <= said:
-        details.append(f"{words['by']} {_safe(item.due, marked)}")
+        due = _safe(item.due, marked)
+        whole = due[:1].islower() and " " in due  # as it was said: "before June 3", "am Montag"
+        details.append(due if whole else f"{words['by']} {due}")
     if item.state == "done":
         details.append(words["done"])
     if item.check == "doubtful":

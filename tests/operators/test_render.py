@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from msgspec.structs import replace
@@ -42,6 +43,15 @@ def test_minutes_in_markdown() -> None:
         "## Open questions\n\n- Who pays for the labels?\n\n"
         "## Topics\n\n- Sales \\*fell\\* \\<b\\>\n"
     )
+
+
+def test_a_date_keeps_the_preposition_it_was_said_with() -> None:
+    items = tuple(
+        item(n, "action_item", "Do it.", due=due)
+        for n, due in enumerate(("before June 3", "June 3", "tomorrow"))
+    )
+    text = render(replace(SUMMARY, items=items), StreamSettings(), "markdown")
+    assert re.findall(r"\((.*)\)", text) == ["before June 3", "by June 3", "by tomorrow"]
 
 
 def test_whoever_has_several_tasks_is_named_once() -> None:
