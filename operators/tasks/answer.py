@@ -279,11 +279,14 @@ def _changed(view: StreamView, text: str, of: Passage) -> Passage | None:
 
 
 def is_outdated(text: str, note: str, former: str) -> bool:
-    """Whether a text has a number, or a name, of a note's former words, and none that only its words of
-    today have: "by May 21", where that is "by May 28, not May 21" now."""
+    """Whether a text has a number, or else a name, of a note's former words, and none that only its
+    words of today have: "by May 21", where that is "by May 28, not May 21" now."""
     for of in (numbers, _names):
-        told, today, before = of(text), of(note), of(former)
-        if told & before and today - before and not told & (today - before):
+        told, before = of(text), of(former)
+        new = of(note) - before
+        if told & new:
+            return False
+        if told & before and new:
             return True
     return False
 

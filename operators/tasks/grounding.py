@@ -198,17 +198,17 @@ def problem_of(draft: Draft, known: Known) -> str:
     before = draft.turn.changes.text if draft.turn.changes is not None else ""
     if draft.kind != "topic" and numbers(said) - numbers(f"{text} {before}"):
         return "number_lost"
-    if _numbers_moved(text, said):
-        return "number_moved"
     if lost_names(draft):
         return "name_lost"
-    if draft.translated:
-        return ""
-    if misspelled(text, sources) or mixed(text) - mixed(" ".join(sources)):
-        return "misspelled"
     asked = draft.kind == "open_question" and not languages.may_ask_unmarked(text)
     if asked and not is_question(text):
         return "no_question"  # also where the turn has no mark: what is asked must not be stated
+    if draft.translated:
+        return ""
+    if _numbers_moved(text, said):
+        return "number_moved"
+    if misspelled(text, sources) or mixed(text) - mixed(" ".join(sources)):
+        return "misspelled"
     if known.named and _names_added(draft, sources, dates):
         return "name_added"
     if support(text, sources) < MIN_SUPPORT:

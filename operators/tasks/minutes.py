@@ -243,10 +243,8 @@ class MinuteTaker:
             first = 0 if fits(said, MAX_COPY - 1) else in_words(said, FIRST_COPY)
         form = line(said, draft.owner)
         limits = {"grammar": form, "max_copy": most, "first_copy": first}
-        spelled = misspelled(
-            draft.text, [said]
-        )  # these may be copied now, as they have no other form
-        forms = (form for word in spelled for form in (word, word.capitalize()))
+        wrong = misspelled(draft.text, [said])  # these words have no other form: they may be copied
+        forms = (form for word in wrong for form in (word, word.capitalize()))
         limits |= {"sources": (said,), "free": (*known.people, *known.terms, *forms)}
         return self._text(
             "note",

@@ -87,6 +87,7 @@ def question(name: str = "q", **fields: Any) -> Question:
         ("Ana files it.", "By May 28, not May 21.", "Ana files it by May 21.", False),
         ("It runs in Lisbon.", "It runs in Porto, not in Lisbon.", "It runs in Lisbon.", True),
         ("In Porto, not in Lisbon.", "It runs in Porto, not in Lisbon.", "It is in Lisbon.", False),
+        ("Falcon costs 9 euro.", "Ana says Falcon costs 9 euro.", "Is Falcon 8 euro?", False),
         ("他在21日交表。", "他在28日交表，不是21日。", "他在21日交表。", True),
         ("يقدمها قبل ٢١ مايو.", "يقدمها قبل ٢٨ مايو.", "يقدمها قبل ٢١ مايو.", True),
     ],
