@@ -19,6 +19,7 @@ import typer
 from typer.testing import CliRunner
 
 from docs.generate import PAGES
+from operators.tasks.minutes import HINTS, ONCE
 from pipelines.cli.main import COMMANDS, make_cli
 from pipelines.config.load import Settings
 from tests.newcomer import steps as steps_of
@@ -246,6 +247,14 @@ def test_every_section_linked_exists(document: Path) -> None:
 def test_a_generated_page_is_what_the_code_says(page: str) -> None:
     written = (ROOT / "docs" / page).read_text("utf-8")
     assert written == PAGES[page](), "it changed: run python -m docs.generate"
+
+
+def test_every_reason_for_which_a_note_is_refused_is_told() -> None:
+    events = (ROOT / "docs" / "events.md").read_text("utf-8")
+    table = events.split("## Notes that an update did not take")[1]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    told = set(re.findall(r"`(\w+)`", " ".join(rows)))
+    assert told == {*ONCE, *HINTS, "duplicate", "person"}
 
 
 def test_every_page_of_the_sites_navigation_exists() -> None:
