@@ -313,8 +313,17 @@ def checked(draft: Draft, refused: Counter[str]) -> bool:
         few = few if draft.turn.changes is None else CHANGE_UNITS
         if not (telling and fits(said, few)):
             return False
-        draft.text = said.strip()
+        draft.text = _from_owner(said.strip(), draft.owner)
     return bool(draft.text)
+
+
+def _from_owner(said: str, owner: str | None) -> str:
+    """The turn without the words of two letters before its owner's name ("Um Um Ryan you'll …")."""
+    if not owner:
+        return said
+    before, name, after = said.partition(owner)
+    short = all(len(word) <= 2 for word in words(before))
+    return name + after if name and short else said
 
 
 def _says_what_is_new(draft: Draft) -> bool:

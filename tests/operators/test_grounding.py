@@ -165,6 +165,21 @@ def test_a_short_clean_turn_is_its_own_note(kind: Any, said: str, best: bool) ->
     assert not says_it_best(replace(draft, wanted="fr"))
 
 
+@pytest.mark.parametrize(
+    ("said", "quoted"),
+    [
+        ("Um Um Ryan you'll be working on the design.", "Ryan you'll be working on the design."),
+        ("Not Ryan, Ana will be working on it.", "Not Ryan, Ana will be working on it."),
+        ("Well, I'd say Ryan works on it.", "Well, I'd say Ryan works on it."),
+    ],
+)
+def test_a_quoted_task_begins_with_whom_it_is_of(said: str, quoted: str) -> None:
+    turn = Turn("Ana", said, 12, [])
+    draft = Draft(turn, "action_item", 0.9, "Nothing.", problem="unsupported", owner="Ryan")
+    assert checked(draft, Counter())
+    assert draft.text == quoted
+
+
 def test_a_long_turn_whose_sentence_fails_is_refused_and_counted() -> None:
     said = " ".join(f"{n} talked about this and that," for n in "abcdefgh") + " so it is decided."
     refused: Counter[str] = Counter()
