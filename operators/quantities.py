@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -29,8 +30,8 @@ _NUMBER = rf"\p{{Nd}}+(?:[{MARKS}]\p{{Nd}}+)*"
 LONGEST = 40
 """Characters of a number; a longer one counts nothing."""
 _DIGITS = regex.compile(r"\p{Nd}+")
-_INVISIBLE = regex.compile(r"\p{Cf}")
-"""Marks of direction, as before a Hebrew number."""
+_DIRECTION = regex.compile(r"\p{Bidi_Control}")
+"""Marks of direction, as before a Hebrew number. A joiner inside a word (Sinhala's trillion) stays."""
 _JOINED = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 )
@@ -93,7 +94,14 @@ def _found(text: str, tag: str, words: _Words) -> list[Quantity]:
             size = words.before.get(_plain(match["before"]), size)
         elif match["behind"]:
             size = words.behind.get(_plain(match["behind"]), size)
-        read = tuple(size * value for value in _readings(match["number"], _point(tag)))
+        sizes = [size]
+        if (
+            match["before"] and match["behind"]
+        ):  # Burmese: ten million (which may stand behind), of 100,000
+            both = (words.behind.get(_plain(match[side]), size) for side in ("before", "behind"))
+            sizes.append(math.prod(both))
+        said = _readings(match["number"], _point(tag))
+        read = tuple(each * value for each in sizes for value in said)
         made.append(Quantity(match.group(), match.start(), match.end(), read, size))
     return made
 
@@ -131,7 +139,7 @@ def _words(tag: str, *, lenient: bool) -> _Words:
         form = MessageFormat(f"{{n, number, ::compact-{style}}}", tag)
         for power, number in itertools.product(range(SMALLEST, LARGEST + 1), FORMS):
             value = number * 10**power
-            said = _INVISIBLE.sub("", str(form.format({"n": int(value)})))
+            said = _DIRECTION.sub("", str(form.format({"n": int(value)})))
             shown = regex.search(_NUMBER, said)
             if shown is None:
                 continue  # French has "mille" for one thousand
