@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -95,11 +94,9 @@ def _found(text: str, tag: str, words: _Words) -> list[Quantity]:
         elif match["behind"]:
             size = words.behind.get(_plain(match["behind"]), size)
         sizes = [size]
-        if (
-            match["before"] and match["behind"]
-        ):  # Burmese: ten million (which may stand behind), of 100,000
-            both = (words.behind.get(_plain(match[side]), size) for side in ("before", "behind"))
-            sizes.append(math.prod(both))
+        if match["before"] and match["behind"]:  # Burmese: ten million, number, of 100,000
+            first, last = (words.behind.get(_plain(match[at]), size) for at in ("before", "behind"))
+            sizes.append(first * last)
         said = _readings(match["number"], _point(tag))
         read = tuple(each * value for each in sizes for value in said)
         made.append(Quantity(match.group(), match.start(), match.end(), read, size))
