@@ -21,7 +21,7 @@ from operators.text import ascii_digits
 
 SMALLEST, LARGEST = 3, 15
 """Powers of ten whose words are asked for."""
-FORMS = (Decimal(1), Decimal(2), Decimal(5), Decimal("1.5"))
+FORMS = (Decimal(1), Decimal(2), Decimal(4), Decimal(5), Decimal("1.5"))
 """Numbers that show all forms of such a word."""
 MARKS = r".,'’\u00a0\u202f\u2009\u066b\u066c "
 """What may stand between the digits of one number, before decimals or between thousands."""
@@ -88,17 +88,11 @@ def _found(text: str, tag: str, words: _Words) -> list[Quantity]:
     for match in words.expression.finditer(text):
         if len(match["number"]) > LONGEST:
             continue
-        size = Decimal(1)
-        if match["before"]:
-            size = words.before.get(_plain(match["before"]), size)
-        elif match["behind"]:
-            size = words.behind.get(_plain(match["behind"]), size)
-        sizes = [size]
-        if match["before"] and match["behind"]:  # Burmese: ten million, number, of 100,000
-            first, last = (words.behind.get(_plain(match[at]), size) for at in ("before", "behind"))
-            sizes.append(first * last)
-        said = _readings(match["number"], _point(tag))
-        read = tuple(each * value for each in sizes for value in said)
+        first, last = (_plain(match[side] or "") for side in ("before", "behind"))
+        size = words.before.get(first) or words.behind.get(last) or Decimal(1)
+        if first in words.behind and last:  # Burmese: ten million, number, of 100,000
+            size = words.behind[first] * words.behind.get(last, Decimal(1))
+        read = tuple(size * value for value in _readings(match["number"], _point(tag)))
         made.append(Quantity(match.group(), match.start(), match.end(), read, size))
     return made
 

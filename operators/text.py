@@ -33,7 +33,12 @@ _FULL_WEIGHT = 4
 
 def words(text: str) -> list[str]:
     """Lower-case words of a text, punctuation dropped."""
-    return list(_WORD.findall(text.lower()))
+    return words_as_written(text.lower())
+
+
+def words_as_written(text: str) -> list[str]:
+    """The same with their capitals."""
+    return list(_WORD.findall(text))
 
 
 def parts(text: str) -> list[str]:

@@ -190,17 +190,18 @@ class AnswerTask(Task):
 def passages_of(view: StreamView) -> list[Passage]:
     """The live notes, those of the archive first, then the turns of the window, in order of the
     stream."""
-    notes = [
-        Passage(line.removeprefix("- "), item.evidence, item)
-        for item in (*view.ledger.archived, *view.ledger.items)
-        if item.state not in GONE
-        for line in listing([item], view.settings.summary_language)
-    ]
+    items = (*view.ledger.archived, *view.ledger.items)
+    notes = [_passage(view, item) for item in items if item.state not in GONE]
     turns = []
     for segment in view.segments:
         who, said = segment.evidence.speaker, segment.evidence.correction or segment.text
         turns.append(Passage(f"{who}: {said}" if who else said, (segment.evidence,)))
     return [replace(passage, place=at) for at, passage in enumerate((*notes, *turns))]
+
+
+def _passage(view: StreamView, item: LedgerItem) -> Passage:
+    (line,) = listing([item], view.settings.summary_language)
+    return Passage(line.removeprefix("- "), item.evidence, item)
 
 
 def chosen(items: Sequence[LedgerItem], question: Question) -> list[LedgerItem]:
@@ -244,13 +245,7 @@ def borne_out(text: str, question: str, lines: Sequence[str], translated: bool) 
         return False
     if translated:
         return True
-    asked = {unit for name in names_inside(question) for unit in content(name)}
-    asked |= {
-        unit
-        for unit, weight in content(question, digits=False).items()
-        if _may_be_a_name(unit, weight)
-    }
-    if asked & content(text).keys() - content(said).keys():
+    if _names(question) & content(text).keys() - content(said).keys():
         return False
     return (
         script(text) == script(f"{question} {said}")
@@ -262,19 +257,18 @@ def _changed(view: StreamView, text: str, of: Passage) -> Passage | None:
     """The note of today, where the answer ``text``, which is about the passage ``of``, has what the note
     said before and nothing of what it says since."""
     items = {item.id: item for item in (*view.ledger.archived, *view.ledger.items)}
-    for note in passages_of(view):
-        if note.item is None:
-            continue
+    for now in items.values():
         before: list[LedgerItem] = []
-        item = items.get(note.item.supersedes or "")
-        while item is not None and item not in before:
-            before.append(item)
-            item = items.get(item.supersedes or "")
-        where = {place for item in (note.item, *before) for place in item.evidence}
-        if before and where & set(of.evidence):
-            former = " ".join(item.text for item in before)
-            if is_outdated(text, note.item.text, former):
-                return note
+        was = items.get(now.supersedes or "")
+        while was is not None and was not in before:
+            before.append(was)
+            was = items.get(was.supersedes or "")
+        if now.state in GONE or not before:
+            continue
+        where = {place for item in (now, *before) for place in item.evidence}
+        former = " ".join(item.text for item in before)
+        if where & set(of.evidence) and is_outdated(text, now.text, former):
+            return _passage(view, now)
     return None
 
 
@@ -292,9 +286,8 @@ def is_outdated(text: str, note: str, former: str) -> bool:
 
 
 def _names(text: str) -> set[str]:
-    return {name.casefold() for name in names_inside(text)}
-
-
-def _may_be_a_name(unit: str, weight: float) -> bool:
-    """Whether a unit may be a name in a script without capitals: it is long, or a pair of characters."""
-    return weight == 1 and not cased(unit)
+    """The content of what may be names: words with a capital inside a sentence; in a script without
+    capitals long words, and pairs of characters."""
+    inside = {unit for name in names_inside(text) for unit in content(name)}
+    others = content(text, digits=False).items()
+    return inside | {unit for unit, weight in others if weight == 1 and not cased(unit)}

@@ -33,6 +33,7 @@ from operators.text import (
     units,
     unspaced,
     words,
+    words_as_written,
 )
 
 MIN_SUPPORT = 0.6
@@ -184,8 +185,7 @@ class Known:
 
 def problem_of(draft: Draft, known: Known) -> str:
     """Why the draft's sentence cannot stand, or an empty string."""
-    text, said = draft.text, draft.turn.said
-    sources = [draft.turn.line, *spelled(said), *known.people, *known.terms, draft.owner or ""]
+    text, said, sources = draft.text, draft.turn.said, sources_of(draft, known)
     if len(units(text)) < 2:
         return "empty"
     if _in_another_language(draft):
@@ -218,6 +218,12 @@ def problem_of(draft: Draft, known: Known) -> str:
     if not fits(said, TERSE) and longest_copy(text, said) > in_words(said, MAX_COPY):
         return "copied"
     return ""
+
+
+def sources_of(draft: Draft, known: Known) -> list[str]:
+    """What the words of a note may come from: its turn and, for names and terms, what is known."""
+    turn = draft.turn
+    return [turn.line, *spelled(turn.said), *known.people, *known.terms, draft.owner or ""]
 
 
 def says_it_best(draft: Draft) -> bool:
@@ -270,12 +276,13 @@ def _numbers_moved(text: str, said: str) -> bool:
 
 
 def misspelled(text: str, sources: Sequence[str]) -> list[str]:
-    """Long words of the sources that the sentence has but for a letter near their beginning
-    ("Speachmodelle"): so a model evades the limit on copies. In scripts with capitals, where no word
-    begins with an article or a preposition of one letter."""
-    heard = {word for word in words(" ".join(sources)) if len(word) >= SPELLED}
-    told = {word for word in words(text) if len(word) >= SPELLED and cased(word)} - heard
-    return sorted(other for other in heard if any(_off_by_one(word, other) for word in told))
+    """Long words of the sources, as written there, that the sentence has but for a letter near their
+    beginning ("Speachmodelle"): so a model evades the limit on copies. In scripts with capitals: in
+    others an article or a preposition may be a word's first letter."""
+    heard = {word.lower(): word for word in words_as_written(" ".join(sources))}
+    heard = {low: word for low, word in heard.items() if len(low) >= SPELLED}
+    told = {w for w in words(text) if len(w) >= SPELLED and cased(w)} - heard.keys()
+    return [word for low, word in heard.items() if any(_off_by_one(wrong, low) for wrong in told)]
 
 
 def _off_by_one(word: str, other: str) -> bool:
@@ -309,21 +316,11 @@ def checked(draft: Draft, refused: Counter[str]) -> bool:
         said = draft.turn.said
         sure = not cased(said) and draft.importance >= QUOTE_WEIGHT
         telling = numbers(said) or draft.turn.names or is_question(said) or sure
-        few = QUOTE_UNITS if draft.kind in ("decision", "action_item") else TERSE
-        few = few if draft.turn.changes is None else CHANGE_UNITS
-        if not (telling and fits(said, few)):
+        few = TERSE if draft.kind in ("topic", "open_question") else QUOTE_UNITS
+        if not (telling and fits(said, few if draft.turn.changes is None else CHANGE_UNITS)):
             return False
-        draft.text = _from_owner(said.strip(), draft.owner)
+        draft.text = said.strip()
     return bool(draft.text)
-
-
-def _from_owner(said: str, owner: str | None) -> str:
-    """The turn without the words of two letters before its owner's name ("Um Um Ryan you'll …")."""
-    if not owner:
-        return said
-    before, name, after = said.partition(owner)
-    short = all(len(word) <= 2 for word in words(before))
-    return name + after if name and short else said
 
 
 def _says_what_is_new(draft: Draft) -> bool:
@@ -356,10 +353,11 @@ def _in_another_language(draft: Draft) -> bool:
 
 
 def lost_names(draft: Draft) -> list[str]:
-    """The names of a turn that is short or changes an item, as far as its sentence, if it is no
-    translation, does not have them."""
+    """The names of a turn that its sentence does not have, if the turn is short enough to stand for
+    itself instead, and the sentence no translation."""
     turn = draft.turn
-    if (is_long(turn.said) and turn.changes is None) or draft.translated:
+    most = QUOTE_UNITS if turn.changes is None else CHANGE_UNITS
+    if not fits(turn.said, most) or draft.translated:
         return []
     kept = content(" ".join((draft.text, draft.owner or "", turn.speaker))).keys()
     dates = languages.dates(turn.said, turn.language or ASKED_IN)

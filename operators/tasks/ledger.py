@@ -360,17 +360,18 @@ def _size(items: Iterable[LedgerItem]) -> int:
 
 def published(items: Items, most: int) -> Items:
     """The live items that a summary's text shows, in their order. What is decided or to be done comes
-    first, by importance, the newer of equals; of the ``most`` places a quarter is for open questions and
-    a third for topics and what is done, and more where there is room: there are more of these, and they
-    say less of what has come out."""
+    first, by importance, the newer of equals. Of the ``most`` places a third is for topics and what is
+    done, which are more and say less of what has come out, and a quarter for open questions, or what
+    decisions and tasks leave."""
     live = [item for item in items if item.state not in GONE]
-    places = range(len(live))
-    others = [at for at in places if _worth(live[at]) != KEEP]
-    asked = [at for at in places if at not in others and live[at].kind == "open_question"]
-    settled = [at for at in places if at not in others and at not in asked]
-    for found in (asked, settled):
-        found.sort(key=lambda at: (live[at].importance, at), reverse=True)
-    room = max(most // 3, min(1, most - len(asked) - len(settled)))
+    standing: list[int] = []
+    others: list[int] = []
+    for at, item in enumerate(live):
+        (standing if _worth(item) == KEEP else others).append(at)
+    standing.sort(key=lambda at: (live[at].importance, at), reverse=True)
+    asked = [at for at in standing if live[at].kind == "open_question"]
+    settled = [at for at in standing if live[at].kind != "open_question"]
+    room = max(most // 3, min(1, most - len(standing)))
     told = [others[at] for at in _steady([live[at].importance for at in others], room)]
     left = most - len(told)
     asked = asked[: max(most // 4, left - len(settled))]

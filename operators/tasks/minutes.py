@@ -39,6 +39,7 @@ from operators.tasks.grounding import (
     misspelled,
     problem_of,
     says_it_best,
+    sources_of,
 )
 from operators.tasks.relations import (
     UNWRITTEN,
@@ -241,11 +242,12 @@ class MinuteTaker:
         most, first = in_words(said, MAX_COPY), 0
         if fits(said, TERSE):
             first = 0 if fits(said, MAX_COPY - 1) else in_words(said, FIRST_COPY)
-        form = line(said, draft.owner)
+        form = note_form(said, draft.owner)
         limits = {"grammar": form, "max_copy": most, "first_copy": first}
-        wrong = misspelled(draft.text, [said])  # these words have no other form: they may be copied
-        forms = (form for word in wrong for form in (word, word.capitalize()))
-        limits |= {"sources": (said,), "free": (*known.people, *known.terms, *forms)}
+        wrong = misspelled(
+            draft.text, sources_of(draft, known)
+        )  # they have no other form: no limit
+        limits |= {"sources": (said,), "free": (*known.people, *known.terms, *wrong)}
         return self._text(
             "note",
             max(NOTE_TOKENS, min(draft.turn.tokens, self._tools.config.branch_tokens // 4)),
@@ -254,7 +256,7 @@ class MinuteTaker:
             speaker=speaker,
             turn=draft.turn.line,
             language=draft.language,
-            hint=_hint(draft),
+            hint=_hint(draft, wrong),
         )
 
     def _details(self, made: Minutes, people: Sequence[str], names: Names) -> Part:
@@ -367,15 +369,15 @@ def _again(draft: Draft) -> bool:
     return bool(draft.problem) and not (draft.kind == "topic" and draft.problem in ONCE)
 
 
-def _hint(draft: Draft) -> str:
+def _hint(draft: Draft, misspelled: Sequence[str]) -> str:
     """What the writer is told beside the turn: by the kind of note, and by what was wrong before."""
     asks = "no_question" if draft.kind == "open_question" else ""
     told = " ".join(HINTS[why] for why in dict.fromkeys((asks, draft.problem)) if why in HINTS)
-    spelled = misspelled(draft.text, [draft.turn.said])
-    return told.format(words=", ".join(lost_names(draft) or spelled), language=draft.language)
+    words = ", ".join(lost_names(draft) or misspelled) or "all"
+    return told.format(words=words, language=draft.language)
 
 
-def line(said: str, owner: str | None = None) -> Grammar:
+def note_form(said: str, owner: str | None = None) -> Grammar:
     """The form of a note: one line, which tells what the ``owner`` will do and begins with the name, or
     else begins with no name and colon. It joins no words by an underscore, unless the turn has one: that
     makes a copy look like other words ("four or_five years")."""

@@ -35,7 +35,7 @@ from operators.tasks.grounding import (
     problem_of,
 )
 from operators.tasks.minutes import CHANGES as CHANGED_BY
-from operators.tasks.minutes import OWNER_TOKENS, YES_NO, Minutes, MinuteTaker, items_of, line
+from operators.tasks.minutes import OWNER_TOKENS, YES_NO, Minutes, MinuteTaker, items_of, note_form
 from operators.tasks.prompts import Prompts
 from operators.tasks.relations import draft_item, exchanges, related
 from operators.tasks.retrieval import search
@@ -518,7 +518,7 @@ def test_a_misspelled_word_may_be_copied_the_second_time() -> None:
         if 'without "I"' not in prompt:
             return scripted({said: "B"})(prompt, ask)
         free.append("Sprachmodelle" in ask.free)
-        hints.append("Spell these words right: sprachmodelle." in prompt)
+        hints.append("Spell these words right: Sprachmodelle." in prompt)
         return text(wrong.replace("Spe", "Spr") if hints[-1] else wrong)
 
     event = run(view([said]), answer)
@@ -530,7 +530,7 @@ def test_a_misspelled_word_may_be_copied_the_second_time() -> None:
 def test_a_note_joins_words_by_an_underscore_only_where_its_turn_does(owner: str | None) -> None:
     """ "four or_five years" passed for a word of its own."""
     for said, allowed in (("for four or five years", False), ("he calls max_copy now", True)):
-        form = line(said, owner).text
+        form = note_form(said, owner).text
         assert re.fullmatch(form, f"{owner or 'He'} calls max copy in four or five years.")
         assert bool(re.fullmatch(form, f"{owner or 'He'} calls max_copy.")) == allowed
         late = f"{owner or 'He'} calls it in the four or five years that are before us, or_five."

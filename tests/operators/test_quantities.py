@@ -12,7 +12,7 @@ from operators import quantities
 
 TAGS = [
     "af", "am", "ar", "ar-EG", "bg", "bn", "ca", "cs", "da", "de", "el", "en", "en-IN", "es", "et",
-    "eu", "fa", "fi", "fr", "fr-CA", "gu", "he", "hi", "hr", "hu", "hy", "id", "is", "it", "ja",
+    "eu", "fa", "fi", "fil", "fr", "fr-CA", "gu", "he", "hi", "hr", "hu", "hy", "id", "is", "it", "ja",
     "ka", "kk", "km", "kn", "ko", "lo", "lt", "lv", "mk", "ml", "mn", "mr", "ms", "my", "nb", "ne",
     "nl", "pa", "pl", "ps", "pt", "pt-BR", "ro", "ru", "si", "sk", "sl", "so", "sq", "sr", "sr-Latn",
     "sv", "sw", "ta", "te", "th", "tr", "uk", "ur", "uz", "vi", "yo", "zh", "zh-Hant", "zu",

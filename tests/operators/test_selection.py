@@ -72,6 +72,15 @@ def test_a_turn_of_usual_words_is_not_noted(said: str, telling: bool) -> None:
     assert Usual(seen, ToyTokenizer()).telling("I'll do that next time.")
 
 
+def test_what_is_rather_a_task_has_a_place_among_the_topics() -> None:
+    """A German task of no sure kind came behind whatever a talk had to tell."""
+    told = [Turn("Ana", f"x{n}", 9, [], weights=(0, 0.9, 0, 0.1, 0)) for n in "abcdef"]
+    task = Turn("Ana", "Oskar", 9, [], weights=(0.05, 0.3, 0.2, 0.4, 0.05))
+    kept = select([*told, task])
+    assert len(kept) < len(told)
+    assert task in [draft.turn for draft in kept]
+
+
 def test_what_is_sure_small_talk_or_unsure_gets_no_note() -> None:
     turns = [Turn("Ana", "x", 9, [], weights=w) for w in (FLAT, (0.9, 0.1, 0, 0, 0))]
     turns.append(Turn("Ana", "Um wi on a what?", 9, [], weights=(0.67, 0.04, 0, 0.01, 0.28)))
